@@ -1,0 +1,330 @@
+//! Requests of the command line to its agent and the answers.
+//!
+//! One request per connection. The client sends [`MAGIC`], then a framed [`Request`]; the agent answers
+//! any number of [`Reply::Progress`] and then exactly one other [`Reply`].
+
+use serde::{Deserialize, Serialize};
+
+/// First bytes of a conversation (a process that joins sends others).
+pub const MAGIC: [u8; 8] = *b"HOLOAP01";
+
+/// What leaves for the outside before an epoch is sealed (`--consistency`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Consistency {
+    /// Epochs only.
+    #[default]
+    None,
+    /// Output commit.
+    Commit,
+    /// Input log.
+    Log,
+}
+
+/// Options of an application, as `holo run` takes them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppOptions {
+    /// Period of epochs in milliseconds; 0: only on order.
+    pub every_ms: u64,
+    /// Protected directories, absolute.
+    pub roots: Vec<Vec<u8>>,
+    /// Stand-by node names.
+    pub standby: Vec<String>,
+    /// See [`Consistency`].
+    pub consistency: Consistency,
+    /// Newest epochs kept; 0: the agent's default.
+    pub keep_epochs: u32,
+    /// Seconds that an epoch is kept even beyond that count; 0: no age limit.
+    pub keep_secs: u64,
+    /// Longest wait for all threads to park, milliseconds; 0: default (100).
+    pub park_ms_max: u64,
+}
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Announce an application that the client is about to `exec`; answered by [`Reply::Registered`].
+    Register {
+        /// Wanted name; empty: from the command.
+        name: String,
+        /// Options.
+        options: AppOptions,
+        /// Command and arguments, for display and for refusals (static, set-user-id).
+        argv: Vec<Vec<u8>>,
+    },
+    /// List applications.
+    Ps,
+    /// Take an epoch now.
+    Checkpoint {
+        /// Application.
+        name: String,
+    },
+    /// Run the application from an epoch on this node.
+    Restore {
+        /// Application.
+        name: String,
+        /// Epoch; none: the last.
+        epoch: Option<u64>,
+        /// Stay: three descriptors (stdin, stdout, stderr) follow as `SCM_RIGHTS` on the first byte sent after
+        /// the request, and a final [`Reply::Exited`] follows [`Reply::Restored`].
+        attach: bool,
+    },
+    /// Planned take-over.
+    Switch {
+        /// Application.
+        name: String,
+        /// Node; none: the first stand-by.
+        to: Option<String>,
+    },
+    /// End the application, keep its epochs.
+    Stop {
+        /// Application.
+        name: String,
+    },
+    /// Forget the application's epochs (it must not run).
+    Rm {
+        /// Application.
+        name: String,
+    },
+    /// List epochs.
+    Epochs {
+        /// Application.
+        name: String,
+    },
+    /// What the application has.
+    Graph {
+        /// Application.
+        name: String,
+    },
+    /// Nodes of the cluster.
+    Nodes,
+    /// Move every application off a node.
+    Drain {
+        /// Node.
+        node: String,
+    },
+    /// What this agent is.
+    Status,
+    /// Ask the agent to end (applications run on).
+    Shutdown,
+}
+
+/// State of an application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppState {
+    /// Active here and protected.
+    Running,
+    /// A clone is kept here.
+    Standby,
+    /// Active here but cannot be checkpointed; see the reasons.
+    Unprotected,
+    /// Not active; its epochs are kept.
+    Stopped,
+}
+
+/// A row of `holo ps`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppInfo {
+    /// Name.
+    pub name: String,
+    /// State.
+    pub state: AppState,
+    /// Why it is unprotected, or other remarks.
+    pub reasons: Vec<String>,
+    /// Node that runs it, as far as known here.
+    pub node: String,
+    /// Last sealed epoch; 0: none.
+    pub epoch: u64,
+    /// Milliseconds since that epoch's cut.
+    pub lag_ms: u64,
+    /// Kernel pids on this node.
+    pub real_pids: Vec<u32>,
+    /// Pids as the app sees them.
+    pub cluster_pids: Vec<u32>,
+    /// Stop time of the last epoch, microseconds.
+    pub stop_us: u64,
+    /// Command line, lossy.
+    pub command: String,
+    /// Stand-by nodes.
+    pub standby: Vec<String>,
+}
+
+/// An epoch as `holo checkpoint` and `holo epochs` show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochInfo {
+    /// Number.
+    pub epoch: u64,
+    /// Time of the cut, RFC 3339.
+    pub at: String,
+    /// Complete and validated.
+    pub sealed: bool,
+    /// Nodes that hold it; `local` for the store of the node that took it.
+    #[serde(rename = "where")]
+    pub sealed_where: Vec<String>,
+    /// Time that threads were parked, microseconds.
+    pub stop_us: u64,
+    /// From order to sealed, microseconds.
+    pub dump_us: u64,
+    /// Processes.
+    pub processes: u32,
+    /// Threads.
+    pub threads: u32,
+    /// Pages that differ from the epoch before.
+    pub pages_dirty: u64,
+    /// Bytes of state before dedup and compression.
+    pub bytes_raw: u64,
+    /// Bytes written to the store or sent.
+    pub bytes_sent: u64,
+    /// Files that differ from the epoch before.
+    pub files_changed: u64,
+    /// Dirty-page tracker.
+    pub engine: String,
+    /// Stop time by part, microseconds: name and value, in order.
+    pub stop_parts_us: Vec<(String, u64)>,
+    /// Bytes by kind of resource: name and value.
+    pub bytes_by_kind: Vec<(String, u64)>,
+}
+
+/// What a restore or a switch did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreInfo {
+    /// Application.
+    pub name: String,
+    /// Epoch that runs now.
+    pub epoch: u64,
+    /// From order to running, microseconds.
+    pub restore_us: u64,
+    /// From order (switch: from the old owner's park) to the first instruction, microseconds.
+    pub first_instruction_us: u64,
+    /// Node that runs it.
+    pub node: String,
+    /// Its kernel pid there.
+    pub real_pid: u32,
+    /// Remarks: what could not be kept (connections reset, ...).
+    pub remarks: Vec<String>,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Name.
+    pub name: String,
+    /// Address, or `local`.
+    pub address: String,
+    /// `self`, `up`, `down`, `draining`.
+    pub state: String,
+    /// Milliseconds since it was last heard; 0 for ourselves.
+    pub heard_ms: u64,
+    /// Applications that run there, as far as known.
+    pub running: Vec<String>,
+    /// Clones that it keeps.
+    pub standby: Vec<String>,
+}
+
+/// A vertex of the dependency graph.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GraphNode {
+    /// Unique in the graph, e.g. `process:41`, `fd:41:7`, `file:/tmp/x`.
+    pub id: String,
+    /// Kind: `process`, `thread`, `descriptor`, `file`, `socket`, `pipe`, `zone`, `timer`, `peer`, ...
+    pub kind: String,
+    /// For people.
+    pub label: String,
+    /// Can it be replicated?
+    pub replicable: bool,
+    /// Why not.
+    pub reason: String,
+    /// Bytes that it cost in the last epoch.
+    pub bytes: u64,
+}
+
+/// The dependency graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Graph {
+    /// Vertices.
+    pub nodes: Vec<GraphNode>,
+    /// Edges: from, to, label ("holds", "maps", "child of", "connected to").
+    pub edges: Vec<(String, String, String)>,
+}
+
+/// What `Request::Status` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Version of the program.
+    pub version: String,
+    /// Node name.
+    pub node: String,
+    /// Pid of the agent.
+    pub pid: u32,
+    /// State directory.
+    pub state_dir: String,
+    /// Address where other agents are served, if any.
+    pub listen: Option<String>,
+}
+
+/// Why a request failed: the command line turns the kind into the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ErrorKind {
+    /// The request makes no sense (exit 2).
+    Usage,
+    /// No such application, epoch or node (exit 3).
+    NotFound,
+    /// Refused in the present state, e.g. restore while it runs (exit 4).
+    Refused,
+    /// The application cannot be checkpointed (exit 5).
+    Unprotected,
+    /// Stored data are damaged or foreign (exit 6).
+    BadImage,
+    /// A node cannot be reached (exit 7).
+    Unreachable,
+    /// Something else went wrong (exit 1).
+    Failed,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Still at work: what, how much done, of how much (0: unknown).
+    Progress {
+        /// What is being done.
+        what: String,
+        /// Done so far.
+        done: u64,
+        /// All.
+        total: u64,
+    },
+    /// Set these and exec.
+    Registered {
+        /// Name given.
+        name: String,
+        /// Environment to set: `LD_PRELOAD`, `HOLO_*`.
+        env: Vec<(Vec<u8>, Vec<u8>)>,
+        /// Warning to show, if the program cannot be protected.
+        warning: Option<String>,
+    },
+    /// For [`Request::Ps`].
+    Apps(Vec<AppInfo>),
+    /// For [`Request::Checkpoint`].
+    Epoch(EpochInfo),
+    /// For [`Request::Epochs`].
+    Epochs(Vec<EpochInfo>),
+    /// For [`Request::Restore`] and [`Request::Switch`].
+    Restored(RestoreInfo),
+    /// The attached application ended: `wait` status.
+    Exited(i32),
+    /// For [`Request::Graph`].
+    Graph(Graph),
+    /// For [`Request::Nodes`].
+    Nodes(Vec<NodeInfo>),
+    /// For [`Request::Status`].
+    Status(AgentStatus),
+    /// Done.
+    Done,
+    /// Failed.
+    Error {
+        /// Exit code class.
+        kind: ErrorKind,
+        /// What failed, on which object, why, and what to do.
+        message: String,
+    },
+}

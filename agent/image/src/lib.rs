@@ -1,0 +1,1 @@
+//! Images: the wire module, the page store, epochs on disk.

@@ -1,0 +1,2 @@
+//! holod.
+fn main() {}

@@ -1,0 +1,211 @@
+//! The control page: one shared mapping between a process and the agent of its node.
+//!
+//! ```text
+//!   agent                         thread of the app
+//!   cut.store(gen, PARK)
+//!   rt_tgsigqueueinfo(tid) ─────► handler: claims a Slot, fills it, state = PARKED
+//!   calls[..] filled, state=CALL ► server runs the calls, state = DONE
+//!   cut CAS PARK -> RELEASE       (fails if a thread gave up first: the epoch is aborted)
+//!   state = GO, futex wake ─────► handler returns, the interrupted call is issued again
+//! ```
+//!
+//! A parked thread that hears nothing from the agent (no change of [`Header::keepalive`] for
+//! [`Header::ticks_max`] ticks) moves `cut` from PARK to ABORTED itself and runs on: a dead agent never
+//! holds an application. The compare-and-swap decides who won; there is no state between.
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// First word of the page.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"HOLOCTL1");
+/// Most threads that one process may have and still be dumped; past it the app is unprotected.
+pub const SLOTS_MAX: usize = 4096;
+/// Calls in a slot's own list.
+pub const SLOT_CALLS: usize = 16;
+/// Calls in the shared list, for whichever thread the agent points at it.
+pub const BATCH_CALLS: usize = 256;
+/// Bytes that calls may use as buffers.
+pub const SCRATCH_BYTES: usize = 256 * 1024;
+
+/// States of [`Header::cut`], in its low 8 bits; the generation is above them.
+pub mod cut {
+    /// No cut is wanted.
+    pub const RUN: u64 = 0;
+    /// Threads are to park.
+    pub const PARK: u64 = 1;
+    /// The agent is done and lets the threads go.
+    pub const RELEASE: u64 = 2;
+    /// A parked thread gave up waiting; what was read since is void.
+    pub const ABORTED: u64 = 3;
+    /// Word for a generation and a state.
+    #[must_use]
+    pub const fn word(generation: u64, state: u64) -> u64 {
+        generation << 8 | state
+    }
+    /// State of a word.
+    #[must_use]
+    pub const fn state(word: u64) -> u64 {
+        word & 0xff
+    }
+    /// Generation of a word.
+    #[must_use]
+    pub const fn generation(word: u64) -> u64 {
+        word >> 8
+    }
+}
+
+/// States of [`Slot::state`].
+pub mod slot {
+    /// Nobody uses it.
+    pub const FREE: u32 = 0;
+    /// A thread claimed it and is filling it in.
+    pub const CLAIMED: u32 = 1;
+    /// The thread waits for orders.
+    pub const PARKED: u32 = 2;
+    /// The agent asks for [`super::Slot::calls`] to be run.
+    pub const CALL: u32 = 3;
+    /// They were run; the thread waits for orders.
+    pub const DONE: u32 = 4;
+    /// The thread may go; it frees the slot.
+    pub const GO: u32 = 5;
+}
+
+/// A system call to be made by a parked thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Call {
+    /// Number; see [`super::sysno`] and the pseudo calls below.
+    pub nr: i64,
+    /// Arguments.
+    pub args: [u64; 6],
+    /// Result, negative `errno` on failure.
+    pub ret: i64,
+}
+
+/// Pseudo call: set the stack pointer to `args[0]` and make `rt_sigreturn`; does not come back.
+pub const CALL_SIGRETURN: i64 = 0x1000;
+/// Pseudo call: go on serving at the code address `args[0]` with the slot address `args[1]` and the header
+/// address `args[2]`; the call itself reads as done.
+pub const CALL_JUMP: i64 = 0x1001;
+/// Pseudo call: `clone3(args[0], args[1])`; the child serves the slot at `args[2]`.
+pub const CALL_CLONE: i64 = 0x1002;
+/// Pseudo call: copy `args[2]` bytes from `args[1]` to `args[0]`.
+pub const CALL_COPY: i64 = 0x1003;
+/// Pseudo call: wait until the `u32` at `args[0]` differs from `args[1]`.
+pub const CALL_WAIT: i64 = 0x1004;
+
+/// One parked thread.
+#[repr(C, align(64))]
+pub struct Slot {
+    /// See [`slot`]; also the futex.
+    pub state: AtomicU32,
+    /// Thread id as the app sees it.
+    pub tid: u32,
+    /// Address of the thread's saved `ucontext`, from which `rt_sigreturn` resumes it.
+    pub frame: u64,
+    /// FS base (thread pointer).
+    pub fs_base: u64,
+    /// GS base.
+    pub gs_base: u64,
+    /// `set_tid_address` word.
+    pub tid_address: u64,
+    /// Robust list head and length.
+    pub robust_head: u64,
+    /// Length given with the robust list.
+    pub robust_len: u64,
+    /// Registered rseq area, 0 if none.
+    pub rseq: u64,
+    /// Length given with it.
+    pub rseq_len: u32,
+    /// Signature given with it.
+    pub rseq_sig: u32,
+    /// Address of the list to run (in the process).
+    pub calls_at: u64,
+    /// Its length.
+    pub calls_count: u32,
+    /// 1: stop at the first call that fails.
+    pub calls_stop: u32,
+    /// How many were run.
+    pub calls_done: u32,
+    /// Generation of the cut that this thread parked for (low 32 bits).
+    pub generation: u32,
+    /// Own list.
+    pub calls: [Call; SLOT_CALLS],
+}
+
+/// Start of the page.
+#[repr(C, align(64))]
+pub struct Header {
+    /// [`MAGIC`].
+    pub magic: u64,
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// Bytes of the whole mapping.
+    pub bytes: u32,
+    /// See [`cut`].
+    pub cut: AtomicU64,
+    /// Changed by the agent while it works on a cut; parked threads watch it.
+    pub keepalive: AtomicU32,
+    /// Ticks without a change of `keepalive` after which a parked thread gives up.
+    pub ticks_max: u32,
+    /// Length of a tick, a `timespec` for `futex`.
+    pub tick: [u64; 2],
+    /// Where the process mapped this page.
+    pub address: u64,
+    /// Process id as the app sees it.
+    pub pid: u32,
+    /// Active ways in, see [`super::ways`].
+    pub ways: AtomicU32,
+    /// Address of `holo_serve`'s entry for restored threads (`r12` = slot, `r13` = header).
+    pub serve_at: u64,
+    /// Start and end of position-independent server code that may be copied elsewhere.
+    pub serve_start: u64,
+    /// End of it.
+    pub serve_end: u64,
+    /// Bases of libholo's mapping.
+    pub holo_start: u64,
+    /// End of it.
+    pub holo_end: u64,
+    /// Parent process id that the app shall see; 0: the kernel's.
+    pub ppid: AtomicU32,
+    /// 1: the app used `madvise(MADV_WIPEONFORK)`, so that a fork is no full snapshot of it.
+    pub wipe_on_fork: AtomicU32,
+    /// Sites patched, for reports.
+    pub sites_patched: AtomicU32,
+    /// Sites that could not be patched.
+    pub sites_left: AtomicU32,
+    /// Count of calls by number if `HOLO_TRACE=1` was asked for.
+    pub trace: AtomicU32,
+    /// Number of `mmap`ed bytes that libholo itself uses, for reports.
+    pub own_bytes: AtomicU32,
+    /// Filled up to 192 bytes with zeros.
+    pub reserved: [u64; 5],
+}
+
+/// The page.
+#[repr(C)]
+pub struct Control {
+    /// Words that both sides use.
+    pub header: Header,
+    /// Calls seen by the dispatcher, by number, when tracing is on.
+    pub seen: [AtomicU64; 512],
+    /// Parked threads.
+    pub slots: [Slot; SLOTS_MAX],
+    /// Long call list.
+    pub batch: [Call; BATCH_CALLS],
+    /// Buffers for calls.
+    pub scratch: [u8; SCRATCH_BYTES],
+}
+
+/// Bytes of the mapping, whole pages.
+pub const CONTROL_BYTES: usize = (size_of::<Control>() + 4095) & !4095;
+
+const _: () = assert!(size_of::<Call>() == 64);
+const _: () = assert!(size_of::<Slot>() == 128 + 64 * SLOT_CALLS);
+const _: () = assert!(size_of::<Header>() == 192);
+const _: () = assert!(core::mem::offset_of!(Header, cut) == 16);
+const _: () = assert!(core::mem::offset_of!(Header, keepalive) == 24);
+const _: () = assert!(core::mem::offset_of!(Header, tick) == 32);
+const _: () = assert!(core::mem::offset_of!(Slot, calls_at) == 72);
+const _: () = assert!(core::mem::offset_of!(Slot, calls_count) == 80);
+const _: () = assert!(core::mem::offset_of!(Slot, calls_stop) == 84);
+const _: () = assert!(core::mem::offset_of!(Slot, calls_done) == 88);

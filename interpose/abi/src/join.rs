@@ -1,0 +1,51 @@
+//! The packets between a starting process and its agent, over the agent's unix stream socket.
+//!
+//! The library sends one [`Join`]; the agent answers one [`Welcome`] with, as `SCM_RIGHTS`, the control
+//! page and then one file per site table. Everything else is a `holo-api` conversation, which starts with
+//! other bytes.
+
+/// First bytes of a [`Join`].
+pub const MAGIC: [u8; 8] = *b"HOLOJN01";
+/// Longest `HOLO_NAME`.
+pub const NAME_MAX: usize = 64;
+/// Longest module path.
+pub const PATH_MAX: usize = 512;
+
+/// "I am a process that wants to be protected."
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Join {
+    /// [`MAGIC`].
+    pub magic: [u8; 8],
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// `getpid()`; the agent takes the peer credentials' pid for its own use.
+    pub pid: u32,
+    /// `HOLO_NAME`, zero-padded; empty: the agent chooses from the executable.
+    pub name: [u8; NAME_MAX],
+    /// `HOLO_TOKEN`: what `holo run` registered, 0 for a plain preload.
+    pub token: u64,
+    /// Paths of the modules whose site tables are wanted (libc, ld.so), zero-padded.
+    pub modules: [[u8; PATH_MAX]; 2],
+}
+
+/// The agent's answer.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Welcome {
+    /// [`MAGIC`].
+    pub magic: [u8; 8],
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// 0: joined; else the process runs unprotected and [`Welcome::reason`] says why.
+    pub refused: u32,
+    /// The agent's pid, for `PR_SET_PTRACER`.
+    pub agent_pid: u32,
+    /// Bit i: a table file for module i follows the control page.
+    pub tables: u32,
+    /// UTF-8, zero-padded.
+    pub reason: [u8; 256],
+}
+
+const _: () = assert!(size_of::<Join>() == 8 + 4 + 4 + 64 + 8 + 1024);
+const _: () = assert!(size_of::<Welcome>() == 8 + 16 + 256);

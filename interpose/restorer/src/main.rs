@@ -1,0 +1,2 @@
+//! restorer.
+fn main() {}

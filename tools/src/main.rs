@@ -1,0 +1,2 @@
+//! holo.
+fn main() {}
