@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// First bytes of a conversation (a process that joins sends others).
 pub const MAGIC: [u8; 8] = *b"HOLOAP01";
 
+/// Period of epochs where nobody asked for another, milliseconds.
+pub const EVERY_MS_DEFAULT: u64 = 1000;
+
 /// What leaves for the outside before an epoch is sealed (`--consistency`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Consistency {
@@ -50,6 +53,9 @@ pub enum Request {
         options: AppOptions,
         /// Command and arguments, for display and for refusals (static, set-user-id).
         argv: Vec<Vec<u8>>,
+        /// Why the client found that a preload cannot reach this program: it will run untouched. The agent
+        /// lists it as unprotected, with this reason, while its process (the peer credentials') lives.
+        unprotected: Option<String>,
     },
     /// List applications.
     Ps,
