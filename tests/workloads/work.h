@@ -15,6 +15,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -45,7 +46,7 @@ static void work_result(const char *text) {
     if (fd >= 0) close(fd);
 }
 
-__attribute__((noreturn, format(printf, 3, 4), unused)) static void work_fail(const char *file, int line, const char *fmt, ...) {
+__attribute__((noreturn, format(printf, 4, 5), unused)) static void work_fail(const char *file, int line, const char *what, const char *fmt, ...) {
     char text[700], all[900];
     int error = errno;
     va_list ap;
@@ -53,8 +54,8 @@ __attribute__((noreturn, format(printf, 3, 4), unused)) static void work_fail(co
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
     const char *base = strrchr(file, '/');
-    snprintf(all, sizeof all, "FAIL %s:%d round %lu: %s (errno %d %s)\n", base ? base + 1 : file, line,
-             atomic_load(&work_rounds), text, error, strerror(error));
+    snprintf(all, sizeof all, "FAIL %s:%d round %lu: %s%s%s (errno %d %s)\n", base ? base + 1 : file, line,
+             atomic_load(&work_rounds), what, *what ? ": " : "", text, error, strerror(error));
     if (!atomic_exchange(&work_failed, 1)) {
         work_result(all);
         if (write(2, all, strlen(all)) < 0) _exit(2);
@@ -62,8 +63,8 @@ __attribute__((noreturn, format(printf, 3, 4), unused)) static void work_fail(co
     }
     for (;;) pause(); /* another thread is ending the process */
 }
-#define FAIL(...) work_fail(__FILE__, __LINE__, __VA_ARGS__)
-#define CHECK(cond, ...) do { if (!(cond)) work_fail(__FILE__, __LINE__, #cond ": " __VA_ARGS__); } while (0)
+#define FAIL(...) work_fail(__FILE__, __LINE__, "", __VA_ARGS__)
+#define CHECK(cond, ...) ((cond) ? (void)0 : work_fail(__FILE__, __LINE__, #cond, __VA_ARGS__))
 /* A call that must not fail. */
 #define OK(call) ({ __typeof__(call) ok_ = (call); if (ok_ == (__typeof__(call))-1) FAIL("%s", #call); ok_; })
 /* A pthread call that must return 0. */

@@ -1,0 +1,112 @@
+/* flags: -O2 -pthread -lrt
+ * Goal: every type of zone keeps its content, protection and sharing. Method: one zone of each type, with patterns that
+ * change every round; a store through one mapping must show through the other. */
+#include "work.h"
+enum { KIB = 1024, SIZE = 256 * KIB, PAGE = 4096 };
+static char *anonymous, *file_private, *file_shared, *memfd_a, *memfd_b, *shm, *shared_anonymous, *read_only, *guarded, *sparse, *huge, *low;
+static uint64_t seed;
+
+static char *map(void *at, size_t bytes, int protection, int flags, int fd) {
+    char *p = mmap(at, bytes, protection, flags, fd, 0);
+    CHECK(p != MAP_FAILED, "mmap of %zu", bytes);
+    return p;
+}
+
+/* The line of /proc/self/maps that holds an address: its protection and name. */
+static void line_of(const void *address, char *line, size_t bytes) {
+    FILE *f = fopen("/proc/self/maps", "re");
+    CHECK(f, "maps");
+    while (fgets(line, (int)bytes, f)) {
+        unsigned long from, to;
+        if (sscanf(line, "%lx-%lx", &from, &to) == 2 && (unsigned long)address >= from && (unsigned long)address < to) { fclose(f); return; }
+    }
+    FAIL("%p is not mapped", address);
+}
+static void protection(const void *address, const char *wanted, const char *what) {
+    char line[600], *space;
+    line_of(address, line, sizeof line);
+    space = strchr(line, ' ');
+    CHECK(space && !strncmp(space + 1, wanted, 4), "%s: %s", what, line);
+}
+
+static void fill(void) {
+    work_fill(anonymous, SIZE, seed);
+    work_fill(file_private, SIZE / 2, seed + 1);       /* copied on write; the other half stays the file's */
+    work_fill(file_shared, SIZE, seed + 2);
+    work_fill(memfd_a, SIZE, seed + 3);
+    work_fill(shm, SIZE, seed + 4);
+    work_fill(shared_anonymous, SIZE, seed + 5);
+    CHECK(mprotect(read_only, SIZE, PROT_READ | PROT_WRITE) == 0, "mprotect");
+    work_fill(read_only, SIZE, seed + 6);
+    CHECK(mprotect(read_only, SIZE, PROT_READ) == 0, "mprotect");
+    work_fill(guarded + PAGE, PAGE, seed + 7);
+    for (int i = 0; i < 16; i++) work_fill(sparse + ((size_t)i << 32), PAGE, seed + 8 + i);
+    work_fill(huge, 4 * KIB * KIB, seed + 30);
+    work_fill(low, SIZE, seed + 31);
+}
+
+static void expect(int fd) {
+    work_expect(anonymous, SIZE, seed, "anonymous");
+    work_expect(file_private, SIZE / 2, seed + 1, "private file, written half");
+    work_expect(file_private + SIZE / 2, SIZE / 2, 4242 + SIZE / 16, "private file, clean half");
+    work_expect(file_shared, SIZE, seed + 2, "shared file");
+    char *copy = malloc(SIZE);
+    CHECK(pread(fd, copy, SIZE, 0) == SIZE, "pread");
+    work_expect(copy, SIZE, seed + 2, "file behind the shared map");
+    free(copy);
+    work_expect(memfd_a, SIZE, seed + 3, "memfd");
+    work_expect(memfd_b, SIZE, seed + 3, "second map of the memfd");
+    work_expect(shm, SIZE, seed + 4, "shm_open");
+    work_expect(shared_anonymous, SIZE, seed + 5, "MAP_SHARED|MAP_ANONYMOUS");
+    work_expect(read_only, SIZE, seed + 6, "read-only zone");
+    work_expect(guarded + PAGE, PAGE, seed + 7, "between guards");
+    for (int i = 0; i < 16; i++) work_expect(sparse + ((size_t)i << 32), PAGE, seed + 8 + i, "sparse reservation");
+    CHECK(sparse[5 * PAGE] == 0 && sparse[((size_t)7 << 32) + 9 * PAGE] == 0, "an untouched page is not zero");
+    work_expect(huge, 4 * KIB * KIB, seed + 30, "huge-page advice");
+    work_expect(low, SIZE, seed + 31, "zone below 4 GiB");
+    protection(anonymous, "rw-p", "anonymous");
+    protection(read_only, "r--p", "read-only");
+    protection(guarded, "---p", "guard below");
+    protection(guarded + PAGE, "rw-p", "between guards");
+    protection(guarded + 2 * PAGE, "---p", "guard above");
+    protection(shm, "rw-s", "shm");
+    protection(shared_anonymous, "rw-s", "shared anonymous");
+}
+
+int main(int argc, char **argv) {
+    char name[64];
+    work_begin(argc, argv);
+    anonymous = map(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    int private_fd = OK(open(work_path("private"), O_RDWR | O_CREAT | O_TRUNC, 0600)), shared_fd = OK(open(work_path("shared"), O_RDWR | O_CREAT | O_TRUNC, 0600));
+    work_fill(anonymous, SIZE, 4242);
+    CHECK(write(private_fd, anonymous, SIZE) == SIZE && write(shared_fd, anonymous, SIZE) == SIZE, "write");
+    file_private = map(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, private_fd);
+    close(private_fd);
+    file_shared = map(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, shared_fd);
+    int memfd = OK(memfd_create("pattern", 0));
+    OK(ftruncate(memfd, SIZE));
+    memfd_a = map(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd);
+    memfd_b = map(NULL, SIZE, PROT_READ, MAP_SHARED, memfd);
+    close(memfd);
+    snprintf(name, sizeof name, "/holo-work-%d", getpid());
+    int object = OK(shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600));
+    OK(ftruncate(object, SIZE));
+    shm = map(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, object);
+    OK(shm_unlink(name));
+    shared_anonymous = map(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
+    read_only = map(NULL, SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    guarded = map(NULL, 3 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    CHECK(mprotect(guarded + PAGE, PAGE, PROT_READ | PROT_WRITE) == 0, "mprotect");
+    sparse = map(NULL, (size_t)1 << 37, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+    huge = map(NULL, 4 * KIB * KIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    madvise(huge, 4 * KIB * KIB, MADV_HUGEPAGE);
+    low = map(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1);
+    while (work_more()) {
+        seed += 1000;
+        fill();
+        work_sleep_us(20000);
+        expect(shared_fd);
+        work_tick();
+    }
+    return work_end();
+}
