@@ -1,1 +1,24 @@
-//! To be filled.
+//! `libholo.so`: entry points only. It is preloaded, never linked.
+//!
+//! | file | what |
+//! |---|---|
+//! | `start` | the constructor: join the agent, patch libc, take the park signal |
+//! | `dispatch` | what happens to each intercepted call |
+//! | `waits` | calls with relative time-outs |
+//! | `signals` | the application's handlers: deferral, true contexts |
+//! | `park` | the barrier's end in each thread |
+//! | `exec` | the preload survives `execve` |
+//! | `symbols` | the way in for functions, with `redhook` |
+//! | `user` | reading the application's memory as carefully as the kernel does |
+//! | `vdso`, `mem`, `trace` | the clock, `memcpy` and friends, call counts |
+
+mod dispatch;
+mod exec;
+mod mem;
+mod park;
+mod signals;
+mod start;
+mod trace;
+mod user;
+mod vdso;
+mod waits;

@@ -128,6 +128,11 @@ pub struct Slot {
     pub calls_done: u32,
     /// Generation of the cut that this thread parked for (low 32 bits).
     pub generation: u32,
+    /// What the thread does when it is let go or gives up: 0 returns to the application, 1 ends the process
+    /// (snapshots and clones that are not complete must never run application code).
+    pub leave: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Own list.
     pub calls: [Call; SLOT_CALLS],
 }
@@ -177,8 +182,12 @@ pub struct Header {
     pub trace: AtomicU32,
     /// Number of `mmap`ed bytes that libholo itself uses, for reports.
     pub own_bytes: AtomicU32,
-    /// Filled up to 192 bytes with zeros.
-    pub reserved: [u64; 5],
+    /// Raised by each thread that parks, so that the agent can wait for it.
+    pub arrived: AtomicU32,
+    /// 1: io_uring was asked for and refused, for reports.
+    pub uring_refused: AtomicU32,
+    /// Zero.
+    pub reserved: [u64; 4],
 }
 
 /// The page.
@@ -209,3 +218,4 @@ const _: () = assert!(core::mem::offset_of!(Slot, calls_at) == 72);
 const _: () = assert!(core::mem::offset_of!(Slot, calls_count) == 80);
 const _: () = assert!(core::mem::offset_of!(Slot, calls_stop) == 84);
 const _: () = assert!(core::mem::offset_of!(Slot, calls_done) == 88);
+const _: () = assert!(core::mem::offset_of!(Slot, leave) == 96);

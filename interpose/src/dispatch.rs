@@ -1,0 +1,160 @@
+//! The dispatcher: what happens to each call that the gate does not pass at once.
+
+use crate::{exec, signals, start, trace, user, waits};
+use core::sync::atomic::Ordering;
+use holo_abi::{PARK_SIGNAL, sysno};
+use holo_sys::gate::{CLASS, PLAIN, Regs, SLOW};
+use holo_sys::tls::tls;
+
+const ENOSYS: i64 = -38;
+const PARK_BIT: u64 = 1 << (PARK_SIGNAL - 1);
+const MADV_WIPEONFORK: u64 = 18;
+
+/// What becomes of a call.
+pub(crate) enum Verdict {
+    /// It is made in place, with the registers as they are now.
+    Forward,
+    /// This is its result.
+    Handled(i64),
+}
+
+/// Calls that need the dispatcher; all others are made in place at once.
+const SLOW_CALLS: &[i64] = &[
+    sysno::rt_sigaction,
+    sysno::rt_sigprocmask,
+    sysno::rt_sigsuspend,
+    sysno::rt_sigtimedwait,
+    sysno::poll,
+    sysno::ppoll,
+    sysno::select,
+    sysno::pselect6,
+    sysno::epoll_wait,
+    sysno::epoll_pwait,
+    sysno::epoll_pwait2,
+    sysno::futex,
+    sysno::nanosleep,
+    sysno::clock_nanosleep,
+    sysno::semtimedop,
+    sysno::io_getevents,
+    sysno::io_pgetevents,
+    sysno::recvmmsg,
+    sysno::execve,
+    sysno::execveat,
+    sysno::getppid,
+    sysno::madvise,
+    sysno::rseq,
+    sysno::io_uring_setup,
+];
+
+/// Fills the gate's table; `trace` sends every call through the dispatcher, to be counted.
+pub(crate) fn classify(trace: bool) {
+    // SAFETY: called by the constructor, before anything is patched, with one thread.
+    unsafe {
+        let class = &raw mut CLASS;
+        for nr in 0..512 {
+            (*class)[nr] = if trace { SLOW } else { PLAIN };
+        }
+        for nr in SLOW_CALLS {
+            (*class)[*nr as usize] = SLOW;
+        }
+        // The stack pointer must be exact at the call itself, and the frame is not ours to look at.
+        (*class)[sysno::rt_sigreturn as usize] = PLAIN;
+    }
+}
+
+/// Called by the gate with the call's registers.
+///
+/// # Safety
+/// By the gate only.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn holo_dispatch(regs: *mut Regs) {
+    // SAFETY: the gate's frame on this thread's stack, ours until we return.
+    let regs = unsafe { &mut *regs };
+    trace::count(regs.rax);
+    match decide(regs) {
+        Verdict::Forward => regs.forward(),
+        Verdict::Handled(ret) => regs.done(ret),
+    }
+}
+
+fn decide(regs: &mut Regs) -> Verdict {
+    match regs.rax.cast_signed() {
+        sysno::rt_sigaction => signals::on_sigaction(regs),
+        sysno::rt_sigprocmask => on_sigprocmask(regs),
+        sysno::rt_sigsuspend => on_sigsuspend(regs),
+        sysno::poll
+        | sysno::ppoll
+        | sysno::select
+        | sysno::pselect6
+        | sysno::epoll_wait
+        | sysno::epoll_pwait
+        | sysno::epoll_pwait2
+        | sysno::futex
+        | sysno::nanosleep
+        | sysno::clock_nanosleep
+        | sysno::rt_sigtimedwait
+        | sysno::semtimedop
+        | sysno::io_getevents
+        | sysno::io_pgetevents
+        | sysno::recvmmsg => waits::on_wait(regs),
+        sysno::execve => exec::on_exec(regs, 2),
+        sysno::execveat => exec::on_exec(regs, 3),
+        sysno::exit_group => {
+            trace::write_out();
+            Verdict::Forward
+        }
+        sysno::getppid => match start::control().map(|page| page.header.ppid.load(Ordering::Relaxed)) {
+            None | Some(0) => Verdict::Forward,
+            Some(ppid) => Verdict::Handled(i64::from(ppid)),
+        },
+        sysno::madvise if regs.args[2] == MADV_WIPEONFORK => {
+            if let Some(page) = start::control() {
+                page.header.wipe_on_fork.store(1, Ordering::Relaxed);
+            }
+            Verdict::Forward
+        }
+        sysno::rseq => {
+            // SAFETY: own thread's words.
+            let words = unsafe { &mut *tls() };
+            let unregister = regs.args[2] & 1 != 0;
+            words.rseq = if unregister { 0 } else { regs.args[0] };
+            words.rseq_len_sig = regs.args[1] & 0xffff_ffff | regs.args[3] << 32;
+            Verdict::Forward
+        }
+        sysno::io_uring_setup => {
+            // Its rings hold requests in flight that cannot be captured; programs fall back to epoll.
+            if let Some(page) = start::control() {
+                page.header.uring_refused.store(1, Ordering::Relaxed);
+            }
+            Verdict::Handled(ENOSYS)
+        }
+        _ => Verdict::Forward,
+    }
+}
+
+/// The park signal stays deliverable whatever the application blocks.
+fn on_sigprocmask(regs: &mut Regs) -> Verdict {
+    let [how, set, old, bytes, ..] = regs.args;
+    if set == 0 || how == 1 || bytes != 8 {
+        return Verdict::Forward;
+    }
+    let Ok(wanted) = user::read::<u64>(set, regs.rsp) else { return Verdict::Forward };
+    if wanted & PARK_BIT == 0 {
+        return Verdict::Forward;
+    }
+    let allowed = wanted & !PARK_BIT;
+    let args = [how, (&raw const allowed) as u64, old, bytes, 0, 0];
+    // Not a plain call: a signal that was deferred has blocked everything, so it must be delivered before
+    // the mask is looked at or changed.
+    Verdict::Handled(waits::until_done(sysno::rt_sigprocmask, || args))
+}
+
+fn on_sigsuspend(regs: &mut Regs) -> Verdict {
+    let Ok(mask) = user::read::<u64>(regs.args[0], regs.rsp) else { return Verdict::Forward };
+    if mask & PARK_BIT == 0 {
+        return Verdict::Forward;
+    }
+    let allowed = mask & !PARK_BIT;
+    let args = [(&raw const allowed) as u64, regs.args[1], 0, 0, 0, 0];
+    Verdict::Handled(waits::until_done(sysno::rt_sigsuspend, || args))
+}

@@ -1,0 +1,117 @@
+//! `execve` with whatever environment the caller built: the preload and the `HOLO_*` variables go along.
+//!
+//! The new environment is built in memory of its own, which is released at this thread's next `exec`: a
+//! `vfork` child shares the parent's memory, and nothing may be left on a stack that both use.
+
+use crate::dispatch::Verdict;
+use crate::{start, user};
+use holo_abi::sysno;
+use holo_sys::gate::Regs;
+use holo_sys::{sys, tls::tls};
+use holo_track::environ::{self, Plan, Wanted};
+
+const PROT_RW: u64 = 3;
+const PRIVATE_ANONYMOUS: u64 = 0x22;
+const PRELOAD: &[u8] = b"LD_PRELOAD=";
+
+/// Length of a NUL-terminated string.
+unsafe fn length(at: *const u8) -> usize {
+    let mut bytes = 0;
+    // SAFETY: the caller's string is terminated.
+    while unsafe { *at.add(bytes) } != 0 {
+        bytes += 1;
+    }
+    bytes
+}
+
+/// `execve` (environment in argument 2) or `execveat` (in 3).
+pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
+    let Some(wanted) = start::wanted() else { return Verdict::Forward };
+    let at = regs.args[environment];
+    // A wild pointer is the kernel's to refuse.
+    if at != 0 && user::read::<u64>(at, regs.rsp).is_err() {
+        return Verdict::Forward;
+    }
+    let entries = at as *const *const u8;
+    let mut count = 0;
+    if at != 0 {
+        // SAFETY: a NULL-terminated array of strings, as `exec` needs it.
+        while !unsafe { *entries.add(count) }.is_null() {
+            count += 1;
+        }
+    }
+    // SAFETY: as above.
+    let strings = (0..count).map(|i| unsafe {
+        let string = *entries.add(i);
+        core::slice::from_raw_parts(string, length(string))
+    });
+    let plan = environ::plan(strings, wanted);
+    if plan.is_empty() {
+        return Verdict::Forward;
+    }
+    // SAFETY: `entries` has `count` strings.
+    if let Some(built) = unsafe { build(entries, count, &plan, wanted) } {
+        regs.args[environment] = built;
+    }
+    Verdict::Forward
+}
+
+/// Builds the environment; `None` if there is no memory (the program then starts without holo).
+unsafe fn build(entries: *const *const u8, count: usize, plan: &Plan, wanted: &Wanted) -> Option<u64> {
+    // SAFETY: `entries` has `count` strings; the arena is sized for all that is written.
+    unsafe {
+        let old = plan.preload_at.map_or(0, |index| length(*entries.add(index)));
+        let pointers = (count + environ::ADDED_MAX + 2) * 8;
+        let bytes = (pointers + old + wanted.library.len() + PRELOAD.len() + 2 + 4095) & !4095;
+        let words = tls();
+        if (*words).arena != 0 {
+            sys!(sysno::munmap, (*words).arena, (*words).arena_bytes);
+            (*words).arena = 0;
+        }
+        let arena = sys!(sysno::mmap, 0, bytes, PROT_RW, PRIVATE_ANONYMOUS, -1i64, 0);
+        if arena < 0 {
+            return None;
+        }
+        (*words).arena = arena as u64;
+        (*words).arena_bytes = bytes as u64;
+        let list = arena as *mut *const u8;
+        let text = (arena as usize + pointers) as *mut u8;
+        let mut used = 0;
+        let mut put = |piece: &[u8]| {
+            core::ptr::copy_nonoverlapping(piece.as_ptr(), text.add(used), piece.len());
+            used += piece.len();
+        };
+        let mut next = 0;
+        for i in 0..count {
+            let entry = if plan.preload_at == Some(i) { text.cast_const() } else { *entries.add(i) };
+            list.add(next).write(entry);
+            next += 1;
+        }
+        match plan.preload_at {
+            // Ours first: its constructor must run before the others'.
+            Some(index) => {
+                put(PRELOAD);
+                put(wanted.library);
+                put(b":");
+                put(core::slice::from_raw_parts((*entries.add(index)).add(PRELOAD.len()), old - PRELOAD.len()));
+                put(b"\0");
+            }
+            None if plan.preload_missing => {
+                list.add(next).write(text);
+                next += 1;
+                put(PRELOAD);
+                put(wanted.library);
+                put(b"\0");
+            }
+            None => {}
+        }
+        for i in 0..wanted.count {
+            if plan.missing & (1 << i) != 0 {
+                list.add(next).write(wanted.variables[i].as_ptr());
+                next += 1;
+            }
+        }
+        list.add(next).write(core::ptr::null());
+        Some(arena as u64)
+    }
+}

@@ -1,0 +1,95 @@
+//! The barrier's end in each thread: how it waits, and how no call shows that it did.
+
+use crate::start;
+use core::sync::atomic::Ordering;
+use holo_abi::control::{self, Slot, cut, slot};
+use holo_abi::sysno;
+use holo_sys::frame::UContext;
+use holo_sys::gate::{self, RESTART, Zone};
+use holo_sys::tls::Tls;
+use holo_sys::{patch, serve, sys};
+
+const EINTR: u64 = (-4i64).cast_unsigned();
+const ARCH_GET_FS: u64 = 0x1003;
+const ARCH_GET_GS: u64 = 0x1004;
+const PR_GET_TID_ADDRESS: u64 = 40;
+const FUTEX_WAKE: u64 = 1;
+
+/// Parks this thread if a cut is wanted; returns when it is let go.
+///
+/// The thread is at a point where its frame alone resumes it: in user code, or about to make a call.
+pub(crate) fn on_park(frame: &mut UContext, words: &Tls) {
+    let Some(page) = start::control() else { return };
+    let word = page.header.cut.load(Ordering::Acquire);
+    if cut::state(word) != cut::PARK {
+        return;
+    }
+    issue_again(frame, words);
+    let Some(slot) = claim(&page.slots) else { return };
+    fill(slot, frame, words, cut::generation(word));
+    // SAFETY: exclusive by the claim; the page stays mapped.
+    unsafe {
+        let raw = core::ptr::from_ref(slot).cast_mut();
+        slot.state.store(slot::PARKED, Ordering::Release);
+        page.header.arrived.fetch_add(1, Ordering::AcqRel);
+        sys!(sysno::futex, page.header.arrived.as_ptr(), FUTEX_WAKE, i32::MAX);
+        serve::holo_serve(raw, (&raw const page.header).cast_mut());
+    }
+    slot.state.store(slot::FREE, Ordering::Release);
+}
+
+/// A call that returned `EINTR` because of the park is made again: with its frame set back to the call.
+fn issue_again(frame: &mut UContext, words: &Tls) {
+    let context = &mut frame.context;
+    if context.rax != EINTR {
+        return;
+    }
+    match gate::zone(context.rip) {
+        Zone::Block { after: true } => {
+            context.rax = RESTART.cast_unsigned();
+            context.rip += 1;
+        }
+        Zone::Own { after: true } => {
+            context.rip -= 2;
+            context.rax = words.last_nr;
+        }
+        Zone::Outside => {
+            if let Some(found) = patch::find(context.rip)
+                && found.offset == 2
+            {
+                context.rip = found.raw;
+                context.rax = words.last_nr;
+            }
+        }
+        Zone::Enter | Zone::Save | Zone::Exit | Zone::Jump | Zone::Block { .. } | Zone::Own { .. } => {}
+    }
+}
+
+fn claim(slots: &[Slot; control::SLOTS_MAX]) -> Option<&Slot> {
+    // SAFETY: no memory is passed.
+    let tid = unsafe { sys!(sysno::gettid) } as usize;
+    (0..control::SLOTS_MAX).map(|i| &slots[(tid + i) % control::SLOTS_MAX]).find(|slot| {
+        slot.state.compare_exchange(slot::FREE, slot::CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    })
+}
+
+fn fill(slot: &Slot, frame: &mut UContext, words: &Tls, generation: u64) {
+    let raw = core::ptr::from_ref(slot).cast_mut();
+    // SAFETY: the slot is claimed by this thread; the kernel writes only the words named.
+    unsafe {
+        (*raw).tid = sys!(sysno::gettid) as u32;
+        (*raw).frame = core::ptr::from_mut(frame) as u64;
+        sys!(sysno::arch_prctl, ARCH_GET_FS, &raw mut (*raw).fs_base);
+        sys!(sysno::arch_prctl, ARCH_GET_GS, &raw mut (*raw).gs_base);
+        sys!(sysno::prctl, PR_GET_TID_ADDRESS, &raw mut (*raw).tid_address);
+        sys!(sysno::get_robust_list, 0, &raw mut (*raw).robust_head, &raw mut (*raw).robust_len);
+        let (rseq, len, signature) = start::rseq_of(words, (*raw).fs_base);
+        (*raw).rseq = rseq;
+        (*raw).rseq_len = len;
+        (*raw).rseq_sig = signature;
+        (*raw).generation = generation as u32;
+        (*raw).calls_count = 0;
+        (*raw).calls_done = 0;
+        (*raw).leave = 0;
+    }
+}

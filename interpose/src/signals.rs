@@ -1,0 +1,376 @@
+//! The application's signal handlers under holo.
+//!
+//! The kernel calls [`holo_signal_entry`] for every signal that the application handles. Depending on where
+//! the thread was:
+//!
+//! - in the dispatcher or in the gate's save and exit sequences: the signal is *deferred*, all signals are
+//!   blocked, and the gate raises it again when it leaves;
+//! - in a trampoline, in the gate's first instructions, or at a call made by the dispatcher: the handler
+//!   runs at once, with a context that shows the thread at the application's own `syscall` instruction, so
+//!   that unwinders (thread cancellation, exceptions), profilers and debuggers find what they would find
+//!   without holo. If the handler returns, the true context is put back;
+//! - anywhere else: the handler runs with the context as it is.
+//!
+//! The entry is assembly with unwind information: no compiled frame stands between the handler and the
+//! interrupted code.
+
+use crate::dispatch::Verdict;
+use crate::{park, user};
+use core::arch::global_asm;
+use holo_abi::{PARK_COOKIE, PARK_SIGNAL, sysno};
+use holo_sys::frame::{Context, SigInfo, UContext};
+use holo_sys::gate::{self, Regs, Zone, holo_block};
+use holo_sys::tls::{Tls, tls};
+use holo_sys::{patch, sys};
+use holo_track::actions::{Action, Actions, SA_RESETHAND, SIG_DFL, SIG_IGN};
+
+/// Actions of the application, by signal.
+pub(crate) static ACTIONS: Actions = Actions::new();
+
+const SI_QUEUE: i32 = -1;
+const SIG_SETMASK: u64 = 2;
+
+unsafe extern "C" {
+    pub(crate) fn holo_signal_entry();
+    pub(crate) fn holo_restorer();
+}
+
+global_asm!(
+    ".section .text.holo_signal,\"ax\",@progbits",
+    ".balign 16",
+    ".globl holo_signal_entry",
+    ".hidden holo_signal_entry",
+    ".type holo_signal_entry, @function",
+    "holo_signal_entry:",
+    ".cfi_startproc",
+    "push rbx",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_offset rbx, -16",
+    "push r12",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_offset r12, -24",
+    "push r13",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_offset r13, -32",
+    "sub rsp, {saved}",
+    ".cfi_adjust_cfa_offset {saved}",
+    "cld",
+    "mov ebx, edi",
+    "mov r12, rsi",
+    "mov r13, rdx",
+    "mov rcx, rsp",
+    "call holo_signal_before",
+    "test rax, rax",
+    "jz 2f",
+    "mov edi, ebx",
+    "mov rsi, r12",
+    "mov rdx, r13",
+    "mov r11, rax",
+    "xor eax, eax",
+    "call r11",
+    "mov rdi, r13",
+    "mov rsi, rsp",
+    "call holo_signal_after",
+    "2:",
+    "add rsp, {saved}",
+    ".cfi_adjust_cfa_offset -{saved}",
+    "pop r13",
+    ".cfi_adjust_cfa_offset -8",
+    "pop r12",
+    ".cfi_adjust_cfa_offset -8",
+    "pop rbx",
+    ".cfi_adjust_cfa_offset -8",
+    "ret",
+    ".cfi_endproc",
+    // Unwinders know a signal frame by these very bytes at the return address, and by the absence of unwind
+    // information for it (also one byte before).
+    ".balign 16",
+    "nop",
+    ".globl holo_restorer",
+    ".hidden holo_restorer",
+    "holo_restorer:",
+    ".byte 0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05",
+    ".text",
+    saved = const size_of::<Saved>(),
+);
+
+/// What is put back when the handler returns; on the entry's stack.
+#[repr(C, align(16))]
+struct Saved {
+    context: Context,
+    /// Stack and instruction pointers shown to the handler; 0: nothing was changed.
+    shown_rip: u64,
+    shown_rsp: u64,
+    in_holo: u32,
+    deferred: u32,
+    regs: *mut Regs,
+    last_nr: u64,
+    /// 1: the context is a [`Zone::Block`], of which all registers are put back.
+    whole: u64,
+}
+
+const _: () = assert!(size_of::<Saved>() % 16 == 0);
+
+/// Where the interrupted thread was.
+enum Place {
+    /// In code that holo has no part in.
+    User,
+    /// Where the signal must wait; go on at this address.
+    Defer(u64),
+    /// At a call: the application's `syscall`, whether it was made already, and the gate's frame, if any.
+    Call { site: u64, made: bool, frame: *mut Regs, next: u64 },
+}
+
+fn place(context: &Context, words: &Tls) -> Place {
+    let rip = context.rip;
+    match gate::zone(rip) {
+        Zone::Enter => {
+            let site = patch::site_of_raw(context.rcx).unwrap_or(context.rcx);
+            Place::Call { site, made: false, frame: core::ptr::null_mut(), next: rip }
+        }
+        Zone::Save => Place::Defer(rip),
+        Zone::Exit => Place::Defer(gate::exit_address()),
+        Zone::Jump => trampoline(context.rcx),
+        Zone::Block { after } => {
+            // SAFETY: in the dispatcher, `regs` is the gate's frame.
+            let raw = unsafe { (*words.regs).raw };
+            let site = patch::site_of_raw(raw).unwrap_or(raw);
+            // The handler will have run: what the call returned is now the application's (see `sites`).
+            Place::Call { site, made: after, frame: words.regs, next: if after { rip + 1 } else { rip } }
+        }
+        Zone::Own { after } => Place::Call {
+            site: gate::own_raw(),
+            made: after,
+            frame: core::ptr::null_mut(),
+            next: if after { rip + 1 } else { rip },
+        },
+        Zone::Outside if words.in_holo != 0 => Place::Defer(rip),
+        Zone::Outside => trampoline(rip),
+    }
+}
+
+fn trampoline(rip: u64) -> Place {
+    match patch::find(rip) {
+        None => Place::User,
+        Some(found) => {
+            let next = if found.offset == 2 { rip + 1 } else { rip };
+            let made = found.offset >= 2;
+            Place::Call { site: found.site, made, frame: core::ptr::null_mut(), next }
+        }
+    }
+}
+
+/// Is it the agent's order to park?
+fn is_park(signal: i32, info: &SigInfo) -> bool {
+    signal == PARK_SIGNAL && info.code == SI_QUEUE && info.value == PARK_COOKIE
+}
+
+/// First half of the entry: returns the handler to call, or 0.
+///
+/// # Safety
+/// By the entry only, with the kernel's arguments.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn holo_signal_before(
+    signal: i32,
+    info: *mut SigInfo,
+    frame: *mut UContext,
+    saved: *mut Saved,
+) -> u64 {
+    // SAFETY: the kernel's frame and the entry's own stack, for this call only.
+    let (info, frame, saved, words) = unsafe { (&*info, &mut *frame, &mut *saved, &mut *tls()) };
+    let at = place(&frame.context, words);
+    if let Place::Defer(rip) = at {
+        frame.context.rip = rip;
+        words.info = unsafe_copy(info);
+        words.mask = frame.mask;
+        words.deferred = 1;
+        frame.mask = !0;
+        return 0;
+    }
+    if is_park(signal, info) {
+        park::on_park(frame, words);
+        return 0;
+    }
+    let action = ACTIONS.get(signal as usize);
+    match action.handler {
+        SIG_DFL if signal != PARK_SIGNAL => {
+            // The action was changed while the signal was on its way; the kernel knows the rest.
+            raise_now(info);
+            return 0;
+        }
+        SIG_DFL | SIG_IGN => return 0,
+        _ => {}
+    }
+    saved.context = frame.context;
+    saved.shown_rip = 0;
+    saved.whole = 0;
+    saved.in_holo = words.in_holo;
+    saved.deferred = 0;
+    saved.regs = words.regs;
+    saved.last_nr = words.last_nr;
+    if let Place::Call { site, made, frame: regs, next } = at {
+        saved.context.rip = next;
+        let context = &mut frame.context;
+        context.rip = if made { site + 2 } else { site };
+        if !regs.is_null() {
+            // SAFETY: the gate's frame, on this thread's stack above this handler.
+            let regs = unsafe { &*regs };
+            saved.whole = 1;
+            context.rsp = regs.rsp;
+            context.rbx = regs.rbx;
+            context.rbp = regs.rbp;
+            context.r8_15[4..].copy_from_slice(&regs.r12_15);
+            [context.rdi, context.rsi, context.rdx] = [regs.args[0], regs.args[1], regs.args[2]];
+            [context.r8_15[2], context.r8_15[0], context.r8_15[1]] = [regs.args[3], regs.args[4], regs.args[5]];
+            if !made {
+                context.rax = regs.rax;
+            }
+        }
+        saved.shown_rip = context.rip;
+        saved.shown_rsp = context.rsp;
+    }
+    if action.flags & SA_RESETHAND != 0 {
+        reset(signal);
+    }
+    // The handler may make calls, or never come back.
+    words.in_holo = 0;
+    action.handler
+}
+
+/// Second half: the handler returned.
+///
+/// # Safety
+/// By the entry only.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn holo_signal_after(frame: *mut UContext, saved: *const Saved) {
+    // SAFETY: as in the first half.
+    let (frame, saved, words) = unsafe { (&mut *frame, &*saved, &mut *tls()) };
+    words.in_holo = saved.in_holo;
+    words.regs = saved.regs;
+    words.last_nr = saved.last_nr;
+    let context = &mut frame.context;
+    if saved.shown_rip == 0 || context.rip != saved.shown_rip || context.rsp != saved.shown_rsp {
+        // Untouched by us, or the handler sent the thread elsewhere.
+        if saved.shown_rip != 0 {
+            words.in_holo = 0;
+        }
+        return;
+    }
+    if saved.whole == 1 {
+        *context = saved.context;
+    } else {
+        context.rip = saved.context.rip;
+    }
+}
+
+fn unsafe_copy(info: &SigInfo) -> [u64; 16] {
+    // SAFETY: both are 128 bytes of plain data.
+    unsafe { core::mem::transmute_copy(info) }
+}
+
+/// `SA_RESETHAND`, which the kernel was not told of.
+fn reset(signal: i32) {
+    ACTIONS.set(signal as usize, Action::default());
+    let action = Action::default();
+    // SAFETY: sets the default action.
+    unsafe { sys!(sysno::rt_sigaction, signal, &raw const action, 0, 8) };
+}
+
+fn raise_now(info: &SigInfo) {
+    let copy = *info;
+    // SAFETY: queues a signal to this thread.
+    unsafe {
+        sys!(
+            sysno::rt_tgsigqueueinfo,
+            sys!(sysno::getpid),
+            sys!(sysno::gettid),
+            copy.signo,
+            &raw const copy
+        )
+    };
+}
+
+/// Raises the deferred signal and puts back the mask, at a point where it can be delivered.
+///
+/// # Safety
+/// On a thread that is leaving the dispatcher; `regs` is its frame.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn holo_raise_deferred(regs: *mut Regs) {
+    // SAFETY: own thread's words.
+    let words = unsafe { &mut *tls() };
+    words.regs = regs;
+    let info: SigInfo = {
+        let copy = words.info;
+        // SAFETY: both are 128 bytes of plain data.
+        unsafe { core::mem::transmute(copy) }
+    };
+    let mask = words.mask;
+    words.deferred = 0;
+    raise_now(&info);
+    let args = [SIG_SETMASK, (&raw const mask) as u64, 0, 8, 0, 0];
+    // SAFETY: the mask outlives the call. The signal arrives at this call, where the entry runs the handler.
+    unsafe { holo_block(sysno::rt_sigprocmask, &raw const args) };
+}
+
+/// `rt_sigaction` of the application.
+pub(crate) fn on_sigaction(regs: &Regs) -> Verdict {
+    const EINVAL: i64 = -22;
+    let [signal, new_at, old_at, bytes, ..] = regs.args;
+    let number = signal as i32;
+    if bytes != 8 || !(1..=64).contains(&number) || number == 9 || number == 19 {
+        return Verdict::Forward;
+    }
+    let new = match new_at {
+        0 => None,
+        at => match user::read::<Action>(at, regs.rsp) {
+            Ok(action) => Some(action),
+            Err(errno) => return Verdict::Handled(errno),
+        },
+    };
+    let old = ACTIONS.get(number as usize);
+    if let Some(new) = new {
+        let failed = install(number, &new);
+        if failed < 0 {
+            return Verdict::Handled(if failed == 0 { EINVAL } else { failed });
+        }
+    }
+    if old_at != 0 && user::write(old_at, &old, regs.rsp).is_err() {
+        return Verdict::Handled(user::EFAULT);
+    }
+    Verdict::Handled(0)
+}
+
+fn install(signal: i32, new: &Action) -> i64 {
+    ACTIONS.set(signal as usize, *new);
+    if signal == PARK_SIGNAL {
+        return 0;
+    }
+    let kernel = for_kernel(new);
+    // SAFETY: a complete action whose handler and restorer are ours.
+    unsafe { sys!(sysno::rt_sigaction, signal, &raw const kernel, 0, 8) }
+}
+
+fn for_kernel(action: &Action) -> Action {
+    action.for_kernel(holo_signal_entry as *const () as u64, holo_restorer as *const () as u64, PARK_SIGNAL)
+}
+
+/// Takes the park signal, and notes what was inherited.
+pub(crate) fn start() {
+    const SA_ONSTACK: u64 = 0x0800_0000;
+    const SA_RESTART: u64 = 0x1000_0000;
+    for signal in 1..=64usize {
+        let mut action = Action::default();
+        // SAFETY: writes one action.
+        unsafe { sys!(sysno::rt_sigaction, signal, 0, &raw mut action, 8) };
+        ACTIONS.set(signal, action);
+    }
+    let park = Action { handler: SIG_IGN + 1, flags: SA_ONSTACK | SA_RESTART, restorer: 0, mask: !0 };
+    let mut kernel = for_kernel(&park);
+    kernel.mask = !0;
+    let unblock = 1u64 << (PARK_SIGNAL - 1);
+    // SAFETY: installs our own entry; unblocks one signal.
+    unsafe {
+        sys!(sysno::rt_sigaction, PARK_SIGNAL, &raw const kernel, 0, 8);
+        sys!(sysno::rt_sigprocmask, 1, &raw const unblock, 0, 8);
+    }
+}

@@ -1,0 +1,198 @@
+//! Calls that wait with a relative time-out, or under a temporary signal mask.
+//!
+//! They are made from here in a loop, so that after a park they can be issued again with what is left of
+//! their time-out. Calls without a time-out wait in place, in the trampoline, and are issued again there.
+
+use crate::dispatch::Verdict;
+use crate::{signals, user, vdso};
+use holo_abi::{PARK_SIGNAL, sysno};
+use holo_sys::gate::{DEFERRED, RESTART, Regs, holo_block};
+use holo_sys::tls::tls;
+use holo_track::timeout::{Deadline, Timespec};
+
+const PARK_BIT: u64 = 1 << (PARK_SIGNAL - 1);
+const EINTR: i64 = -4;
+const FUTEX_CMD_MASK: u64 = !(128 | 256);
+const FUTEX_WAIT: u64 = 0;
+const TIMER_ABSTIME: u64 = 1;
+
+/// Makes a call until it was not interrupted by a park; `args` is asked anew each time.
+pub(crate) fn until_done(nr: i64, mut args: impl FnMut() -> [u64; 6]) -> i64 {
+    loop {
+        let now = args();
+        // SAFETY: the application's call with its own arguments, or copies of ours that outlive it.
+        match unsafe { holo_block(nr, &raw const now) } {
+            RESTART => {}
+            // SAFETY: `regs` is the frame of the call that we are in.
+            DEFERRED => unsafe { signals::holo_raise_deferred((*tls()).regs) },
+            ret => return ret,
+        }
+    }
+}
+
+/// Where a call has its time-out and its signal mask.
+struct Shape {
+    /// Index of the argument with the time-out.
+    timeout: usize,
+    /// How it is written.
+    unit: Unit,
+    /// Index of the argument with the mask, if it has one.
+    mask: Option<Mask>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    /// An `int` of milliseconds; negative: none.
+    Milliseconds,
+    /// A pointer to a timespec that the kernel leaves alone.
+    Timespec,
+    /// A pointer to a timespec into which the kernel writes what is left.
+    TimespecLeft,
+    /// A pointer to a timeval into which the kernel writes what is left.
+    TimevalLeft,
+}
+
+#[derive(Clone, Copy)]
+enum Mask {
+    /// The argument points to it.
+    Direct(usize),
+    /// The argument points to a pointer to it and its size.
+    Pair(usize),
+}
+
+fn shape(nr: i64, args: &[u64; 6]) -> Option<Shape> {
+    let shape = |timeout, unit, mask| Some(Shape { timeout, unit, mask });
+    match nr {
+        sysno::poll => shape(2, Unit::Milliseconds, None),
+        sysno::epoll_wait => shape(3, Unit::Milliseconds, None),
+        sysno::epoll_pwait => shape(3, Unit::Milliseconds, Some(Mask::Direct(4))),
+        sysno::epoll_pwait2 => shape(3, Unit::Timespec, Some(Mask::Direct(4))),
+        sysno::ppoll => shape(2, Unit::TimespecLeft, Some(Mask::Direct(3))),
+        sysno::pselect6 => shape(4, Unit::TimespecLeft, Some(Mask::Pair(5))),
+        sysno::select => shape(4, Unit::TimevalLeft, None),
+        sysno::futex if args[1] & FUTEX_CMD_MASK == FUTEX_WAIT => shape(3, Unit::Timespec, None),
+        sysno::nanosleep => shape(0, Unit::Timespec, None),
+        sysno::clock_nanosleep if args[1] & TIMER_ABSTIME == 0 => shape(2, Unit::Timespec, None),
+        sysno::rt_sigtimedwait => shape(2, Unit::Timespec, None),
+        sysno::semtimedop => shape(3, Unit::Timespec, None),
+        sysno::io_getevents => shape(4, Unit::Timespec, None),
+        sysno::io_pgetevents => shape(4, Unit::Timespec, Some(Mask::Pair(5))),
+        sysno::recvmmsg => shape(4, Unit::TimespecLeft, None),
+        _ => None,
+    }
+}
+
+/// A copy of the mask without the park signal; what the copy is for depends on [`Mask`].
+#[derive(Default)]
+struct MaskCopy {
+    mask: u64,
+    pair: [u64; 2],
+}
+
+impl MaskCopy {
+    /// If the mask blocks the park signal, fills `self` and returns the argument to use instead.
+    fn without_park(&mut self, mask: Mask, args: &[u64; 6], rsp: u64) -> Option<(usize, u64)> {
+        let (index, at) = match mask {
+            Mask::Direct(index) => (index, args[index]),
+            Mask::Pair(index) => {
+                if args[index] == 0 {
+                    return None;
+                }
+                self.pair = user::read::<[u64; 2]>(args[index], rsp).ok()?;
+                (index, self.pair[0])
+            }
+        };
+        if at == 0 {
+            return None;
+        }
+        self.mask = user::read::<u64>(at, rsp).ok()?;
+        if self.mask & PARK_BIT == 0 {
+            return None;
+        }
+        self.mask &= !PARK_BIT;
+        let copy = (&raw const self.mask) as u64;
+        self.pair[0] = copy;
+        Some((index, if matches!(mask, Mask::Direct(_)) { copy } else { (&raw const self.pair) as u64 }))
+    }
+}
+
+/// The dispatcher's part for every call in [`shape`].
+pub(crate) fn on_wait(regs: &mut Regs) -> Verdict {
+    let nr = regs.rax.cast_signed();
+    let Some(shape) = shape(nr, &regs.args) else { return Verdict::Forward };
+    let given = regs.args[shape.timeout];
+    let mut args = regs.args;
+    let mut copy = MaskCopy::default();
+    let masked = shape.mask.and_then(|mask| copy.without_park(mask, &args, regs.rsp));
+    if let Some((index, at)) = masked {
+        args[index] = at;
+    }
+    let timeout_ns = match shape.unit {
+        Unit::Milliseconds => match i64::from(given as i32) {
+            ms if ms > 0 => Some(ms * 1_000_000),
+            _ => None,
+        },
+        Unit::Timespec | Unit::TimespecLeft if given != 0 => {
+            user::read::<Timespec>(given, regs.rsp).ok().and_then(Timespec::to_ns)
+        }
+        Unit::TimevalLeft if given != 0 => user::read::<Timespec>(given, regs.rsp).ok().and_then(timeval_ns),
+        Unit::Timespec | Unit::TimespecLeft | Unit::TimevalLeft => None,
+    };
+    // None, zero, or something that the kernel is to refuse: nothing to be shortened.
+    let Some(timeout_ns) = timeout_ns.filter(|ns| *ns > 0) else {
+        return if masked.is_some() { Verdict::Handled(until_done(nr, || args)) } else { Verdict::Forward };
+    };
+    let ret = timed(nr, &mut args, &shape, timeout_ns, given, regs.rsp);
+    Verdict::Handled(ret)
+}
+
+fn timeval_ns(time: Timespec) -> Option<i64> {
+    // The kernel takes any number of microseconds here.
+    (time.sec >= 0 && time.nsec >= 0)
+        .then(|| time.sec.saturating_mul(1_000_000_000).saturating_add(time.nsec.saturating_mul(1000)))
+}
+
+fn timed(nr: i64, args: &mut [u64; 6], shape: &Shape, timeout_ns: i64, given: u64, rsp: u64) -> i64 {
+    let deadline = Deadline::after(vdso::monotonic_ns(), timeout_ns);
+    let mut left = Timespec::default();
+    let mut rest = Timespec::default();
+    let rest_at = match nr {
+        sysno::nanosleep => Some(1),
+        sysno::clock_nanosleep => Some(3),
+        _ => None,
+    };
+    let rest_given = rest_at.map_or(0, |index: usize| args[index]);
+    if let Some(index) = rest_at.filter(|_| rest_given != 0) {
+        args[index] = (&raw mut rest) as u64;
+    }
+    let mut first = true;
+    let ret = until_done(nr, || {
+        let now = if first { None } else { Some(vdso::monotonic_ns()) };
+        first = false;
+        let left_ns = now.map_or(timeout_ns, |now| deadline.left_ns(now));
+        match shape.unit {
+            Unit::Milliseconds => {
+                let ms = now.map_or(timeout_ns / 1_000_000, |now| deadline.left_ms(now));
+                args[shape.timeout] = ms.cast_unsigned();
+            }
+            Unit::Timespec | Unit::TimespecLeft => {
+                left = Timespec::from_ns(left_ns);
+                args[shape.timeout] = (&raw const left) as u64;
+            }
+            Unit::TimevalLeft => {
+                left = Timespec { sec: left_ns / 1_000_000_000, nsec: left_ns % 1_000_000_000 / 1000 };
+                args[shape.timeout] = (&raw const left) as u64;
+            }
+        }
+        *args
+    });
+    match shape.unit {
+        // As the kernel does; it ignores a pointer that has become bad.
+        Unit::TimespecLeft | Unit::TimevalLeft => { let _ = user::write(given, &left, rsp); }
+        Unit::Milliseconds | Unit::Timespec => {}
+    }
+    if ret == EINTR && rest_given != 0 && user::write(rest_given, &rest, rsp).is_err() {
+        return user::EFAULT;
+    }
+    ret
+}
