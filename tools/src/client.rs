@@ -1,0 +1,147 @@
+//! The conversation with the agent over its unix socket: one request per connection.
+
+use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use holo_api::local::{AgentStatus, MAGIC, Reply, Request};
+use holo_image::wire::{Kind, WireError, encode, read_frame};
+use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt};
+
+use crate::error::CliError;
+use crate::progress::Progress;
+
+/// Longest silence of the agent before an answer that needs no work.
+pub const QUICK: Duration = Duration::from_secs(30);
+/// Longest silence between two signs of life during long work.
+pub const LONG: Duration = Duration::from_secs(600);
+
+/// Longest answer: a graph of an application with very many descriptors.
+const REPLY_BYTES_MAX: u64 = 64 << 20;
+
+/// One conversation.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    socket: PathBuf,
+    what: &'static str,
+}
+
+/// What a request is called in an error.
+fn name_of(request: &Request) -> &'static str {
+    match request {
+        Request::Register { .. } => "register the application",
+        Request::Ps => "list the applications",
+        Request::Checkpoint { .. } => "take an epoch",
+        Request::Restore { .. } => "restore",
+        Request::Switch { .. } => "switch",
+        Request::Stop { .. } => "stop the application",
+        Request::Rm { .. } => "forget the application",
+        Request::Epochs { .. } => "list the epochs",
+        Request::Graph { .. } => "tell the graph",
+        Request::Nodes => "list the nodes",
+        Request::Drain { .. } => "drain the node",
+        Request::Status => "tell its status",
+        Request::Shutdown => "end",
+    }
+}
+
+impl Client {
+    /// Connects and sends the request; `silence_max` bounds each wait for a frame.
+    pub fn ask(socket: &Path, request: &Request, silence_max: Duration) -> Result<Self, CliError> {
+        let stream = UnixStream::connect(socket)
+            .map_err(|source| CliError::NoAgent { socket: socket.to_owned(), source })?;
+        // The answer of `Register` becomes our environment: only our own agent, or root's, may give it.
+        let peer = getsockopt(&stream, sockopt::PeerCredentials)
+            .map_err(|e| CliError::NoAgent { socket: socket.to_owned(), source: e.into() })?;
+        if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(CliError::ForeignAgent { socket: socket.to_owned(), uid: peer.uid() });
+        }
+        let mut client = Self { stream, socket: socket.to_owned(), what: name_of(request) };
+        client.start(request, silence_max).map_err(|e| client.broken(&e.to_string()))?;
+        Ok(client)
+    }
+
+    fn start(&mut self, request: &Request, silence_max: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(silence_max))?;
+        self.stream.set_write_timeout(Some(silence_max))?;
+        // One write: the agent reads the whole request in one go.
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(encode(request, Kind::LOCAL).map_err(io::Error::other)?);
+        self.stream.write_all(&bytes)
+    }
+
+    fn broken(&self, reason: &str) -> CliError {
+        CliError::Broken { socket: self.socket.clone(), what: self.what, reason: reason.to_owned() }
+    }
+
+    /// Sends descriptors with the one byte that follows the request.
+    pub fn send_fds(&mut self, fds: [RawFd; 3]) -> Result<(), CliError> {
+        let control = [ControlMessage::ScmRights(&fds)];
+        let fd = self.stream.as_fd().as_raw_fd();
+        sendmsg::<()>(fd, &[IoSlice::new(&[0])], &control, MsgFlags::MSG_NOSIGNAL, None)
+            .map(drop)
+            .map_err(|e| self.broken(&format!("cannot pass the standard descriptors: {e}")))
+    }
+
+    /// Waits as long as the answer takes: for an attached application.
+    pub fn wait_forever(&mut self) -> Result<(), CliError> {
+        self.stream.set_read_timeout(None).map_err(|e| self.broken(&e.to_string()))
+    }
+
+    /// The next answer that is not progress; an error of the agent becomes ours.
+    pub fn answer(&mut self) -> Result<Reply, CliError> {
+        let mut progress = Progress::default();
+        loop {
+            let frame = read_frame(&mut self.stream, Kind::LOCAL, REPLY_BYTES_MAX);
+            let reply = frame.map_err(|e| self.broken(&reason(&e)))?;
+            if let Reply::Progress { what, done, total } = reply {
+                progress.show(&crate::human::plain(&what), done, total);
+            } else if let Reply::Error { kind, message } = reply {
+                return Err(CliError::Agent { kind, message });
+            } else {
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// An answer of the wrong kind: another version, or not an agent at all.
+    #[must_use]
+    pub fn unexpected(&self) -> CliError {
+        self.broken("it gave the answer to another question; are holo and holod of the same version?")
+    }
+}
+
+fn reason(error: &WireError) -> String {
+    if matches!(error, WireError::Io(e) if e.kind() == io::ErrorKind::WouldBlock) {
+        return "no sign of life for a long time; see holod.log in its state directory".to_owned();
+    }
+    error.to_string()
+}
+
+/// Asks and returns the part of the answer that `pick` takes.
+pub fn call<T>(
+    socket: &Path,
+    request: &Request,
+    silence_max: Duration,
+    pick: impl FnOnce(Reply) -> Option<T>,
+) -> Result<T, CliError> {
+    let mut client = Client::ask(socket, request, silence_max)?;
+    let reply = client.answer()?;
+    pick(reply).ok_or_else(|| client.unexpected())
+}
+
+/// Takes one variant of [`Reply`].
+macro_rules! pick {
+    ($variant:ident) => {
+        |reply| if let ::holo_api::local::Reply::$variant(value) = reply { Some(value) } else { None }
+    };
+}
+pub(crate) use pick;
+
+/// What the agent is; quick, also as a probe.
+pub fn status(socket: &Path) -> Result<AgentStatus, CliError> {
+    call(socket, &Request::Status, Duration::from_secs(5), pick!(Status))
+}

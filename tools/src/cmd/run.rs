@@ -1,0 +1,136 @@
+//! `holo run`: register with the agent, then become the command. Exit status, terminal, signals and parentage are
+//! the command's own, because it is this process.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use holo_api::local::{AppOptions, ErrorKind, Reply, Request};
+
+use crate::args::Run;
+use crate::client::{Client, QUICK};
+use crate::daemon::{self, warn};
+use crate::error::{CliError, EXIT_RUN_REFUSED};
+use crate::exec;
+use crate::paths::Agent;
+use crate::program::{Credentials, Unreachable, unreachable};
+
+/// Arguments sent for display; the command itself gets all of its own.
+const SHOWN_ARGS_MAX: usize = 256;
+const SHOWN_ARG_BYTES_MAX: usize = 4096;
+
+type Env = Vec<(OsString, OsString)>;
+
+/// Returns only when the command could not be executed.
+pub(super) fn main(args: &Run, agent: Result<Agent, CliError>) -> u8 {
+    let require = args.require || env::var_os("HOLO_REQUIRE").is_some_and(|v| !v.is_empty() && v != "0");
+    let path_var = env::var_os("PATH");
+    let file = match exec::find(&args.command[0], path_var.as_deref()) {
+        Ok(file) => file,
+        Err(error) => return fail(&error.to_string(), error.exit_code()),
+    };
+    let why = unreachable(&file, Credentials::of_process());
+    if let Some(why) = &why {
+        if require {
+            return fail(&format!("{why}; not executed, as protection is required"), EXIT_RUN_REFUSED);
+        }
+        warn(&format!("{why}; it runs unprotected"));
+    }
+    let env = match protect(args, agent, why) {
+        Ok(env) => env,
+        Err(error) if require || ours_to_mend(&error) => {
+            return fail(&format!("{error}; {} was not executed", file.display()), EXIT_RUN_REFUSED);
+        }
+        Err(error) => {
+            warn(&format!("{error}; {} runs unprotected", file.display()));
+            Vec::new()
+        }
+    };
+    let error = exec::exec(&file, &args.command, &env);
+    fail(&error.to_string(), error.exit_code())
+}
+
+fn fail(message: &str, code: u8) -> u8 {
+    warn(message);
+    code
+}
+
+/// A wrong option, or a name in use: the user asked for something else than what would happen without holo, so
+/// running the command untouched is no answer.
+fn ours_to_mend(error: &CliError) -> bool {
+    match error {
+        CliError::Agent { kind, .. } => match kind {
+            ErrorKind::Usage | ErrorKind::Refused | ErrorKind::NotFound => true,
+            ErrorKind::Unprotected | ErrorKind::BadImage | ErrorKind::Unreachable | ErrorKind::Failed => {
+                false
+            }
+        },
+        CliError::Usage(_) | CliError::Path { .. } => true,
+        CliError::NoAgent { .. }
+        | CliError::ForeignAgent { .. }
+        | CliError::Broken { .. }
+        | CliError::Start(_)
+        | CliError::Output(_) => false,
+    }
+}
+
+/// Registers; returns what to add to the environment.
+fn protect(args: &Run, agent: Result<Agent, CliError>, why: Option<Unreachable>) -> Result<Env, CliError> {
+    let agent = agent?;
+    let request = Request::Register {
+        name: args.name.clone().unwrap_or_default(),
+        options: options(args)?,
+        argv: args.command.iter().take(SHOWN_ARGS_MAX).map(|arg| shown(arg)).collect(),
+        unprotected: why.as_ref().map(ToString::to_string),
+    };
+    daemon::ensure(&agent)?;
+    let mut client = Client::ask(&agent.socket, &request, QUICK)?;
+    let Reply::Registered { env, warning, .. } = client.answer()? else { return Err(client.unexpected()) };
+    if why.is_some() {
+        // It is on the list with its reason; its children must not join in its place.
+        return Ok(Vec::new());
+    }
+    if let Some(warning) = warning {
+        warn(&crate::human::plain(&warning));
+    }
+    let present = env::var_os("LD_PRELOAD");
+    let set = |(key, value): (Vec<u8>, Vec<u8>)| {
+        let (key, value) = (OsString::from_vec(key), OsString::from_vec(value));
+        let value = if key == "LD_PRELOAD" { exec::preload(&value, present.as_deref()) } else { value };
+        (key, value)
+    };
+    Ok(env.into_iter().map(set).collect())
+}
+
+fn shown(arg: &OsStr) -> Vec<u8> {
+    let bytes = arg.as_bytes();
+    bytes[..bytes.len().min(SHOWN_ARG_BYTES_MAX)].to_vec()
+}
+
+fn options(args: &Run) -> Result<AppOptions, CliError> {
+    Ok(AppOptions {
+        every_ms: millis(args.every),
+        roots: args.roots.iter().map(|root| absolute(root)).collect::<Result<_, _>>()?,
+        standby: args.standby.clone(),
+        consistency: args.consistency.into(),
+        keep_epochs: args.keep.unwrap_or(0),
+        keep_secs: args.keep_for.map_or(0, |time| time.as_secs()),
+        park_ms_max: args.park_max.map_or(0, millis),
+    })
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The directory without links and dots: the agent, elsewhere, must mean the same one.
+fn absolute(root: &Path) -> Result<Vec<u8>, CliError> {
+    let fail = |source| CliError::Path { what: "use as a root the directory", path: root.to_owned(), source };
+    let path: PathBuf = root.canonicalize().map_err(fail)?;
+    if !path.is_dir() {
+        return Err(fail(std::io::Error::from_raw_os_error(libc::ENOTDIR)));
+    }
+    Ok(path.into_os_string().into_vec())
+}
