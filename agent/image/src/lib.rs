@@ -7,4 +7,37 @@
 //! `docs/internals/image.md`.
 #![forbid(unsafe_code)]
 
+mod app;
+mod blob;
+pub mod disk;
+mod draft;
+mod epochs;
+mod error;
+mod import;
+mod key;
+mod manifest;
+mod pages;
+mod reader;
+mod retention;
+mod slots;
+mod store;
 pub mod wire;
+mod writer;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use app::{AppStore, DamagedEpoch};
+pub use blob::{Blob, BlobRun};
+pub use error::{Error, ManifestError, Result};
+pub use import::Import;
+pub use key::{PAGE_BYTES, Page, PageKey};
+pub use manifest::{EpochMeta, EpochSide, MANIFEST_BYTES_MAX, Manifest, PAGES_MAX, PageRun, Section};
+pub use reader::EpochReader;
+pub use retention::Retention;
+pub use store::{Store, check_app_name};
+pub use writer::{EpochWriter, Figures, SealedEpoch};
+
+/// Locks, also after a panic of another holder: holo aborts on panics, so that only tests come here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,94 @@
+//! Receiving an epoch from another store.
+
+use std::{collections::HashSet, sync::Arc};
+
+use crate::{
+    app::AppInner,
+    draft::Draft,
+    epochs::check_identity,
+    error::{Error, Result},
+    key::{Page, PageKey},
+    manifest::{EpochMeta, Manifest},
+    store::check_app_name,
+};
+
+/// An epoch that is being received. Dropped before it is sealed, nothing of it is visible; pages that came
+/// are remembered while the application is open, so that the next [`crate::AppStore::begin_import`] need not
+/// ask for them.
+#[derive(Debug)]
+pub struct Import {
+    draft: Draft,
+    manifest: Manifest,
+    frame: Vec<u8>,
+    /// Pages that were not here at the start, in the order of the manifest.
+    wanted: Vec<PageKey>,
+    /// Those of them that have not come yet.
+    open: HashSet<PageKey>,
+}
+
+impl Import {
+    pub(crate) fn begin(app: &Arc<AppInner>, frame: Vec<u8>) -> Result<Import> {
+        let manifest = Manifest::parse(&frame)?;
+        check_app_name(&manifest.meta.app)?;
+        check_identity(&manifest, &app.name, manifest.meta.epoch)?;
+        let mut draft = app.begin(manifest.meta.epoch)?;
+        let mut wanted = manifest.keys();
+        wanted.retain(|key| !draft.keep(*key));
+        // What an earlier try left is this one's now, or of no use any more.
+        let mut state = app.state();
+        for (key, slot) in std::mem::take(&mut state.orphans) {
+            if draft.pages.get(&key) == Some(&slot) {
+                draft.fresh.push((key, slot));
+            }
+            state.slots.release(slot);
+        }
+        drop(state);
+        let open = wanted.iter().copied().collect();
+        Ok(Import { draft, manifest, frame, wanted, open })
+    }
+
+    /// What is received.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Pages that have not come yet, in the order in which they are best sent.
+    pub fn missing(&self) -> Vec<PageKey> {
+        self.wanted.iter().copied().filter(|key| self.open.contains(key)).collect()
+    }
+
+    /// How many pages have not come yet.
+    pub fn missing_count(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Takes a page that was received; one that came before is ignored.
+    pub fn put(&mut self, key: PageKey, bytes: &[u8]) -> Result<()> {
+        let page: &Page = bytes.try_into().map_err(|_| Error::WrongPage { key })?;
+        if PageKey::of(page) != key {
+            return Err(Error::WrongPage { key });
+        }
+        if !self.open.contains(&key) {
+            let known = key.is_zero() || self.draft.pages.contains_key(&key);
+            return if known { Ok(()) } else { Err(Error::Unwanted { key }) };
+        }
+        self.draft.put(key, page)?;
+        self.open.remove(&key);
+        Ok(())
+    }
+
+    /// Makes the epoch durable and visible; it is the sender's, byte by byte.
+    pub fn seal(mut self) -> Result<EpochMeta> {
+        if let Some(first) = self.missing().first() {
+            return Err(Error::Incomplete { count: self.open.len(), first: *first });
+        }
+        self.draft.seal(&self.manifest, std::mem::take(&mut self.frame))?;
+        Ok(self.manifest.meta.clone())
+    }
+}
+
+impl Drop for Import {
+    fn drop(&mut self) {
+        self.draft.orphan();
+    }
+}

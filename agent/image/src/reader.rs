@@ -1,0 +1,206 @@
+//! Reading an epoch.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read, Write},
+    os::unix::fs::FileExt,
+    sync::Arc,
+};
+
+use crate::{
+    app::AppInner,
+    blob::{Blob, BlobRun},
+    error::{Error, Result},
+    key::{PAGE_BYTES, Page, PageKey, as_pages_mut},
+    manifest::{EpochMeta, Manifest, PageRun},
+    pages::Wanted,
+};
+
+/// Pages that are read at once.
+const PART_PAGES: usize = 256;
+
+/// A sealed epoch, pinned while this exists. Several threads may read at once.
+#[derive(Debug)]
+pub struct EpochReader {
+    app: Arc<AppInner>,
+    manifest: Manifest,
+    frame: Vec<u8>,
+    meta: EpochMeta,
+    places: HashMap<PageKey, u32>,
+}
+
+impl EpochReader {
+    pub(crate) fn open(app: &Arc<AppInner>, epoch: u64) -> Result<EpochReader> {
+        let no_such = || Error::NoSuchEpoch { app: app.name.clone(), epoch };
+        let mut state = app.state();
+        let Some(entry) = state.epochs.get_mut(&epoch) else {
+            let damaged = state.damaged.iter().any(|file| file.epoch == epoch);
+            drop(state);
+            // Say again what is wrong with it, or that all is well since; then the store must be opened anew.
+            let error = if damaged { app.load(epoch).err() } else { None };
+            return Err(error.unwrap_or_else(no_such));
+        };
+        entry.pins += 1;
+        let meta = entry.full_meta();
+        drop(state);
+        match app.load(epoch) {
+            Ok(file) => {
+                let places = file.places.into_iter().map(|(slot, key)| (key, slot)).collect();
+                Ok(EpochReader { app: app.clone(), manifest: file.manifest, frame: file.frame, meta, places })
+            }
+            Err(error) => {
+                app.unpin(epoch);
+                Err(error)
+            }
+        }
+    }
+
+    /// Its figures, with what became known until it was opened.
+    pub fn meta(&self) -> &EpochMeta {
+        &self.meta
+    }
+
+    /// All of it but the pages' contents.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Version and bytes of a kind's state.
+    pub fn section(&self, kind: &str) -> Option<(u16, &[u8])> {
+        let section = self.manifest.sections.iter().find(|section| section.kind == kind)?;
+        Some((section.version, &section.bytes))
+    }
+
+    /// Memory, in rising order of space and address.
+    pub fn pages(&self) -> impl Iterator<Item = &PageRun> {
+        self.manifest.runs.iter()
+    }
+
+    /// Names of all stored pages, each once.
+    pub fn keys(&self) -> Vec<PageKey> {
+        self.manifest.keys()
+    }
+
+    /// The manifest as bytes for another store.
+    pub fn export_manifest(&self) -> Vec<u8> {
+        self.frame.clone()
+    }
+
+    /// Reads a page of this epoch and verifies it.
+    pub fn read_page(&self, key: PageKey, into: &mut Page) -> Result<()> {
+        self.read_pages_into(&mut [(key, into)])
+    }
+
+    /// Reads pages of this epoch and verifies them; pages that were stored one after another come with one call.
+    ///
+    /// After an error the buffers of damaged pages hold anything.
+    pub fn read_pages_into(&self, pages: &mut [(PageKey, &mut Page)]) -> Result<()> {
+        let mut wanted = Vec::with_capacity(pages.len());
+        for (key, into) in pages.iter_mut() {
+            match self.places.get(key) {
+                Some(slot) => wanted.push(Wanted { slot: *slot, key: *key, into }),
+                None if key.is_zero() => into.fill(0),
+                None => return Err(Error::UnknownPage { key: *key }),
+            }
+        }
+        match self.app.files.read(wanted) {
+            Ok(()) => Ok(()),
+            Err(_) => pages.iter_mut().try_for_each(|(key, into)| self.read_or_heal(*key, into)),
+        }
+    }
+
+    /// Reads one page; if it is damaged, from another place where a later epoch may have stored it again.
+    fn read_or_heal(&self, key: PageKey, into: &mut Page) -> Result<()> {
+        let Some(&slot) = self.places.get(&key) else {
+            into.fill(0);
+            return Ok(());
+        };
+        let error = match self.app.files.read(vec![Wanted { slot, key, into }]) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let other = {
+            let mut state = self.app.state();
+            if error.is_bad_image() {
+                state.slots.forget(slot, key);
+            }
+            state.slots.find(key).filter(|other| *other != slot)
+        };
+        // The other place is not held; if it is given to another page meanwhile, the name tells.
+        match other {
+            Some(slot) => self.app.files.read(vec![Wanted { slot, key, into }]).map_err(|_| error),
+            None => Err(error),
+        }
+    }
+
+    /// Reads the pages of a run from `first` on into `into`, as many as it has room for.
+    ///
+    /// # Panics
+    /// If the length of `into` is not a multiple of [`PAGE_BYTES`] or goes beyond the run.
+    pub fn read_run(&self, run: &PageRun, first: usize, into: &mut [u8]) -> Result<()> {
+        let pages = as_pages_mut(into);
+        let keys = &run.keys[first..first + pages.len()];
+        self.read_pages_into(&mut keys.iter().copied().zip(pages).collect::<Vec<_>>())
+    }
+
+    fn read_keys(&self, keys: &[PageKey], into: &mut [Page]) -> Result<()> {
+        let mut pages: Vec<_> = keys.iter().copied().zip(into).collect();
+        self.read_pages_into(&mut pages)
+    }
+
+    /// Writes a file's content out, holes as zeros.
+    pub fn read_blob(&self, blob: &Blob, out: &mut impl Write) -> Result<()> {
+        blob.check()?;
+        let mut at = 0;
+        self.for_parts(blob, |offset, bytes| {
+            write_zeros(out, offset - at)?;
+            at = offset + bytes.len() as u64;
+            out.write_all(bytes).map_err(Error::Sink)
+        })?;
+        write_zeros(out, blob.len - at)
+    }
+
+    /// Makes a file have a content; holes stay holes if the file is empty before.
+    pub fn read_blob_to_file(&self, blob: &Blob, file: &File) -> Result<()> {
+        blob.check()?;
+        file.set_len(0).and_then(|()| file.set_len(blob.len)).map_err(Error::Sink)?;
+        self.for_parts(blob, |offset, bytes| file.write_all_at(bytes, offset).map_err(Error::Sink))
+    }
+
+    /// Gives the parts of a content that are not holes, in order: offset and bytes.
+    fn for_parts(&self, blob: &Blob, mut give: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        let mut pages = vec![[0; PAGE_BYTES]; PART_PAGES];
+        for BlobRun { page, keys } in &blob.runs {
+            for (number, keys) in keys.chunks(PART_PAGES).enumerate() {
+                let offset = (page + (number * PART_PAGES) as u64) * PAGE_BYTES as u64;
+                self.read_keys(keys, &mut pages[..keys.len()])?;
+                let bytes = pages[..keys.len()].as_flattened();
+                give(offset, &bytes[..bytes.len().min((blob.len - offset) as usize)])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every page of the epoch and verifies it.
+    pub fn verify(&self) -> Result<()> {
+        let mut pages = vec![[0; PAGE_BYTES]; PART_PAGES];
+        let mut places: Vec<_> = self.places.iter().map(|(key, slot)| (*slot, *key)).collect();
+        places.sort_unstable();
+        for part in places.chunks(PART_PAGES) {
+            let keys: Vec<_> = part.iter().map(|(_, key)| *key).collect();
+            self.read_keys(&keys, &mut pages[..keys.len()])?;
+        }
+        Ok(())
+    }
+}
+
+fn write_zeros(out: &mut impl Write, count: u64) -> Result<()> {
+    io::copy(&mut io::repeat(0).take(count), out).map(drop).map_err(Error::Sink)
+}
+
+impl Drop for EpochReader {
+    fn drop(&mut self) {
+        self.app.unpin(self.manifest.meta.epoch);
+    }
+}
