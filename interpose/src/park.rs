@@ -2,7 +2,7 @@
 
 use crate::start;
 use core::sync::atomic::Ordering;
-use holo_abi::control::{self, Slot, cut, slot};
+use holo_abi::control::{Control, Slot, cut, slot};
 use holo_abi::sysno;
 use holo_sys::frame::UContext;
 use holo_sys::gate::{self, RESTART, Zone};
@@ -25,12 +25,16 @@ pub(crate) fn on_park(frame: &mut UContext, words: &Tls) {
         return;
     }
     issue_again(frame, words);
-    let Some(slot) = claim(&page.slots) else { return };
+    let Some(slot) = claim(page) else { return };
     fill(slot, frame, words, cut::generation(word));
     // SAFETY: exclusive by the claim; the page stays mapped.
     unsafe {
         let raw = core::ptr::from_ref(slot).cast_mut();
-        slot.state.store(slot::PARKED, Ordering::Release);
+        slot.state.store(slot::PARKED, Ordering::SeqCst);
+        // The agent may have called the cut off before it could see this slot.
+        if page.header.cut.load(Ordering::SeqCst) != word {
+            slot.state.store(slot::GO, Ordering::SeqCst);
+        }
         page.header.arrived.fetch_add(1, Ordering::AcqRel);
         sys!(sysno::futex, page.header.arrived.as_ptr(), FUTEX_WAKE, i32::MAX);
         serve::holo_serve(raw, (&raw const page.header).cast_mut());
@@ -65,12 +69,12 @@ fn issue_again(frame: &mut UContext, words: &Tls) {
     }
 }
 
-fn claim(slots: &[Slot; control::SLOTS_MAX]) -> Option<&Slot> {
-    // SAFETY: no memory is passed.
-    let tid = unsafe { sys!(sysno::gettid) } as usize;
-    (0..control::SLOTS_MAX).map(|i| &slots[(tid + i) % control::SLOTS_MAX]).find(|slot| {
+fn claim(page: &Control) -> Option<&Slot> {
+    let (index, slot) = page.slots.iter().enumerate().find(|(_, slot)| {
         slot.state.compare_exchange(slot::FREE, slot::CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    })
+    })?;
+    page.header.slots_used.fetch_max(index as u32 + 1, Ordering::AcqRel);
+    Some(slot)
 }
 
 fn fill(slot: &Slot, frame: &mut UContext, words: &Tls, generation: u64) {

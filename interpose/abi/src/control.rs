@@ -18,7 +18,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// First word of the page.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"HOLOCTL1");
 /// Most threads that one process may have and still be dumped; past it the app is unprotected.
-pub const SLOTS_MAX: usize = 4096;
+pub const SLOTS_MAX: usize = 2048;
 /// Calls in a slot's own list.
 pub const SLOT_CALLS: usize = 16;
 /// Calls in the shared list, for whichever thread the agent points at it.
@@ -186,8 +186,12 @@ pub struct Header {
     pub arrived: AtomicU32,
     /// 1: io_uring was asked for and refused, for reports.
     pub uring_refused: AtomicU32,
+    /// Slots below this index were ever used: the agent looks no further.
+    pub slots_used: AtomicU32,
     /// Zero.
-    pub reserved: [u64; 4],
+    pub padding: u32,
+    /// Zero.
+    pub reserved: [u64; 3],
 }
 
 /// The page.

@@ -1,1 +1,11 @@
-//! To be filled.
+//! Resource managers: what an application has, how it is captured and made again.
+//!
+//! Linked by the agent, which captures from outside: a parked thread of the application serves system calls
+//! ([`remote`]), so that the code that runs inside other people's programs stays small.
+
+pub mod barrier;
+pub mod install;
+pub mod manager;
+pub mod page;
+pub mod remote;
+pub mod staging;

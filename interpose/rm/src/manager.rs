@@ -1,0 +1,241 @@
+//! The resource manager: one trait, one file per kind, phases as in the design (section 4).
+
+use crate::remote::Remote;
+use holo_image::wire::{self, Kind};
+use holo_image::{Blob, EpochReader};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+/// Envelope of a kind's state; the kind's own version is beside it in the manifest.
+const SECTION: Kind = Kind::new(32, 1);
+/// Longest section that is decoded: descriptors with their queued bytes are the largest.
+const SECTION_BYTES_MAX: u64 = 256 << 20;
+
+/// Why a manager's phase failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RmError {
+    /// A resource that cannot be replicated: the application is *unprotected*, and runs on.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A system call on an object failed.
+    #[error("{operation} {object}: {source}")]
+    Kernel {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The image lacks something or contradicts itself.
+    #[error("section `{kind}`: {what}")]
+    BadSection {
+        /// Kind of resource.
+        kind: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// The image's storage failed.
+    #[error(transparent)]
+    Image(#[from] holo_image::Error),
+}
+
+/// Shorthand.
+pub type RmResult<T> = Result<T, RmError>;
+
+/// Gives an I/O error its operation and object.
+pub trait Context<T> {
+    /// `operation` on `object` failed.
+    ///
+    /// # Errors
+    /// If `self` is one.
+    fn on(self, operation: &'static str, object: impl std::fmt::Display) -> RmResult<T>;
+}
+
+impl<T> Context<T> for io::Result<T> {
+    fn on(self, operation: &'static str, object: impl std::fmt::Display) -> RmResult<T> {
+        self.map_err(|source| RmError::Kernel { operation, object: object.to_string(), source })
+    }
+}
+
+impl<T> Context<T> for nix::Result<T> {
+    fn on(self, operation: &'static str, object: impl std::fmt::Display) -> RmResult<T> {
+        self.map_err(io::Error::from).on(operation, object)
+    }
+}
+
+/// States by kind, encoded.
+#[derive(Default)]
+pub struct Sections(pub BTreeMap<&'static str, (u16, Vec<u8>)>);
+
+impl Sections {
+    /// Enters the state of a kind.
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn put<T: Serialize>(&mut self, kind: &'static str, version: u16, state: &T) -> RmResult<()> {
+        let bytes = wire::encode(state, SECTION)
+            .map_err(|cause| RmError::BadSection { kind, what: cause.to_string() })?;
+        self.0.insert(kind, (version, bytes));
+        Ok(())
+    }
+}
+
+/// A file whose content was copied in the stop, to be put into the image afterwards.
+pub struct Staged {
+    /// Name by which the kind finds it again, unique: `kind:number`.
+    pub name: String,
+    /// The copy (unlinked already).
+    pub copy: File,
+}
+
+/// What a DUMP phase works with. The application is parked in `dump` only.
+pub struct DumpCx<'a> {
+    /// The process.
+    pub remote: &'a Remote,
+    /// Slots of all threads, the thread-group leader's first.
+    pub slots: &'a [usize],
+    /// Out: states.
+    pub sections: &'a mut Sections,
+    /// Out: what was noticed and does not prevent the epoch.
+    pub remarks: &'a mut Vec<String>,
+    /// Out: contents to be stored.
+    pub staged: &'a mut Vec<Staged>,
+    /// Where copies may be made.
+    pub staging_dir: &'a Path,
+}
+
+impl DumpCx<'_> {
+    /// Copies the content of `file` (holes stay holes, a reflink where possible), to be found as `name` by
+    /// [`SwitchCx::blob`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn stage(&mut self, name: String, file: &File) -> RmResult<()> {
+        let copy = crate::staging::copy(self.staging_dir, file).on("copying", &name)?;
+        self.staged.push(Staged { name, copy });
+        Ok(())
+    }
+}
+
+/// What a SWITCH phase (also a local restore) works with: a clone that serves calls in its first slot and
+/// has nothing yet but the control page.
+pub struct SwitchCx<'a> {
+    /// The clone.
+    pub remote: &'a Remote,
+    /// The epoch.
+    pub image: &'a EpochReader,
+    /// Contents staged by kinds, by name.
+    pub blobs: &'a BTreeMap<String, Blob>,
+    /// Out: what could not be kept, for people.
+    pub remarks: &'a mut Vec<String>,
+    /// Our end of a socket to the clone, for passing descriptors; see [`crate::install`].
+    pub channel: &'a UnixStream,
+    /// The clone's end.
+    pub channel_fd: i32,
+    /// Descriptors to become the application's standard ones where they led outside; else files or
+    /// `/dev/null` are used.
+    pub stdio: &'a [std::os::fd::OwnedFd],
+    /// Where the output of an application whose terminal or pipe is gone goes to.
+    pub output: &'a Path,
+    /// Nanoseconds to add to a monotonic time of the image to get the same instant on this node's clock;
+    /// in the clone's own time namespace nothing changes.
+    pub monotonic_offset_ns: i64,
+}
+
+impl SwitchCx<'_> {
+    /// Decodes the state of a kind.
+    ///
+    /// # Errors
+    /// Missing, of an unknown version, or malformed.
+    pub fn section<T: DeserializeOwned>(&self, kind: &'static str, version: u16) -> RmResult<T> {
+        section(self.image, kind, version)
+    }
+
+    /// The content staged under `name`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn blob(&self, kind: &'static str, name: &str) -> RmResult<&Blob> {
+        self.blobs
+            .get(name)
+            .ok_or_else(|| RmError::BadSection { kind, what: format!("the image has no content `{name}`") })
+    }
+}
+
+/// Decodes the state of a kind out of an image.
+///
+/// # Errors
+/// Missing, of an unknown version, or malformed.
+pub fn section<T: DeserializeOwned>(image: &EpochReader, kind: &'static str, version: u16) -> RmResult<T> {
+    let bad = |what: String| RmError::BadSection { kind, what };
+    let (found, bytes) = image.section(kind).ok_or_else(|| bad("missing".into()))?;
+    if found != version {
+        return Err(bad(format!("version {found}, but this holo knows {version}; update it")));
+    }
+    wire::decode(bytes, SECTION, SECTION_BYTES_MAX).map_err(|cause| bad(cause.to_string()))
+}
+
+/// A kind of resource.
+///
+/// PRE and main phases run in registry order, POST and ABORT in reverse. ABORT reaches every manager whose
+/// PRE was attempted; it cannot fail and may come twice.
+pub trait ResourceManager: Send {
+    /// Name of the kind, and of its section.
+    fn name(&self) -> &'static str;
+
+    /// The application runs: reserve, and refuse early what cannot be dumped.
+    ///
+    /// # Errors
+    /// The epoch is not taken.
+    fn pre_dump(&mut self, _: &mut DumpCx) -> RmResult<()> {
+        Ok(())
+    }
+
+    /// The application is parked: read states without changing them.
+    ///
+    /// # Errors
+    /// The epoch is aborted.
+    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()>;
+
+    /// The application runs again.
+    ///
+    /// # Errors
+    /// The epoch is aborted.
+    fn post_dump(&mut self, _: &mut DumpCx) -> RmResult<()> {
+        Ok(())
+    }
+
+    /// Put back everything.
+    fn abort_dump(&mut self, _: &mut DumpCx) {}
+
+    /// Check that all can be made on this node, before anything is made.
+    ///
+    /// # Errors
+    /// The switch is not tried.
+    fn pre_switch(&mut self, _: &mut SwitchCx) -> RmResult<()> {
+        Ok(())
+    }
+
+    /// Make the objects.
+    ///
+    /// # Errors
+    /// The clone is discarded.
+    fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()>;
+
+    /// All kinds are made: what needs the others (a timer starts, a call list ends).
+    ///
+    /// # Errors
+    /// The clone is discarded.
+    fn post_switch(&mut self, _: &mut SwitchCx) -> RmResult<()> {
+        Ok(())
+    }
+
+    /// Give back what is not the clone's own.
+    fn abort_switch(&mut self, _: &mut SwitchCx) {}
+}

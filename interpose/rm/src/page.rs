@@ -1,0 +1,281 @@
+//! The agent's side of a control page (`holo_abi::control`).
+
+use holo_abi::control::{self, BATCH_CALLS, CONTROL_BYTES, Call, Control, Header, SLOTS_MAX, SLOT_CALLS, Slot, slot};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Length of a tick of the parked threads' patience.
+const TICK_NS: u64 = 25_000_000;
+/// Ticks that a parked thread waits for a sign of life: half a second.
+const TICKS_MAX: u32 = 20;
+
+/// A mapped control page.
+pub struct Page {
+    at: *mut Control,
+    fd: OwnedFd,
+}
+
+// SAFETY: the page is shared memory; words are atomics or written by one side at a time, by protocol.
+unsafe impl Send for Page {}
+// SAFETY: as above.
+unsafe impl Sync for Page {}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: mapped by us with this size.
+        unsafe { libc::munmap(self.at.cast(), CONTROL_BYTES) };
+    }
+}
+
+impl Page {
+    /// Makes a page in a new memory file.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn create() -> io::Result<Self> {
+        // SAFETY: a constant name.
+        let raw = unsafe { libc::memfd_create(c"holo-control".as_ptr(), libc::MFD_CLOEXEC) };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just made.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        // SAFETY: our own descriptor.
+        if unsafe { libc::ftruncate(raw, CONTROL_BYTES as i64) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let page = Self::map(fd)?;
+        let header = page.header();
+        // SAFETY: nobody else has the page yet.
+        unsafe {
+            (*header).magic = control::MAGIC;
+            (*header).version = holo_abi::VERSION;
+            (*header).bytes = CONTROL_BYTES as u32;
+            (*header).ticks_max = TICKS_MAX;
+            (*header).tick = [0, TICK_NS];
+        }
+        Ok(page)
+    }
+
+    /// Maps an existing page.
+    ///
+    /// # Errors
+    /// The kernel's, or a page that is not one.
+    pub fn map(fd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: a shared mapping of a file of this size (a shorter one faults only if touched beyond).
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                CONTROL_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { at: at.cast(), fd })
+    }
+
+    /// The memory file.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The header, for single words.
+    #[must_use]
+    pub fn header(&self) -> *mut Header {
+        // SAFETY: inside the mapping.
+        unsafe { &raw mut (*self.at).header }
+    }
+
+    /// The page's atomics.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        // SAFETY: mapped as long as `self`.
+        unsafe { &*self.at }
+    }
+
+    /// A slot.
+    #[must_use]
+    pub fn slot(&self, index: usize) -> *mut Slot {
+        assert!(index < SLOTS_MAX);
+        // SAFETY: bounds checked.
+        unsafe { &raw mut (*self.at).slots[index] }
+    }
+
+    /// A slot's state word.
+    #[must_use]
+    pub fn state(&self, index: usize) -> &AtomicU32 {
+        &self.control().slots[index].state
+    }
+
+    /// Where the process has the page.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        // SAFETY: a plain word.
+        unsafe { (*self.header()).address }
+    }
+
+    /// Address in the process of a slot.
+    #[must_use]
+    pub fn slot_address(&self, index: usize) -> u64 {
+        self.address() + (self.slot(index) as u64 - self.at as u64)
+    }
+
+    /// Address in the process of `offset` bytes into the scratch area.
+    #[must_use]
+    pub fn scratch_address(&self, offset: usize) -> u64 {
+        self.address() + std::mem::offset_of!(Control, scratch) as u64 + offset as u64
+    }
+
+    /// Puts bytes into the scratch area; returns their address in the process.
+    pub fn put(&self, offset: usize, bytes: &[u8]) -> u64 {
+        assert!(offset + bytes.len() <= control::SCRATCH_BYTES);
+        // SAFETY: bounds checked; only the agent writes here between calls.
+        unsafe {
+            let to = (&raw mut (*self.at).scratch).cast::<u8>().add(offset);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+        self.scratch_address(offset)
+    }
+
+    /// Takes bytes from the scratch area.
+    #[must_use]
+    pub fn take(&self, offset: usize, bytes: usize) -> Vec<u8> {
+        assert!(offset + bytes <= control::SCRATCH_BYTES);
+        let mut out = vec![0; bytes];
+        // SAFETY: bounds checked.
+        unsafe {
+            let from = (&raw const (*self.at).scratch).cast::<u8>().add(offset);
+            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), bytes);
+        }
+        out
+    }
+
+    /// A sign of life to the parked threads.
+    pub fn keep_alive(&self) {
+        self.control().header.keepalive.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Reserves a free slot for a thread or process that is about to be made.
+    #[must_use]
+    pub fn reserve(&self) -> Option<usize> {
+        let index = (0..SLOTS_MAX).find(|index| {
+            self.state(*index)
+                .compare_exchange(slot::FREE, slot::CLAIMED, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+        })?;
+        self.control().header.slots_used.fetch_max(index as u32 + 1, Ordering::AcqRel);
+        Some(index)
+    }
+
+    /// Indexes of all slots that were ever used.
+    #[must_use]
+    pub fn used(&self) -> std::ops::Range<usize> {
+        0..(self.control().header.slots_used.load(Ordering::Acquire) as usize).min(SLOTS_MAX)
+    }
+
+    /// Lets the thread in `index` go.
+    pub fn go(&self, index: usize) {
+        self.state(index).store(slot::GO, Ordering::SeqCst);
+        wake(self.state(index));
+    }
+
+    /// Starts a list of at most [`BATCH_CALLS`] calls in the thread of `index`.
+    ///
+    /// The long list is used by one thread at a time; lists of up to [`SLOT_CALLS`] may run in many at once.
+    pub fn start(&self, index: usize, calls: &[Call], stop: bool) {
+        assert!(calls.len() <= BATCH_CALLS);
+        let slot = self.slot(index);
+        // SAFETY: the thread waits and reads these words only after the state changes.
+        unsafe {
+            let (list, at) = if calls.len() <= SLOT_CALLS {
+                let list = (&raw mut (*slot).calls).cast::<Call>();
+                (list, self.slot_address(index) + std::mem::offset_of!(Slot, calls) as u64)
+            } else {
+                let list = (&raw mut (*self.at).batch).cast::<Call>();
+                (list, self.address() + std::mem::offset_of!(Control, batch) as u64)
+            };
+            std::ptr::copy_nonoverlapping(calls.as_ptr(), list, calls.len());
+            (*slot).calls_at = at;
+            (*slot).calls_count = calls.len() as u32;
+            (*slot).calls_stop = u32::from(stop);
+            (*slot).calls_done = 0;
+        }
+        self.state(index).store(slot::CALL, Ordering::SeqCst);
+        wake(self.state(index));
+    }
+
+    /// Waits until the list started in `index` was run; fills in the results. Returns how many were run.
+    ///
+    /// # Errors
+    /// `TimedOut` if the thread does not answer, with the slot as it is.
+    pub fn finish(&self, index: usize, calls: &mut [Call], patience: Duration) -> io::Result<usize> {
+        self.wait_state(index, patience, |state| state != slot::CALL)?;
+        let slot = self.slot(index);
+        // SAFETY: the thread is done with the list.
+        unsafe {
+            let list = if calls.len() <= SLOT_CALLS {
+                (&raw const (*slot).calls).cast::<Call>()
+            } else {
+                (&raw const (*self.at).batch).cast::<Call>()
+            };
+            let done = ((*slot).calls_done as usize).min(calls.len());
+            for (i, call) in calls.iter_mut().enumerate().take(done) {
+                call.ret = (*list.add(i)).ret;
+            }
+            Ok(done)
+        }
+    }
+
+    /// Waits for a slot's state.
+    ///
+    /// # Errors
+    /// `TimedOut`.
+    pub fn wait_state(&self, index: usize, patience: Duration, good: impl Fn(u32) -> bool) -> io::Result<u32> {
+        wait(self.state(index), patience, good)
+    }
+}
+
+/// Wakes who waits for a word.
+pub fn wake(word: &AtomicU32) {
+    // SAFETY: a valid word; the operation only wakes.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+/// Waits until `good(word)`: a short spin, then the futex.
+///
+/// # Errors
+/// `TimedOut`.
+pub fn wait(word: &AtomicU32, patience: Duration, good: impl Fn(u32) -> bool) -> io::Result<u32> {
+    for _ in 0..200 {
+        let value = word.load(Ordering::SeqCst);
+        if good(value) {
+            return Ok(value);
+        }
+        std::hint::spin_loop();
+    }
+    let until = Instant::now() + patience;
+    loop {
+        let value = word.load(Ordering::SeqCst);
+        if good(value) {
+            return Ok(value);
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let part = left.min(Duration::from_millis(50));
+        let timeout = libc::timespec { tv_sec: 0, tv_nsec: part.as_nanos() as i64 };
+        // SAFETY: a valid word and time-out.
+        unsafe {
+            libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const timeout);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! A process whose threads serve system calls: the agent's hands in it.
+//!
+//! The same for a parked application (capture) and a clone in the making (restore). Reads and writes of
+//! memory go through `process_vm_readv`/`writev`, descriptors through `pidfd_getfd`, all else through calls
+//! made by a thread of the process itself.
+
+use crate::page::Page;
+use holo_abi::control::Call;
+use holo_abi::sysno;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a call list may take.
+pub const CALL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A process and the thread in it that serves us by default.
+pub struct Remote {
+    /// Its control page.
+    pub page: Arc<Page>,
+    /// Its pid on this node.
+    pub pid: i32,
+    /// Slot of the thread that makes calls for the process.
+    pub leader: usize,
+    pidfd: OwnedFd,
+}
+
+/// A call list entry.
+#[must_use]
+pub fn call(nr: i64, args: &[u64]) -> Call {
+    let mut all = [0; 6];
+    all[..args.len()].copy_from_slice(args);
+    Call { nr, args: all, ret: i64::MIN }
+}
+
+/// A result as `io::Result`.
+///
+/// # Errors
+/// The call's `errno`; `Interrupted` if it was never made.
+pub fn outcome(call: &Call) -> io::Result<u64> {
+    match call.ret {
+        i64::MIN => Err(io::Error::new(io::ErrorKind::Interrupted, "the call was not made")),
+        ret @ -4095..0 => Err(io::Error::from_raw_os_error(-ret as i32)),
+        ret => Ok(ret.cast_unsigned()),
+    }
+}
+
+impl Remote {
+    /// A process with a page whose thread in slot `leader` is waiting.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn new(page: Arc<Page>, pid: i32, leader: usize) -> io::Result<Self> {
+        // SAFETY: no memory is passed.
+        let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just made.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(raw as i32) };
+        Ok(Self { page, pid, leader, pidfd })
+    }
+
+    /// `/proc/<pid>/<rest>`.
+    #[must_use]
+    pub fn proc(&self, rest: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{rest}", self.pid))
+    }
+
+    /// Reads a `/proc` file of the process.
+    ///
+    /// # Errors
+    /// With the path.
+    pub fn proc_text(&self, rest: &str) -> io::Result<String> {
+        let path = self.proc(rest);
+        fs::read(&path)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", path.display())))
+    }
+
+    /// Makes one call in the leader.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn call(&self, nr: i64, args: &[u64]) -> io::Result<u64> {
+        self.call_in(self.leader, nr, args)
+    }
+
+    /// Makes one call in the thread of `slot`.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn call_in(&self, slot: usize, nr: i64, args: &[u64]) -> io::Result<u64> {
+        let mut list = [call(nr, args)];
+        self.run_in(slot, &mut list, false)?;
+        outcome(&list[0])
+    }
+
+    /// Makes a list of calls in the leader, any length; results are in the list.
+    ///
+    /// # Errors
+    /// Only that the thread does not answer.
+    pub fn run(&self, calls: &mut [Call], stop: bool) -> io::Result<()> {
+        self.run_in(self.leader, calls, stop)
+    }
+
+    /// [`Self::run`] in the thread of `slot`.
+    ///
+    /// # Errors
+    /// Only that the thread does not answer.
+    pub fn run_in(&self, slot: usize, calls: &mut [Call], stop: bool) -> io::Result<()> {
+        for part in calls.chunks_mut(holo_abi::control::BATCH_CALLS) {
+            self.page.keep_alive();
+            self.page.start(slot, part, stop);
+            let done = self.page.finish(slot, part, CALL_PATIENCE)?;
+            if stop && (done < part.len() || part.iter().any(|call| outcome(call).is_err())) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a list of calls, all of which must succeed.
+    ///
+    /// # Errors
+    /// The first failure, with the call's name.
+    pub fn run_all(&self, calls: &mut [Call]) -> io::Result<()> {
+        self.run(calls, true)?;
+        for call in calls.iter() {
+            outcome(call).map_err(|cause| {
+                let name = sysno::NAMES.iter().find(|(nr, _)| i64::from(*nr) == call.nr);
+                let name = name.map_or("call", |(_, name)| *name);
+                let args = call.args.map(|arg| format!("{arg:#x}")).join(", ");
+                io::Error::new(cause.kind(), format!("{name}({args}): {cause}"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Reads memory.
+    ///
+    /// # Errors
+    /// The kernel's; a partial read is an error.
+    pub fn read(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+        read_memory(self.pid, at, bytes)
+    }
+
+    /// Writes memory.
+    ///
+    /// # Errors
+    /// The kernel's; a partial write is an error.
+    pub fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        transfer(self.pid, at, bytes.as_ptr().cast_mut(), bytes.len(), true)
+    }
+
+    /// A duplicate of the process's descriptor `fd`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn borrow_fd(&self, fd: i32) -> io::Result<OwnedFd> {
+        // SAFETY: no memory is passed.
+        let raw = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.pidfd.as_raw_fd(), fd, 0) };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just made.
+        Ok(unsafe { OwnedFd::from_raw_fd(raw as i32) })
+    }
+
+    /// The process's pidfd.
+    #[must_use]
+    pub fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+}
+
+/// Reads memory of any process that we may read.
+///
+/// # Errors
+/// The kernel's; a partial read is an error.
+pub fn read_memory(pid: i32, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+    transfer(pid, at, bytes.as_mut_ptr(), bytes.len(), false)
+}
+
+fn transfer(pid: i32, at: u64, ours: *mut u8, bytes: usize, write: bool) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes {
+        // The kernel moves at most 2 GiB at once.
+        let part = (bytes - done).min(1 << 30);
+        // SAFETY: within the caller's buffer.
+        let local = libc::iovec { iov_base: unsafe { ours.add(done) }.cast(), iov_len: part };
+        let remote = libc::iovec { iov_base: (at + done as u64) as *mut libc::c_void, iov_len: part };
+        // SAFETY: the buffer is the caller's; the kernel checks the other side.
+        let moved = unsafe {
+            if write {
+                libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0)
+            } else {
+                libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0)
+            }
+        };
+        if moved <= 0 {
+            let cause = io::Error::last_os_error();
+            let verb = if write { "writing" } else { "reading" };
+            let at = at + done as u64;
+            return Err(io::Error::new(cause.kind(), format!("{verb} {part} bytes at {at:#x} of {pid}: {cause}")));
+        }
+        done += moved as usize;
+    }
+    Ok(())
+}
