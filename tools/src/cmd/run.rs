@@ -25,7 +25,7 @@ type Env = Vec<(OsString, OsString)>;
 
 /// Returns only when the command could not be executed.
 pub(super) fn main(args: &Run, agent: Result<Agent, CliError>) -> u8 {
-    let require = args.require || env::var_os("HOLO_REQUIRE").is_some_and(|v| !v.is_empty() && v != "0");
+    let require = args.require || env::var_os("HOLO_REQUIRE").is_some_and(|value| value == "1");
     let path_var = env::var_os("PATH");
     let file = match exec::find(&args.command[0], path_var.as_deref()) {
         Ok(file) => file,
@@ -38,7 +38,7 @@ pub(super) fn main(args: &Run, agent: Result<Agent, CliError>) -> u8 {
         }
         warn(&format!("{why}; it runs unprotected"));
     }
-    let env = match protect(args, agent, why) {
+    let env = match protect(args, agent, why, require) {
         Ok(env) => env,
         Err(error) if require || ours_to_mend(&error) => {
             return fail(&format!("{error}; {} was not executed", file.display()), EXIT_RUN_REFUSED);
@@ -77,7 +77,12 @@ fn ours_to_mend(error: &CliError) -> bool {
 }
 
 /// Registers; returns what to add to the environment.
-fn protect(args: &Run, agent: Result<Agent, CliError>, why: Option<Unreachable>) -> Result<Env, CliError> {
+fn protect(
+    args: &Run,
+    agent: Result<Agent, CliError>,
+    why: Option<Unreachable>,
+    require: bool,
+) -> Result<Env, CliError> {
     let agent = agent?;
     let request = Request::Register {
         name: args.name.clone().unwrap_or_default(),
@@ -101,7 +106,12 @@ fn protect(args: &Run, agent: Result<Agent, CliError>, why: Option<Unreachable>)
         let value = if key == "LD_PRELOAD" { exec::preload(&value, present.as_deref()) } else { value };
         (key, value)
     };
-    Ok(env.into_iter().map(set).collect())
+    let mut env: Env = env.into_iter().map(set).collect();
+    if require {
+        // The library may find a reason that we do not see from here.
+        env.push(("HOLO_REQUIRE".into(), "1".into()));
+    }
+    Ok(env)
 }
 
 fn shown(arg: &OsStr) -> Vec<u8> {

@@ -20,6 +20,8 @@ pub(super) fn run<const N: usize>(probe: impl FnOnce() -> [i64; N]) -> Result<[i
         return Err(format!("fork: {}", std::io::Error::last_os_error()));
     }
     if pid == 0 {
+        // SAFETY: no memory; a probe that hangs must not outlive the one who waits for it.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
         report(&writer, &probe());
     }
     drop(writer);
@@ -69,6 +71,31 @@ fn receive<const N: usize>(reader: OwnedFd) -> Result<[i64; N], String> {
         *figure = i64::from_ne_bytes(word);
     }
     Ok(figures)
+}
+
+/// Runs `probe` while a child of ours, a copy of this process, sleeps.
+pub(super) fn beside<T>(probe: impl FnOnce(libc::pid_t) -> T) -> Result<T, String> {
+    // SAFETY: the child makes system calls only.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(format!("fork: {}", std::io::Error::last_os_error()));
+    }
+    if pid == 0 {
+        // SAFETY: calls without memory; the child never returns into this program, nor outlives it.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+            loop {
+                libc::pause();
+            }
+        }
+    }
+    let result = probe(pid);
+    // SAFETY: our own child, not reaped yet; the status is not wanted.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, std::ptr::null_mut(), 0);
+    }
+    Ok(result)
 }
 
 /// 0, or the `errno` of the call that just returned -1.

@@ -2,8 +2,15 @@
 //! process of its own.
 
 mod agent;
+mod calls;
 mod child;
+mod cpu;
 mod host;
+mod ipc;
+mod memory;
+mod namespaces;
+mod restore;
+mod ways;
 
 use std::fmt;
 
@@ -86,6 +93,13 @@ pub struct Report {
 #[must_use]
 pub fn examine(agent: &Agent) -> Report {
     let mut probes = host::probes();
+    probes.extend(namespaces::probes());
+    probes.extend(calls::probes());
+    probes.extend(memory::probes());
+    probes.extend(restore::probes());
+    probes.extend(ipc::probes());
+    probes.extend(ways::probes());
+    probes.extend(cpu::probes());
     probes.extend(agent::probes(agent));
     Report { ok: main_job_works(&probes), probes }
 }
