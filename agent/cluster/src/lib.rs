@@ -1,0 +1,3 @@
+//! Everything between agents.
+
+pub mod core;
