@@ -7,7 +7,7 @@
 extern char **environ;
 static char before[65536], now[65536];
 static size_t used;
-static atomic_int helper_tid;
+static atomic_int helper_tid, end;
 
 __attribute__((format(printf, 2, 3))) static void note(char *to, const char *fmt, ...) {
     va_list ap;
@@ -77,7 +77,7 @@ static void *helper(void *arg) {
     prctl(PR_SET_NAME, "second one");
     atomic_store(&helper_tid, gettid());
     int mine = gettid();
-    for (;;) { work_sleep_us(2000); CHECK(gettid() == mine && syscall(SYS_gettid) == mine, "tid of the second thread is %d, was %d", gettid(), mine); if (!work_more()) return arg; }
+    for (;;) { work_sleep_us(2000); CHECK(gettid() == mine && syscall(SYS_gettid) == mine, "tid of the second thread is %d, was %d", gettid(), mine); if (atomic_load(&end)) return arg; }
 }
 
 int main(int argc, char **argv) {
@@ -111,6 +111,7 @@ int main(int argc, char **argv) {
         }
         work_tick();
     }
+    atomic_store(&end, 1);
     PT(pthread_join(t, NULL));
     return work_end();
 }

@@ -1,0 +1,131 @@
+//! Processes by pid: alive, killed, reaped, swept.
+
+use crate::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use std::fs;
+use std::sync::Once;
+use std::time::Duration;
+
+static SUBREAPER: Once = Once::new();
+
+/// Orphans of what we start come to us, so that they can be reaped and none is lost.
+pub fn become_subreaper() {
+    SUBREAPER.call_once(|| {
+        if let Err(e) = nix::sys::prctl::set_child_subreaper(true) {
+            eprintln!("cannot become subreaper: {e}");
+        }
+    });
+}
+
+/// The state letter of a process (`R`, `S`, `Z`, ...), if it exists.
+#[must_use]
+pub fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+/// Runs, sleeps or is stopped: neither gone nor dead and unreaped.
+#[must_use]
+pub fn alive(pid: u32) -> bool {
+    !matches!(state(pid), None | Some('Z' | 'X'))
+}
+
+fn to_pid(pid: u32) -> Pid {
+    Pid::from_raw(i32::try_from(pid).unwrap_or_else(|_| panic!("{pid} is no pid")))
+}
+
+/// Reaps the process if it is our child and dead.
+pub fn reap(pid: u32) {
+    let _ = waitpid(to_pid(pid), Some(WaitPidFlag::WNOHANG));
+}
+
+/// Kills processes with -9 and waits until they are gone, not even a zombie.
+///
+/// # Panics
+/// When one remains after 10 s.
+pub fn kill_and_wait(pids: &[u32]) {
+    for &pid in pids {
+        let _ = kill(to_pid(pid), Signal::SIGKILL);
+    }
+    wait_gone(pids, Duration::from_secs(10));
+}
+
+/// Waits until none of the processes exists.
+///
+/// # Panics
+/// When one remains after `limit`.
+pub fn wait_gone(pids: &[u32], limit: Duration) {
+    wait::until(limit, &format!("end of processes {pids:?}"), || {
+        pids.iter()
+            .all(|&pid| {
+                reap(pid);
+                state(pid).is_none()
+            })
+            .then_some(())
+    });
+}
+
+/// Every pid now in `/proc`.
+#[must_use]
+pub fn all() -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Direct children of a process.
+#[must_use]
+pub fn children(pid: u32) -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    tasks
+        .flatten()
+        .filter_map(|t| fs::read_to_string(t.path().join("children")).ok())
+        .flat_map(|text| text.split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<u32>>())
+        .collect()
+}
+
+/// A process and all below it.
+#[must_use]
+pub fn tree(pid: u32) -> Vec<u32> {
+    let mut found = vec![pid];
+    let mut next = 0;
+    while next < found.len() {
+        let below = children(found[next]);
+        found.extend(below.into_iter().filter(|p| *p != pid));
+        next += 1;
+    }
+    found
+}
+
+/// Processes whose environment holds `mark` as a whole variable (`NAME=value`).
+#[must_use]
+pub fn marked(mark: &str) -> Vec<u32> {
+    let me = std::process::id();
+    let has = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|env| env.split(|b| *b == 0).any(|v| v == mark.as_bytes()))
+    };
+    all().into_iter().filter(|pid| *pid != me && has(pid)).collect()
+}
+
+/// Kills every process with the mark, and whatever is below them, until there are none.
+pub fn sweep(mark: &str) {
+    let mut seen: Vec<u32> = Vec::new();
+    let done = wait::try_until(Duration::from_secs(5), || {
+        let mut found: Vec<u32> = marked(mark).into_iter().flat_map(tree).collect();
+        found.retain(|pid| *pid != std::process::id());
+        for pid in &found {
+            let _ = kill(to_pid(*pid), Signal::SIGKILL);
+        }
+        // A dead process has no environment any more: those that come to us are reaped by number.
+        seen.append(&mut found);
+        seen.sort_unstable();
+        seen.dedup();
+        seen.iter().for_each(|pid| reap(*pid));
+        seen.iter().all(|pid| !alive(*pid)).then_some(())
+    });
+    if done.is_none() {
+        eprintln!("processes with {mark} remain: {:?}", marked(mark));
+    }
+}

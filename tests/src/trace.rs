@@ -1,0 +1,203 @@
+//! Counts of system calls, as the kernel saw them (`strace -f`) and as holo did (`HOLO_TRACE`).
+//!
+//! Holo counts from the end of its start-up, marked by an attempt to open `<file>.start`, until the process begins to
+//! end, when it opens `<file>.<pid>` to write lines of `number count`. Its counts are ordinary memory: `fork` copies
+//! them, `vfork` shares them until `exec`, `exec` begins again. The reader of strace's output does the same.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+
+/// Calls by name.
+pub type Counts = BTreeMap<String, u64>;
+
+/// The state of one memory image while strace's lines are read.
+#[derive(Clone, Default)]
+struct Image {
+    started: bool,
+    ended: bool,
+    counts: Counts,
+}
+
+/// The counts that the kernel saw, by the pid whose end wrote a trace file.
+///
+/// `lines` is the output of `strace -f -o`; `file` is the value of `HOLO_TRACE_FILE`.
+#[must_use]
+pub fn from_strace(lines: &str, file: &str) -> HashMap<u32, Counts> {
+    let mut images: Vec<Image> = Vec::new();
+    let mut image_of: HashMap<u32, usize> = HashMap::new();
+    let mut done = HashMap::new();
+    // A call that was interrupted in the output by another thread's counts once, where it ends.
+    let mut unfinished: HashMap<u32, String> = HashMap::new();
+    for line in lines.lines() {
+        let Some((tid, text)) = line.trim_start().split_once(' ') else { continue };
+        let (Ok(tid), text) = (tid.parse::<u32>(), text.trim_start()) else { continue };
+        let image = *image_of.entry(tid).or_insert_with(|| {
+            images.push(Image::default());
+            images.len() - 1
+        });
+        let whole = if let Some(start) = text.strip_suffix(" <unfinished ...>") {
+            unfinished.insert(tid, start.to_owned());
+            // exec and exit never come back under this name: they are counted when they begin.
+            count(&mut images[image], start);
+            continue;
+        } else if let Some(rest) = text.strip_prefix("<... ") {
+            let begun = unfinished.remove(&tid).unwrap_or_default();
+            format!("{begun}{}", rest.split_once("resumed>").map_or("", |(_, r)| r))
+        } else {
+            if text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_') {
+                let ends_here = text.contains(&format!("\"{file}.{tid}\""));
+                if ends_here && !images[image].ended {
+                    images[image].ended = true;
+                    done.insert(tid, images[image].counts.clone());
+                }
+                count(&mut images[image], text);
+            }
+            text.to_owned()
+        };
+        if whole.contains(&format!("\"{file}.start\"")) {
+            images[image] = Image { started: true, ..Image::default() };
+        }
+        follow(&whole, image, &mut images, &mut image_of, tid);
+    }
+    done
+}
+
+fn name_of(text: &str) -> Option<&str> {
+    text.split_once('(')
+        .map(|(name, _)| name)
+        .filter(|n| n.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
+}
+
+fn count(image: &mut Image, text: &str) {
+    if let Some(name) = name_of(text).filter(|_| image.started && !image.ended) {
+        *image.counts.entry(name.to_owned()).or_default() += 1;
+    }
+}
+
+/// What a finished call does to the memory images.
+fn follow(whole: &str, image: usize, images: &mut Vec<Image>, image_of: &mut HashMap<u32, usize>, tid: u32) {
+    let result =
+        whole.rsplit_once("= ").and_then(|(_, r)| r.split(' ').next()).and_then(|r| r.parse::<i64>().ok());
+    match (name_of(whole), result) {
+        (Some("execve" | "execveat"), Some(0)) => {
+            images.push(Image::default());
+            image_of.insert(tid, images.len() - 1);
+        }
+        (Some("fork" | "vfork" | "clone" | "clone3"), Some(child @ 1..)) => {
+            let Ok(child) = u32::try_from(child) else { return };
+            let shared = whole.starts_with("vfork") || whole.contains("CLONE_VM");
+            // The child may have run before its creator's line ended; then what it did is kept.
+            let early = image_of.get(&child).map(|i| images[*i].counts.clone());
+            let mine = if shared {
+                image
+            } else {
+                images.push(images[image].clone());
+                images.len() - 1
+            };
+            for (name, n) in early.into_iter().flatten() {
+                *images[mine].counts.entry(name).or_default() += n;
+            }
+            image_of.insert(child, mine);
+        }
+        _ => {}
+    }
+}
+
+/// The counts that holo wrote for a process, by the names in `names`.
+///
+/// # Panics
+/// When the file is not there or has other lines.
+#[must_use]
+pub fn from_holo(file: &Path, names: &HashMap<u64, String>) -> Counts {
+    let text = fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    text.lines()
+        .map(|line| {
+            let (number, n) = line.split_once(' ').unwrap_or_else(|| panic!("{}: {line}", file.display()));
+            let parse =
+                |s: &str| s.parse::<u64>().unwrap_or_else(|e| panic!("{}: {line}: {e}", file.display()));
+            let name = names.get(&parse(number)).cloned();
+            (name.unwrap_or_else(|| format!("syscall_{number}")), parse(n))
+        })
+        .collect()
+}
+
+/// Names of the calls of this processor, by number, from the kernel's header.
+///
+/// # Panics
+/// When the header is not installed.
+#[must_use]
+pub fn call_names() -> HashMap<u64, String> {
+    let path = ["/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm/unistd_64.h"];
+    let text = path.iter().find_map(|p| fs::read_to_string(p).ok());
+    let text = text.unwrap_or_else(|| panic!("no {}: install linux-libc-dev", path[0]));
+    text.lines()
+        .filter_map(|line| {
+            let (name, number) = line.strip_prefix("#define __NR_")?.split_once(' ')?;
+            // strace calls these two by their libc names.
+            let name = match name {
+                "newfstatat" | "pread64" | "pwrite64" => name,
+                other => other,
+            };
+            Some((number.trim().parse().ok()?, name.to_owned()))
+        })
+        .collect()
+}
+
+/// Where the two differ, one line each; calls in `ignored` apart.
+#[must_use]
+pub fn differences(kernel: &Counts, holo: &Counts, ignored: &[&str]) -> Vec<String> {
+    let mut names: Vec<&String> = kernel.keys().chain(holo.keys()).collect();
+    names.sort();
+    names.dedup();
+    names
+        .into_iter()
+        .filter(|name| !ignored.contains(&name.as_str()))
+        .filter_map(|name| {
+            let (k, h) = (kernel.get(name).copied().unwrap_or(0), holo.get(name).copied().unwrap_or(0));
+            (k != h).then(|| format!("{name}: the kernel saw {k}, holo {h}"))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strace_is_read_by_memory_image() {
+        let text = r#"
+10 execve("/bin/x", ["x"], 0x0) = 0
+10 brk(NULL) = 0x55
+10 open("/t/f.start", O_RDONLY) = -1 ENOENT (No such file or directory)
+10 read(0, "", 1) = 0
+10 clone(child_stack=NULL, flags=CLONE_CHILD_SETTID|SIGCHLD) = 11
+11 write(1, "x", 1 <unfinished ...>
+10 wait4(-1,  <unfinished ...>
+11 <... write resumed>) = 1
+11 open("/t/f.11", O_WRONLY) = 3
+11 write(3, "", 0) = 0
+11 exit_group(0) = ?
+11 +++ exited with 0 +++
+10 <... wait4 resumed>NULL, 0, NULL) = 11
+10 --- SIGCHLD {si_signo=SIGCHLD} ---
+10 open("/t/f.10", O_WRONLY) = 3
+10 exit_group(0) = ?
+"#;
+        let all = from_strace(text, "/t/f");
+        let counts =
+            |pid: u32| all[&pid].iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ");
+        assert_eq!(counts(10), "clone=1 read=1 wait4=1");
+        assert_eq!(counts(11), "clone=1 read=1 write=1");
+    }
+
+    #[test]
+    fn a_vfork_child_counts_for_its_parent_until_exec() {
+        let text = "7 open(\"/f.start\", 0) = -1 ENOENT (x)\n7 vfork( <unfinished ...>\n8 dup2(1, 2) = 2\n\
+                    8 execve(\"/a\", [], 0) = 0\n8 read(0, 0, 0) = 0\n7 <... vfork resumed>) = 8\n\
+                    7 open(\"/f.7\", 0) = 3\n";
+        let all = from_strace(text, "/f");
+        assert_eq!(all[&7].get("vfork"), Some(&1));
+        assert_eq!(all[&7].get("read"), None);
+    }
+}

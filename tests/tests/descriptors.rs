@@ -1,0 +1,17 @@
+//! Goal: descriptors keep number, flags, sharing, offset and whatever is queued in them.
+//! Method: self-verifying programs in every mode.
+#![allow(missing_docs)]
+
+holo_tests::workloads! {
+    files: Workload::new("fd_files.c");
+    pipes: Workload::new("fd_pipes.c");
+    epoll: Workload::new("fd_epoll.c");
+    events: Workload::new("fd_events.c");
+    unix: Workload::new("fd_unix.c");
+    tcp: Workload::new("fd_tcp.c");
+    tcp_listen: Workload::new("fd_tcp.c").arg("listen");
+}
+
+holo_tests::workloads_unprotected! {
+    inotify: Workload::new("fd_inotify.c");
+}

@@ -1,0 +1,10 @@
+//! Goal: signals, timers and clocks go on as if nothing had happened.
+//! Method: self-verifying programs in every mode.
+#![allow(missing_docs)]
+
+holo_tests::workloads! {
+    signals: Workload::new("signals.c");
+    storm: Workload::new("storm.c");
+    clocks: Workload::new("clocks.c");
+    timers: Workload::new("timers.c");
+}
