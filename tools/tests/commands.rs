@@ -1,0 +1,216 @@
+//! Goal: what scripts rely on: JSON fields, exit codes, errors that say what to do.
+//! Method: the built command against a fake agent with canned replies.
+
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
+
+mod common;
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::process::ExitStatusExt;
+
+use common::{FakeAgent, app, epoch, err, holo, json, out, restored, run};
+use holo_api::local::{ErrorKind, Graph, NodeInfo, Reply, Request};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+fn keys(value: &serde_json::Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn ps() {
+    let agent = FakeAgent::canned(vec![Reply::Apps(vec![app()])]);
+    let list = json(&agent.holo(&["ps", "--json"]));
+    let mut expected = [
+        "name",
+        "state",
+        "reasons",
+        "node",
+        "epoch",
+        "lag_ms",
+        "real_pids",
+        "cluster_pids",
+        "stop_us",
+        "standby",
+        "command",
+    ];
+    expected.sort_unstable();
+    assert_eq!(keys(&list[0]), expected);
+    assert_eq!(list[0]["state"], "unprotected");
+    assert_eq!(list[0]["real_pids"][0], 4711);
+    let text = out(&agent.holo(&["ps"]));
+    assert!(text.starts_with("NAME   STATE "), "{text}");
+    assert!(
+        text.contains("unprotected: io_uring") && text.contains("1.5 s") && text.contains("2.5 ms"),
+        "{text}"
+    );
+}
+
+#[test]
+fn checkpoint_and_epochs() {
+    let agent = FakeAgent::start(|request, _| match request {
+        Request::Checkpoint { .. } => {
+            vec![Reply::Progress { what: "pages".into(), done: 1, total: 2 }, Reply::Epoch(epoch())]
+        }
+        _ => vec![Reply::Epochs(vec![epoch()])],
+    });
+    let one = json(&agent.holo(&["checkpoint", "redis", "--json"]));
+    assert_eq!(one["where"], serde_json::json!(["local", "n2"]));
+    assert_eq!((&one["stop_us"], &one["sealed"]), (&2500.into(), &true.into()));
+    assert_eq!(json(&agent.holo(&["epochs", "redis", "--json"]))[0], one);
+    assert!(out(&agent.holo(&["checkpoint", "redis"])).contains("epoch 7 sealed (local,n2)"));
+    assert!(out(&agent.holo(&["epochs", "redis"])).contains("memory 900 B"));
+    assert_eq!(agent.asked()[0], Request::Checkpoint { name: "redis".into() });
+}
+
+#[test]
+fn restore_and_switch() {
+    let agent = FakeAgent::canned(vec![Reply::Restored(restored())]);
+    let done = agent.holo(&["restore", "redis", "--epoch", "7", "--json"]);
+    assert_eq!(json(&done)["first_instruction_us"], 20_000);
+    let done = agent.holo(&["switch", "redis", "--to", "n2"]);
+    assert!(out(&done).contains("runs from epoch 7 on n1"));
+    assert!(err(&done).contains("2 connections were reset"));
+    assert_eq!(
+        agent.asked(),
+        [
+            Request::Restore { name: "redis".into(), epoch: Some(7), attach: false },
+            Request::Switch { name: "redis".into(), to: Some("n2".into()) }
+        ]
+    );
+}
+
+/// The application of an attached restore: writes to the descriptors that came, ends with `status`.
+fn attached(status: i32) -> FakeAgent {
+    FakeAgent::start(move |_, stream| {
+        let mut byte = [0];
+        let mut control = nix::cmsg_space!([i32; 3]);
+        let mut buffers = [IoSliceMut::new(&mut byte)];
+        let flags = MsgFlags::empty();
+        let message = recvmsg::<()>(stream.as_raw_fd(), &mut buffers, Some(&mut control), flags).unwrap();
+        let mut fds = Vec::new();
+        for part in message.cmsgs().unwrap() {
+            if let ControlMessageOwned::ScmRights(list) = part {
+                fds = list;
+            }
+        }
+        assert_eq!(fds.len(), 3);
+        // SAFETY: just received, owned by nobody else.
+        let mut files: Vec<std::fs::File> =
+            fds.iter().map(|fd| unsafe { std::fs::File::from_raw_fd(*fd) }).collect();
+        std::io::Write::write_all(&mut files[1], b"from the app").unwrap();
+        vec![Reply::Restored(restored()), Reply::Exited(status)]
+    })
+}
+
+#[test]
+fn attached_restore_ends_as_the_application() {
+    let done = attached(7 << 8).holo(&["restore", "redis", "--attach"]);
+    assert_eq!((done.status.code(), out(&done).as_str()), (Some(7), "from the app"));
+    let done = attached(libc::SIGTERM).holo(&["restore", "redis", "--attach"]);
+    assert_eq!(done.status.signal(), Some(libc::SIGTERM));
+}
+
+#[test]
+fn stop_rm_drain() {
+    let agent = FakeAgent::canned(vec![Reply::Done]);
+    for args in [&["stop", "redis"][..], &["rm", "redis"], &["node", "drain", "n1"]] {
+        let done = agent.holo(args);
+        assert_eq!((done.status.code(), out(&done).as_str(), err(&done).as_str()), (Some(0), "", ""));
+    }
+}
+
+#[test]
+fn graph_nodes_top() {
+    let node = NodeInfo {
+        name: "n1".into(),
+        address: "local".into(),
+        state: "self".into(),
+        heard_ms: 0,
+        running: vec!["redis".into()],
+        standby: vec![],
+    };
+    let agent = FakeAgent::start(move |request, _| match request {
+        Request::Graph { .. } => vec![Reply::Graph(Graph::default())],
+        Request::Nodes => vec![Reply::Nodes(vec![node.clone()])],
+        _ => vec![Reply::Apps(vec![app()])],
+    });
+    assert_eq!(json(&agent.holo(&["graph", "redis", "--format", "json"]))["nodes"], serde_json::json!([]));
+    assert!(out(&agent.holo(&["graph", "redis", "--format", "dot"])).starts_with("digraph \"redis\""));
+    let list = json(&agent.holo(&["node", "ls", "--json"]));
+    assert_eq!(keys(&list[0]), ["address", "heard_ms", "name", "running", "standby", "state"]);
+    let picture = out(&agent.holo(&["top"]));
+    assert!(
+        picture.contains("on n1") && picture.contains("redis-server") && picture.contains("ADDRESS"),
+        "{picture}"
+    );
+}
+
+#[test]
+fn errors_have_codes_and_words() {
+    let kinds = [
+        (ErrorKind::Failed, 1),
+        (ErrorKind::Usage, 2),
+        (ErrorKind::NotFound, 3),
+        (ErrorKind::Refused, 4),
+        (ErrorKind::Unprotected, 5),
+        (ErrorKind::BadImage, 6),
+        (ErrorKind::Unreachable, 7),
+    ];
+    for (kind, code) in kinds {
+        let agent = FakeAgent::canned(vec![Reply::Error { kind, message: "no redis here".into() }]);
+        let done = agent.holo(&["checkpoint", "redis", "--json"]);
+        assert_eq!((done.status.code(), err(&done).as_str()), (Some(code), "holo: no redis here\n"));
+        assert!(done.stdout.is_empty());
+    }
+}
+
+#[test]
+fn no_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in
+        [&["ps"][..], &["checkpoint", "x"], &["stop", "x"], &["switch", "x"], &["node", "ls"], &["top"]]
+    {
+        let done = run(holo(dir.path(), args));
+        assert_eq!(done.status.code(), Some(8), "{args:?}");
+        assert!(err(&done).contains("no agent answers at") && err(&done).contains("holod"), "{}", err(&done));
+    }
+}
+
+#[test]
+fn an_agent_that_breaks_off_or_babbles() {
+    let agent = FakeAgent::canned(vec![]);
+    let done = agent.holo(&["ps"]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(err(&done).contains("while it was to list the applications"), "{}", err(&done));
+    let agent = FakeAgent::canned(vec![Reply::Done]);
+    assert!(err(&agent.holo(&["ps"])).contains("the same version"));
+}
+
+#[test]
+fn wrong_usage() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [&["nonsense"][..], &["restore"], &["ps", "extra"], &["stop", "a/b"]] {
+        assert_eq!(run(holo(dir.path(), args)).status.code(), Some(2), "{args:?}");
+    }
+    assert_eq!(run(holo(dir.path(), &["run", "--every", "5", "true"])).status.code(), Some(125));
+    assert_eq!(run(holo(dir.path(), &["--help"])).status.code(), Some(0));
+    assert!(out(&run(holo(dir.path(), &["--version"]))).starts_with("holo "));
+}
+
+#[test]
+fn doctor_tells_in_json() {
+    let agent = FakeAgent::canned(vec![]);
+    let done = agent.holo(&["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(done.status.code(), Some(if report["ok"] == true { 0 } else { 1 }));
+    let probes = report["probes"].as_array().unwrap();
+    for probe in probes {
+        assert_eq!(keys(probe), ["group", "means", "mend", "name", "required", "status", "why"]);
+        assert!(["ok", "degraded", "missing"].contains(&probe["status"].as_str().unwrap()));
+        assert_ne!(probe["why"], "");
+    }
+    let find = |name: &str| probes.iter().find(|probe| probe["name"] == name).unwrap();
+    assert_eq!(find("agent")["status"], "ok");
+    assert_eq!(find("kernel")["required"], true);
+}
