@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use common::{FakeAgent, err, holo, out, run, static_program};
+use common::{FakeAgent, err, holo, out, run, static_program, write_program};
 use holo_api::local::{AppOptions, Consistency, ErrorKind, Reply, Request};
 
 fn registering() -> FakeAgent {
@@ -78,7 +78,8 @@ fn signals_and_arguments_are_the_commands_own() {
 fn a_command_that_cannot_run() {
     let agent = registering();
     let text = agent.dir.path().join("text");
-    fs::write(&text, "exit 9\n").unwrap();
+    write_program(&text, b"exit 9\n");
+    fs::set_permissions(&text, fs::Permissions::from_mode(0o644)).unwrap();
     let path = text.to_str().unwrap();
     assert_eq!(agent.holo(&["run", "--", "no-such-command"]).status.code(), Some(127));
     assert_eq!(agent.holo(&["run", "--", "/no/such"]).status.code(), Some(127));
@@ -106,11 +107,13 @@ fn what_the_caller_set_up_is_handed_on() {
     let mut direct = Command::new("cat");
     prepare(direct.arg("/proc/self/status"));
     let signals = |status: &str| -> Vec<String> {
-        let wanted = |line: &&str| line.starts_with("Sig") || line.starts_with("ShdPnd");
+        let wanted = |line: &&str| {
+            ["SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"].iter().any(|name| line.starts_with(name))
+        };
         status.lines().filter(wanted).map(str::to_owned).collect()
     };
     let expected = signals(&out(&run(direct)));
-    assert!(expected.len() > 4, "{expected:?}");
+    assert_eq!(expected.len(), 5);
     assert_eq!(signals(&prepared(&["cat", "/proc/self/status"])), expected);
 }
 
@@ -187,10 +190,8 @@ fn a_name_in_use_is_refused() {
 fn installed(script: &str) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let holo = dir.path().join("holo");
-    fs::copy(common::HOLO, &holo).unwrap();
-    let holod = dir.path().join("holod");
-    fs::write(&holod, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&holod, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(Command::new("cp").arg(common::HOLO).arg(&holo).status().unwrap().success());
+    write_program(&dir.path().join("holod"), format!("#!/bin/sh\n{script}\n").as_bytes());
     (dir, holo)
 }
 

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_docs)]
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -171,7 +171,6 @@ pub fn restored() -> RestoreInfo {
 
 /// A program without a loader that exits with 42.
 pub fn static_program(dir: &Path) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt;
     // mov edi, 42; mov eax, 60; syscall
     let code = [0xbf, 42, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05];
     let base = 0x40_0000u64;
@@ -190,7 +189,16 @@ pub fn static_program(dir: &Path) -> PathBuf {
     put(112, &4096u64.to_le_bytes());
     file.extend(code);
     let path = dir.join("static");
-    std::fs::write(&path, file).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&path, &file);
     path
+}
+
+/// Writes a program by way of another process: a descriptor of ours, open for writing, would be inherited by whatever
+/// another test forks at that moment, and the program be "busy".
+pub fn write_program(path: &Path, bytes: &[u8]) {
+    let mut install = Command::new("install");
+    install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
+    let mut child = install.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    assert!(child.wait().unwrap().success());
 }
