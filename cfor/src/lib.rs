@@ -1,1 +1,36 @@
-//! To be filled.
+//! File trees of an application: scanned, captured, applied elsewhere, verified.
+//!
+//! For now files under the application's roots are copied whole when they have changed since the epoch
+//! before. The parts are split by when they run:
+//!
+//! ```text
+//! [stop]     scan -> Tree;  stage -> Staged     stat calls, clones or copies of what changed
+//! [running]  Staged::store -> Captured          content goes to the caller's store
+//! [restore]  apply(Captured)                    makes the trees identical, in place where they are
+//! [tests]    verify(a, b)                       says how two trees differ
+//! ```
+//!
+//! Content is stored through [`ContentSink`] and [`ContentSource`], so this crate knows nothing of stores.
+//! No path of a [`Tree`] is ever followed through a symbolic link or out of its root. See
+//! `docs/internals/cfor.md`.
+
+mod access;
+mod apply;
+mod capture;
+mod change;
+mod copy;
+mod error;
+mod path;
+mod scan;
+mod tree;
+mod validate;
+mod verify;
+
+pub use apply::{Report, Targets, apply};
+pub use capture::{Captured, ContentSink, ContentSource, Staged, capture, stage};
+pub use change::{Hint, changed_files};
+pub use error::Error;
+pub use path::RelPath;
+pub use scan::{scan, scan_since};
+pub use tree::{Entry, Extent, Identity, Inode, Kind, Remark, Root, Time, Tree, Xattr};
+pub use verify::{Difference, verify};

@@ -1,0 +1,370 @@
+//! Makes the trees on this node identical to captured ones.
+//!
+//! What is right stays in place, with its inode. What is wrong is made anew under another name and renamed
+//! over the old, so that nobody sees half a file. What does not belong is moved away or removed. Every step
+//! names one entry of an open directory; no path is followed that somebody could redirect.
+
+mod content;
+mod metadata;
+mod remove;
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, RenameFlags, renameat, renameat2};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, mkdirat, mknodat};
+use nix::unistd::{linkat, symlinkat};
+
+use crate::access::{Dir, SELF, is, number};
+use crate::capture::{Captured, ContentSource};
+use crate::error::{Error, failed, to_path};
+use crate::path::RelPath;
+use crate::tree::{Entry, Inode, Kind, Remark, Remarks, Root};
+
+/// Names of files that are not complete yet. A scan leaves them out, the next apply removes them.
+const TEMPORARY: &[u8] = b".holo-new-";
+
+/// Whether `name` is of a file that an apply was making.
+pub(crate) fn is_temporary(name: &[u8]) -> bool {
+    name.starts_with(TEMPORARY)
+}
+
+/// Where to apply.
+#[derive(Clone, Debug, Default)]
+pub struct Targets {
+    /// Where roots go, by their path in the tree; one that is not here goes to that path itself.
+    pub map: HashMap<Vec<u8>, PathBuf>,
+    /// Where everything goes that does not belong or is replaced, under its full path. Without it such things
+    /// are removed for good. It should be on the same file system, else all is copied there.
+    pub replaced: Option<PathBuf>,
+    /// Absolute paths, on this node, that are never touched, nor what is below them.
+    pub excludes: Vec<PathBuf>,
+}
+
+/// What applying did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Entries that were right already.
+    pub kept: usize,
+    /// Entries that were made.
+    pub made: usize,
+    /// Entries that did not belong, moved or removed.
+    pub removed: usize,
+    /// Bytes of content written.
+    pub bytes: u64,
+    /// What could not be done: the trees differ there.
+    pub errors: Vec<Remark>,
+    /// What is different for a reason that may be accepted: owners that only root may set.
+    pub remarks: Vec<Remark>,
+}
+
+/// Applies captured trees.
+///
+/// What fails for one entry is reported and does not stop the others.
+///
+/// # Errors
+/// [`Error::Invalid`] when the capture breaks a rule; nothing has been touched then.
+pub fn apply<S: ContentSource>(
+    captured: &Captured<S::Content>,
+    source: &mut S,
+    targets: &Targets,
+) -> Result<Report, Error> {
+    captured.validate()?;
+    let mut excludes = targets.excludes.clone();
+    excludes.extend(targets.replaced.clone());
+    let mut applier = Applier {
+        captured,
+        source,
+        excludes,
+        replaced: targets.replaced.as_deref(),
+        placed: HashMap::new(),
+        taken: HashMap::new(),
+        report: Report::default(),
+        errors: Remarks::default(),
+        remarks: Remarks::default(),
+        temporary: 0,
+    };
+    for root in &captured.tree.roots {
+        let target = targets.map.get(&root.path).cloned().unwrap_or_else(|| to_path(&root.path));
+        if let Err((path, why)) = applier.root(root, &target) {
+            applier.errors.add(&path, why);
+        }
+    }
+    let Applier { mut report, errors, remarks, .. } = applier;
+    (report.errors, report.remarks) = (errors.finish(), remarks.finish());
+    Ok(report)
+}
+
+/// Why an entry could not be made, with its path on this node.
+type Refused = (Vec<u8>, String);
+
+/// An entry of an open directory.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    dir: &'a Dir,
+    name: &'a [u8],
+    /// Full path on this node, for reports and excludes.
+    full: &'a [u8],
+    /// File system of the root: others are never touched.
+    dev: u64,
+}
+
+impl Place<'_> {
+    fn refused(&self, operation: &'static str) -> impl FnOnce(Errno) -> Refused {
+        let full = self.full.to_vec();
+        move |cause| (full, failed(operation, cause))
+    }
+}
+
+struct Applier<'a, S: ContentSource> {
+    captured: &'a Captured<S::Content>,
+    source: &'a mut S,
+    excludes: Vec<PathBuf>,
+    replaced: Option<&'a Path>,
+    /// Where each inode of the tree has got its first name: root directory on this node, path, number.
+    placed: HashMap<u32, (PathBuf, RelPath, (u64, u64))>,
+    /// Which inode of the tree an inode of this node has become.
+    taken: HashMap<(u64, u64), u32>,
+    report: Report,
+    errors: Remarks,
+    remarks: Remarks,
+    temporary: u64,
+}
+
+impl<S: ContentSource> Applier<'_, S> {
+    fn root(&mut self, root: &Root, target: &Path) -> Result<(), Refused> {
+        let full = target.as_os_str().as_bytes();
+        let io = |what: &str, cause: std::io::Error| (full.to_vec(), format!("{what}: {cause}"));
+        if self.is_excluded(full) {
+            return Ok(());
+        }
+        let first = self.captured.tree.inode(&root.entries[0]);
+        if first.kind == Kind::Left {
+            return Ok(());
+        }
+        if first.kind == Kind::Dir && target.is_dir() {
+            return self.tree(root, target);
+        }
+        let (Some(home), Some(name)) = (target.parent(), target.file_name()) else {
+            return Err((full.to_vec(), "is no path for a root".into()));
+        };
+        fs::create_dir_all(home).map_err(|cause| io("create directory above", cause))?;
+        let dir = Dir::open(home).map_err(|cause| (full.to_vec(), failed("open directory above", cause)))?;
+        let home_stat = dir.stat(SELF).map_err(|cause| (full.to_vec(), failed("look at", cause)))?;
+        let path = RelPath::new(name.as_bytes()).ok_or_else(|| (full.to_vec(), "is no name".into()))?;
+        let place = Place { dir: &dir, name: name.as_bytes(), full, dev: home_stat.st_dev };
+        self.place(place, &root.entries[0], home, &path)?;
+        match first.kind {
+            Kind::Dir => self.tree(root, target),
+            Kind::File { .. } | Kind::Symlink { .. } | Kind::Fifo | Kind::Socket | Kind::Left => Ok(()),
+        }
+    }
+
+    /// Makes all below a root that is a directory by now.
+    fn tree(&mut self, root: &Root, target: &Path) -> Result<(), Refused> {
+        let full = target.as_os_str().as_bytes();
+        let refused = |cause| (full.to_vec(), failed("open root", cause));
+        let top = Dir::open(target).map_err(refused)?;
+        let dev = top.stat(SELF).map_err(refused)?.st_dev;
+        self.make_usable(Place { dir: &top, name: SELF, full, dev })?;
+        // The directory that the current entry is in, and the path of it.
+        let mut open: Option<(RelPath, Dir)> = None;
+        for entry in &root.entries {
+            let Some((parent, name)) = entry.path.split() else { continue };
+            let full = entry.path.under(full);
+            if open.as_ref().is_none_or(|(path, _)| *path != parent) {
+                open = match top.beneath(&parent) {
+                    Ok(dir) => Some((parent, dir)),
+                    Err(cause) => {
+                        self.errors.add(&full, failed("open directory above", cause));
+                        continue;
+                    }
+                };
+            }
+            let Some((_, dir)) = &open else { continue };
+            let place = Place { dir, name, full: &full, dev };
+            if let Err((path, why)) = self.place(place, entry, target, &entry.path) {
+                self.errors.add(&path, why);
+            }
+        }
+        for entry in root.entries.iter().rev() {
+            let inode = self.captured.tree.inode(entry);
+            if inode.kind == Kind::Dir {
+                let full = entry.path.under(full);
+                if self.is_excluded(&full) {
+                    continue;
+                }
+                let done = top.beneath(&entry.path).map_err(|cause| (full.clone(), failed("open", cause)));
+                let done = done.and_then(|dir| {
+                    self.prune(root, &entry.path, &dir, &full, dev)?;
+                    self.metadata(Place { dir: &dir, name: SELF, full: &full, dev }, inode)
+                });
+                if let Err((path, why)) = done {
+                    self.errors.add(&path, why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one entry. Directories get their attributes when all in them is done.
+    fn place(&mut self, place: Place<'_>, entry: &Entry, top: &Path, path: &RelPath) -> Result<(), Refused> {
+        let inode = self.captured.tree.inode(entry);
+        if inode.kind == Kind::Left || self.is_excluded(place.full) {
+            return Ok(());
+        }
+        let existing = place.dir.look(place.name).map_err(place.refused("look at"))?;
+        if existing.is_some_and(|stat| stat.st_dev != place.dev) {
+            return Err((place.full.to_vec(), "is a mount point here: left as it is".into()));
+        }
+        if inode.kind == Kind::Dir {
+            return self.directory(place, existing.as_ref());
+        }
+        if let Some((old_top, old_path, old_number)) = self.placed.get(&entry.inode).cloned() {
+            if existing.as_ref().map(number) == Some(old_number) {
+                self.report.kept += 1;
+                return Ok(());
+            }
+            match self.link(place, existing.is_some(), &old_top, &old_path) {
+                Ok(()) => return Ok(()),
+                // Two file systems here, or a bound of this one: the content at least must be there.
+                Err(cause) => self.errors.add(place.full, failed("hard link, made a file of its own", cause)),
+            }
+        }
+        let stat = match existing {
+            Some(stat) if self.is_right(place, &stat, entry.inode, inode) => {
+                self.report.kept += 1;
+                self.metadata(place, inode)?;
+                stat
+            }
+            existing => {
+                let temporary = self.make(place, entry.inode, inode)?;
+                let new = Place { name: &temporary, ..place };
+                let made = self.metadata(new, inode).and_then(|()| {
+                    let stat = new.dir.stat(&temporary).map_err(place.refused("look at"))?;
+                    self.put(place, &temporary, existing.is_some())?;
+                    Ok(stat)
+                });
+                if made.is_err() {
+                    drop(self.erase(new));
+                }
+                self.report.made += 1;
+                made?
+            }
+        };
+        self.taken.insert(number(&stat), entry.inode);
+        self.placed.entry(entry.inode).or_insert_with(|| (top.to_owned(), path.clone(), number(&stat)));
+        Ok(())
+    }
+
+    fn directory(&mut self, place: Place<'_>, existing: Option<&FileStat>) -> Result<(), Refused> {
+        if existing.is_some_and(|stat| is(stat, SFlag::S_IFDIR)) {
+            self.report.kept += 1;
+            return self.make_usable(place);
+        }
+        if existing.is_some() {
+            self.displace(place)?;
+        }
+        self.report.made += 1;
+        mkdirat(place.dir, place.name, Mode::S_IRWXU).map_err(place.refused("make directory"))
+    }
+
+    /// Gives this user what it needs to work in a directory; its own mode comes last.
+    fn make_usable(&self, place: Place<'_>) -> Result<(), Refused> {
+        let stat = place.dir.stat(place.name).map_err(place.refused("look at"))?;
+        let mode = Mode::from_bits_truncate(stat.st_mode);
+        if mode.contains(Mode::S_IRWXU) {
+            return Ok(());
+        }
+        let flag = FchmodatFlags::NoFollowSymlink;
+        match fchmodat(place.dir, place.name, mode | Mode::S_IRWXU, flag) {
+            // Not ours: whether the rights suffice shows in the next step.
+            Ok(()) | Err(Errno::EPERM) => Ok(()),
+            Err(cause) => Err(place.refused("set mode of")(cause)),
+        }
+    }
+
+    /// Whether what is there is what should be, attributes aside.
+    fn is_right(&mut self, place: Place<'_>, stat: &FileStat, at: u32, inode: &Inode) -> bool {
+        if self.taken.get(&number(stat)).is_some_and(|other| *other != at) {
+            return false;
+        }
+        match &inode.kind {
+            Kind::File { size, .. } => {
+                is(stat, SFlag::S_IFREG)
+                    && u64::try_from(stat.st_size) == Ok(*size)
+                    && self.has_content(place, stat, at, inode)
+            }
+            Kind::Symlink { target } => {
+                let found = nix::fcntl::readlinkat(place.dir, place.name);
+                is(stat, SFlag::S_IFLNK) && found.is_ok_and(|found| found.as_bytes() == target.as_slice())
+            }
+            Kind::Fifo => is(stat, SFlag::S_IFIFO),
+            Kind::Socket => is(stat, SFlag::S_IFSOCK),
+            Kind::Dir | Kind::Left => false,
+        }
+    }
+
+    /// Makes what should be at `place` under a temporary name, which is returned.
+    fn make(&mut self, place: Place<'_>, at: u32, inode: &Inode) -> Result<Vec<u8>, Refused> {
+        let name = self.temporary_name();
+        let name_bytes = name.as_slice();
+        let own = Mode::S_IRUSR | Mode::S_IWUSR;
+        let made = match &inode.kind {
+            Kind::File { .. } => {
+                let new = Place { name: name_bytes, ..place };
+                self.write(new, at, inode).inspect_err(|_| drop(self.erase(new)))?;
+                Ok(())
+            }
+            Kind::Symlink { target } => symlinkat(target.as_slice(), place.dir, name_bytes),
+            Kind::Fifo => mknodat(place.dir, name_bytes, SFlag::S_IFIFO, own, 0),
+            Kind::Socket => mknodat(place.dir, name_bytes, SFlag::S_IFSOCK, own, 0),
+            Kind::Dir | Kind::Left => Err(Errno::EINVAL),
+        };
+        made.map_err(place.refused("make"))?;
+        Ok(name)
+    }
+
+    fn temporary_name(&mut self) -> Vec<u8> {
+        self.temporary += 1;
+        [TEMPORARY, format!("{}-{}", std::process::id(), self.temporary).as_bytes()].concat()
+    }
+
+    /// Makes another name of an inode that has one already.
+    fn link(&mut self, place: Place<'_>, exists: bool, top: &Path, path: &RelPath) -> nix::Result<()> {
+        let (parent, old_name) = path.split().ok_or(Errno::EINVAL)?;
+        let old = Dir::open(top)?.beneath(&parent)?;
+        let name = self.temporary_name();
+        linkat(&old, old_name, place.dir, name.as_slice(), AtFlags::empty())?;
+        if let Err((path, why)) = self.put(place, &name, exists) {
+            drop(self.erase(Place { name: &name, ..place }));
+            self.errors.add(&path, why);
+        }
+        self.report.made += 1;
+        Ok(())
+    }
+
+    /// Gives what is called `temporary` its name, at once. What has the name is kept where it can be found.
+    fn put(&mut self, place: Place<'_>, temporary: &[u8], exists: bool) -> Result<(), Refused> {
+        let refused = place.refused("rename new content to");
+        let is_dir = exists && place.dir.stat(place.name).is_ok_and(|stat| is(&stat, SFlag::S_IFDIR));
+        if exists && (self.replaced.is_some() || is_dir) {
+            let swapped =
+                renameat2(place.dir, temporary, place.dir, place.name, RenameFlags::RENAME_EXCHANGE);
+            if swapped.is_ok() {
+                // The old one has the temporary name now, and is moved away under its own.
+                return self.displace_from(place, temporary);
+            }
+            self.displace(place)?;
+        }
+        renameat(place.dir, temporary, place.dir, place.name).map_err(refused)
+    }
+
+    /// Whether a path on this node must not be touched.
+    fn is_excluded(&self, full: &[u8]) -> bool {
+        self.excludes.iter().any(|exclude| to_path(full).starts_with(exclude))
+    }
+}

@@ -1,0 +1,84 @@
+//! Content of files: comparing what is there, writing what is not.
+
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+use nix::sys::stat::FileStat;
+
+use super::{Applier, Place, Refused};
+use crate::access::{identity, times};
+use crate::capture::ContentSource;
+use crate::change::is_untouched;
+use crate::copy::{RangeReader, fill};
+use crate::scan;
+use crate::tree::{Inode, Kind};
+
+/// Bytes read, compared and written at once.
+const BUFFER_BYTES: usize = 1 << 18;
+
+impl<S: ContentSource> Applier<'_, S> {
+    /// Whether a file of the right size has the right bytes, with holes where they should be.
+    pub(super) fn has_content(&mut self, place: Place<'_>, stat: &FileStat, at: u32, inode: &Inode) -> bool {
+        let mut now = inode.clone();
+        (now.identity, now.mtime) = (identity(stat), times(stat).1);
+        let tree = &self.captured.tree;
+        if !self.captured.mapped.contains(&at) && is_untouched(inode, tree.taken_at, &now) {
+            // The very file that was captured, and nobody has changed it since.
+            return true;
+        }
+        self.compare(place, stat, at, inode).unwrap_or(false)
+    }
+
+    fn compare(&mut self, place: Place<'_>, stat: &FileStat, at: u32, inode: &Inode) -> io::Result<bool> {
+        let Kind::File { size, data } = &inode.kind else { return Ok(false) };
+        let Some(content) = self.captured.contents.get(&at) else { return Ok(false) };
+        let file = place.dir.read(place.name)?;
+        if scan::data(place.dir, place.name, stat, *size)? != *data {
+            return Ok(false);
+        }
+        let mut here = RangeReader::new(&file, data);
+        let mut wanted = self.source.open(content)?;
+        let (mut left, mut right) = (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]);
+        loop {
+            let len = fill(&mut here, &mut left)?;
+            if fill(&mut *wanted, &mut right)? != len || left[..len] != right[..len] {
+                return Ok(false);
+            }
+            if len < BUFFER_BYTES {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Writes a new file.
+    pub(super) fn write(&mut self, place: Place<'_>, at: u32, inode: &Inode) -> Result<(), Refused> {
+        self.write_file(place, at, inode).map_err(|cause| (place.full.to_vec(), format!("write: {cause}")))
+    }
+
+    fn write_file(&mut self, place: Place<'_>, at: u32, inode: &Inode) -> io::Result<()> {
+        let Kind::File { size, data } = &inode.kind else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let content = self.captured.contents.get(&at).ok_or(io::ErrorKind::NotFound)?;
+        let file = place.dir.create(place.name)?;
+        file.set_len(*size)?;
+        let mut reader = self.source.open(content)?;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        for extent in data {
+            let (mut to, end) = (extent.at, extent.at + extent.len);
+            while to < end {
+                let wanted = usize::try_from(end - to).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
+                let read = fill(&mut *reader, &mut buffer[..wanted])?;
+                if read < wanted {
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "stored content is too short"));
+                }
+                file.write_all_at(&buffer[..read], to)?;
+                to += read as u64;
+                self.report.bytes += read as u64;
+            }
+        }
+        // A longer one is not what was captured.
+        match reader.read(&mut [0])? {
+            0 => Ok(()),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "stored content is too long")),
+        }
+    }
+}

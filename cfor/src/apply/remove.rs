@@ -1,0 +1,163 @@
+//! What does not belong: moved to where its owner finds it, or removed.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{RenameFlags, readlinkat, renameat2};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, mkdirat, mknodat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+
+use super::{Applier, Place, Refused, is_temporary};
+use crate::access::{Dir, SELF, is};
+use crate::capture::ContentSource;
+use crate::copy;
+use crate::error::to_path;
+use crate::path::RelPath;
+use crate::tree::Root;
+
+/// Things of one name that are kept; past it the last one is given up.
+const SAME_NAME_MAX: u32 = 10_000;
+/// Directories in one another that are removed or copied; each costs a descriptor.
+const DEPTH_MAX: u32 = 256;
+
+impl<S: ContentSource> Applier<'_, S> {
+    /// Moves away or removes what is in a directory and not in the tree.
+    pub(super) fn prune(
+        &mut self,
+        root: &Root,
+        path: &RelPath,
+        dir: &Dir,
+        full: &[u8],
+        dev: u64,
+    ) -> Result<(), Refused> {
+        let here = Place { dir, name: SELF, full, dev };
+        for name in dir.names().map_err(here.refused("list"))? {
+            let known = path
+                .join(&name)
+                .is_some_and(|path| root.entries.binary_search_by(|entry| entry.path.cmp(&path)).is_ok());
+            let full = [full, if full.ends_with(b"/") { b"" } else { b"/" }, &name].concat();
+            if known || self.holds_excluded(&full) {
+                continue;
+            }
+            let place = Place { dir, name: &name, full: &full, dev };
+            let removed = match dir.look(&name) {
+                Ok(Some(stat)) if stat.st_dev != dev => {
+                    Err((full.clone(), "is a mount point here: left as it is".into()))
+                }
+                Ok(_) if is_temporary(&name) => self.erase(place),
+                Ok(_) => self.displace(place),
+                Err(cause) => Err(place.refused("look at")(cause)),
+            };
+            match removed {
+                Ok(()) => self.report.removed += 1,
+                Err((path, why)) => self.errors.add(&path, why),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something that must not be touched is at `full` or below.
+    fn holds_excluded(&self, full: &[u8]) -> bool {
+        let path = to_path(full);
+        self.is_excluded(full) || self.excludes.iter().any(|exclude| exclude.starts_with(&path))
+    }
+
+    /// Moves or removes what is at `place`.
+    pub(super) fn displace(&mut self, place: Place<'_>) -> Result<(), Refused> {
+        self.displace_from(place, place.name)
+    }
+
+    /// [`Self::displace`] for something that has the name `now` at the moment.
+    pub(super) fn displace_from(&mut self, place: Place<'_>, now: &[u8]) -> Result<(), Refused> {
+        let held = Place { name: now, ..place };
+        let Some(replaced) = self.replaced else { return self.erase(held) };
+        let path = to_path(place.full);
+        let below = path.parent().and_then(|p| p.strip_prefix("/").ok()).unwrap_or(&path);
+        let home = replaced.join(below);
+        let failed = |what: &str, cause: std::io::Error| {
+            (place.full.to_vec(), format!("{what} {}: {cause}", home.display()))
+        };
+        fs::create_dir_all(&home).map_err(|cause| failed("make", cause))?;
+        let dir = Dir::open(&home).map_err(|cause| failed("open", cause.into()))?;
+        let name = path.file_name().map_or(now, |name| name.as_bytes());
+        for count in 0..SAME_NAME_MAX {
+            let free =
+                if count == 0 { name.to_vec() } else { [name, format!(".~{count}~").as_bytes()].concat() };
+            match renameat2(place.dir, now, &dir, free.as_slice(), RenameFlags::RENAME_NOREPLACE) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EEXIST) => (),
+                Err(Errno::EXDEV | Errno::EINVAL) => {
+                    match copy_node(place.dir, now, &dir, &free, DEPTH_MAX) {
+                        Ok(()) => return self.erase(held),
+                        Err(Errno::EEXIST) => (),
+                        Err(cause) => return Err(failed("copy to", cause.into())),
+                    }
+                }
+                Err(cause) => return Err(failed("move to", cause.into())),
+            }
+        }
+        Err(failed("move to", Errno::EEXIST.into()))
+    }
+
+    /// Removes what is at `place`, with all below it.
+    pub(super) fn erase(&self, place: Place<'_>) -> Result<(), Refused> {
+        erase(place.dir, place.name, place.dev, DEPTH_MAX).map_err(place.refused("remove"))
+    }
+}
+
+fn erase(dir: &Dir, name: &[u8], dev: u64, depth: u32) -> nix::Result<()> {
+    match dir.look(name)? {
+        None => return Ok(()),
+        Some(stat) if !is(&stat, SFlag::S_IFDIR) => return unlinkat(dir, name, UnlinkatFlags::NoRemoveDir),
+        Some(stat) if stat.st_dev != dev => return Err(Errno::EXDEV),
+        Some(stat) => {
+            let mode = Mode::from_bits_truncate(stat.st_mode) | Mode::S_IRWXU;
+            // Where it fails, the next step says why.
+            let _ = fchmodat(dir, name, mode, FchmodatFlags::NoFollowSymlink);
+        }
+    }
+    let below = depth.checked_sub(1).ok_or(Errno::ELOOP)?;
+    let inner = dir.child(name)?;
+    for name in inner.names()? {
+        erase(&inner, &name, dev, below)?;
+    }
+    unlinkat(dir, name, UnlinkatFlags::RemoveDir)
+}
+
+/// Copies something to another file system, under a name that is free.
+fn copy_node(old: &Dir, old_name: &[u8], new: &Dir, new_name: &[u8], depth: u32) -> nix::Result<()> {
+    let stat = old.stat(old_name)?;
+    let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+    let mode = Mode::from_bits_truncate(stat.st_mode);
+    let errno = |cause: std::io::Error| cause.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    match kind {
+        SFlag::S_IFDIR => {
+            let below = depth.checked_sub(1).ok_or(Errno::ELOOP)?;
+            mkdirat(new, new_name, Mode::S_IRWXU)?;
+            let (from, to) = (old.child(old_name)?, new.child(new_name)?);
+            for name in from.names()? {
+                copy_node(&from, &name, &to, &name, below)?;
+            }
+        }
+        SFlag::S_IFREG => {
+            let (from, to) = (old.read(old_name)?, new.create(new_name)?);
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            to.set_len(size).map_err(errno)?;
+            copy::copy_ranges(&from, &to, &copy::extents(&from, size)?).map_err(errno)?;
+        }
+        SFlag::S_IFLNK => symlinkat(readlinkat(old, old_name)?.as_os_str(), new, new_name)?,
+        _ => mknodat(new, new_name, kind, mode, stat.st_rdev)?,
+    }
+    if kind != SFlag::S_IFLNK {
+        for xattr in old.xattrs(old_name)? {
+            // Kept where the other file system can.
+            let _ = new.set_xattr(new_name, &xattr);
+        }
+        fchmodat(new, new_name, mode, FchmodatFlags::NoFollowSymlink)?;
+    }
+    let (atime, mtime) =
+        (TimeSpec::new(stat.st_atime, stat.st_atime_nsec), TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec));
+    utimensat(new, new_name, &atime, &mtime, UtimensatFlags::NoFollowSymlink)
+}

@@ -1,0 +1,352 @@
+//! Content of files: a quick stable copy of what changed while the application is stopped, its storage later.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
+
+use crate::access::{Dir, SELF, identity, number, times};
+use crate::change::{Change, Hint, Previous};
+use crate::copy::{self, RangeReader};
+use crate::error::{Error, failed, to_path};
+use crate::path::RelPath;
+use crate::tree::{Extent, Inode, Kind, Remarks, Tree};
+
+/// Files up to this size are staged in memory, which costs less than a new file does.
+const MEMORY_FILE_BYTES_MAX: u64 = 1 << 16;
+/// Bytes staged in memory in all; past it small files are staged as files too.
+const MEMORY_BYTES_MAX: u64 = 64 << 20;
+
+/// Where content goes.
+pub trait ContentSink {
+    /// What names stored content.
+    type Content: Clone;
+
+    /// Stores the `len` bytes that `data` yields.
+    ///
+    /// # Errors
+    /// The store's own; the capture fails with it.
+    fn put(&mut self, data: &mut dyn Read, len: u64) -> io::Result<Self::Content>;
+
+    /// Stores `base`, which has `base_len` bytes, followed by the `len` bytes that `tail` yields. Called only
+    /// for files that [`Hint::Appended`] was said of.
+    ///
+    /// # Errors
+    /// The store's own; [`io::ErrorKind::Unsupported`] unless overridden.
+    fn append(
+        &mut self,
+        base: &Self::Content,
+        base_len: u64,
+        tail: &mut dyn Read,
+        len: u64,
+    ) -> io::Result<Self::Content> {
+        let _ = (base, base_len, tail, len);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Where content comes from.
+pub trait ContentSource {
+    /// What names stored content.
+    type Content;
+
+    /// A reader of exactly the bytes that were stored.
+    ///
+    /// # Errors
+    /// The store's own.
+    fn open<'a>(&'a mut self, content: &Self::Content) -> io::Result<Box<dyn Read + 'a>>;
+}
+
+/// A tree with the content of its files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Captured<C> {
+    /// Names, kinds, attributes.
+    pub tree: Tree,
+    /// Content of every regular file, by index in [`Tree::inodes`].
+    pub contents: BTreeMap<u32, C>,
+    /// Files (indices of inodes) whose attributes do not tell whether they changed since, see
+    /// [`Hint::Mapped`].
+    pub mapped: BTreeSet<u32>,
+}
+
+impl<C> Captured<C> {
+    /// Checks that the tree keeps its rules and that exactly its regular files have content.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the rule.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.tree.validate()?;
+        let is_file = |inode: &Inode| matches!(inode.kind, Kind::File { .. });
+        let files = self.tree.inodes.iter().zip(0u32..).filter(|(inode, _)| is_file(inode)).map(|(_, at)| at);
+        if !files.eq(self.contents.keys().copied()) {
+            return Err(Error::invalid("files without content or content without a file", b""));
+        }
+        Ok(())
+    }
+}
+
+/// Bytes held until they are stored.
+enum Held {
+    Memory(Vec<u8>),
+    File(PathBuf),
+}
+
+/// What is to be stored for one file.
+enum Piece<C> {
+    Kept(C),
+    Whole(Held, Vec<Extent>),
+    Tail { base: C, base_len: u64, held: Held, data: Vec<Extent> },
+}
+
+/// A tree whose changed content is held apart: the application may go on.
+pub struct Staged<C> {
+    tree: Tree,
+    pieces: BTreeMap<u32, Piece<C>>,
+    mapped: BTreeSet<u32>,
+    holder: Holder,
+}
+
+/// Copies what has changed since `previous` to a private directory in `staging`, by cloning where the file
+/// system can. To be called while nothing writes; what is written by others meanwhile is taken as it is found.
+///
+/// A file that cannot be read becomes [`Kind::Left`], with a remark.
+///
+/// # Errors
+/// [`Error::Io`] when the staging directory cannot be written to.
+pub fn stage<C: Clone>(
+    mut tree: Tree,
+    previous: Option<&Captured<C>>,
+    hint: &dyn Fn(&Inode) -> Hint,
+    staging: &Path,
+) -> Result<Staged<C>, Error> {
+    let in_staging = |cause| Error::io("stage in", staging.as_os_str().as_encoded_bytes())(cause);
+    let dir = tempfile::Builder::new().prefix("files-").tempdir_in(staging).map_err(in_staging)?;
+    let mut holder = Holder { dir, files: 0, memory: 0, bytes: 0 };
+    let none = Tree::default();
+    let index = Previous::new(previous.map_or(&none, |previous| &previous.tree));
+    let (mut pieces, mut mapped) = (BTreeMap::new(), BTreeSet::new());
+    let mut remarks = Remarks::default();
+    let mut opener = Opener::default();
+    for (root_at, entry_at) in first_names(&tree) {
+        let entry = &tree.roots[root_at].entries[entry_at];
+        let at = entry.inode;
+        let inode = tree.inode(entry);
+        if !matches!(inode.kind, Kind::File { .. }) {
+            continue;
+        }
+        let hint = hint(inode);
+        if hint == Hint::Mapped {
+            mapped.insert(at);
+        }
+        let base = index.index_of(&inode.identity).and_then(|old| previous?.contents.get(&old));
+        let from = match (index.change(inode, hint), base) {
+            (Change::Same, Some(content)) => {
+                pieces.insert(at, Piece::Kept(content.clone()));
+                continue;
+            }
+            (Change::Grown { from }, Some(_)) => from,
+            (Change::Same | Change::Grown { .. } | Change::Any, _) => 0,
+        };
+        let held = opener.open(&tree, root_at, entry_at).and_then(|file| holder.take(&file, inode, from));
+        match held {
+            Ok((held, now)) => {
+                let all = now.data();
+                let data = copy::from(all, from);
+                let piece = match base {
+                    Some(base) if from > 0 => {
+                        let base_len = copy::before(all, from).iter().map(|extent| extent.len).sum();
+                        Piece::Tail { base: base.clone(), base_len, held, data }
+                    }
+                    _ => Piece::Whole(held, data),
+                };
+                pieces.insert(at, piece);
+                tree.inodes[at as usize] = now;
+            }
+            Err(Refused::Staging(cause)) => return Err(in_staging(cause)),
+            Err(Refused::Source(cause)) => {
+                remarks.add(
+                    &entry.path.under(&tree.roots[root_at].path),
+                    format!("{cause}: left as it is on each node"),
+                );
+                tree.inodes[at as usize].kind = Kind::Left;
+            }
+        }
+    }
+    remarks.append_to(&mut tree.remarks);
+    Ok(Staged { tree, pieces, mapped, holder })
+}
+
+/// Root and entry of the first name of each inode.
+fn first_names(tree: &Tree) -> Vec<(usize, usize)> {
+    let mut seen = vec![false; tree.inodes.len()];
+    let mut names = Vec::new();
+    for (root_at, root) in tree.roots.iter().enumerate() {
+        for (entry_at, entry) in root.entries.iter().enumerate() {
+            if !std::mem::replace(&mut seen[entry.inode as usize], true) {
+                names.push((root_at, entry_at));
+            }
+        }
+    }
+    names
+}
+
+/// Why a file was not staged.
+enum Refused {
+    /// The file itself cannot be read.
+    Source(String),
+    /// There is no room for the copy.
+    Staging(io::Error),
+}
+
+/// Opens files by name, keeping the directory open that was used last.
+#[derive(Default)]
+struct Opener {
+    at: Option<(usize, RelPath, Dir)>,
+}
+
+impl Opener {
+    fn open(&mut self, tree: &Tree, root_at: usize, entry_at: usize) -> Result<File, Refused> {
+        let root = &tree.roots[root_at];
+        let path = to_path(&root.path);
+        let entry = &root.entries[entry_at];
+        let refused = |cause| Refused::Source(failed("cannot be opened", cause));
+        let Some((parent, name)) = entry.path.split() else {
+            let name = path.file_name().map_or(SELF, |name| name.as_encoded_bytes());
+            return Dir::open(path.parent().unwrap_or(&path)).and_then(|dir| dir.read(name)).map_err(refused);
+        };
+        if self.at.as_ref().is_none_or(|(at, dir, _)| (*at, dir) != (root_at, &parent)) {
+            let dir = Dir::open(&path).and_then(|top| top.beneath(&parent)).map_err(refused)?;
+            self.at = Some((root_at, parent, dir));
+        }
+        let dir = self.at.as_ref().map(|(_, _, dir)| dir);
+        dir.ok_or(Errno::ENOENT).and_then(|dir| dir.read(name)).map_err(refused)
+    }
+}
+
+/// Holds copies of content.
+struct Holder {
+    /// Removed with all in it when dropped.
+    dir: tempfile::TempDir,
+    files: u64,
+    memory: u64,
+    bytes: u64,
+}
+
+impl Holder {
+    /// Copies a file from byte `from` on; returns it as it was found when opened.
+    fn take(&mut self, file: &File, inode: &Inode, from: u64) -> Result<(Held, Inode), Refused> {
+        let refused = |what: &'static str| move |cause| Refused::Source(failed(what, cause));
+        let stat = fstat(file).map_err(refused("cannot be looked at"))?;
+        if number(&stat) != (inode.identity.dev, inode.identity.ino) {
+            return Err(Refused::Source("was replaced meanwhile".into()));
+        }
+        let mut now = inode.clone();
+        if identity(&stat) != inode.identity {
+            // Somebody else writes to it: what is held is what counts.
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            let data = copy::extents(file, size).map_err(refused("holes cannot be found"))?;
+            now.kind = Kind::File { size, data };
+            (now.identity, now.mtime) = (identity(&stat), times(&stat).1);
+        }
+        let data = copy::from(now.data(), from);
+        let len: u64 = data.iter().map(|extent| extent.len).sum();
+        self.bytes += len;
+        let read_failed = |cause: io::Error| Refused::Source(format!("cannot be read: {cause}"));
+        if len <= MEMORY_FILE_BYTES_MAX && self.memory + len <= MEMORY_BYTES_MAX {
+            let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+            RangeReader::new(file, &data).read_exact(&mut bytes).map_err(read_failed)?;
+            self.memory += len;
+            return Ok((Held::Memory(bytes), now));
+        }
+        let path = self.dir.path().join(self.files.to_string());
+        self.files += 1;
+        let copy = File::options().write(true).create_new(true).open(&path).map_err(Refused::Staging)?;
+        if copy::clone_file(file, &copy).is_err() {
+            copy::copy_ranges(file, &copy, &data).map_err(|cause| {
+                let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&cause.kind());
+                if full { Refused::Staging(cause) } else { read_failed(cause) }
+            })?;
+        }
+        Ok((Held::File(path), now))
+    }
+}
+
+impl<C> Staged<C> {
+    /// The tree as it will be captured.
+    #[must_use]
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Files whose content will be stored anew.
+    #[must_use]
+    pub fn changed(&self) -> usize {
+        self.pieces.values().filter(|piece| !matches!(piece, Piece::Kept(_))).count()
+    }
+
+    /// Bytes that were cloned or copied.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.holder.bytes
+    }
+
+    /// Stores what is held. The application may run meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the file that the sink refused.
+    pub fn store<S: ContentSink<Content = C>>(self, sink: &mut S) -> Result<Captured<C>, Error> {
+        let Self { tree, pieces, mapped, holder } = self;
+        let mut contents = BTreeMap::new();
+        for (at, piece) in pieces {
+            let content = match piece {
+                Piece::Kept(content) => Ok(content),
+                Piece::Whole(held, data) => held.read(&data, |reader, len| sink.put(reader, len)),
+                Piece::Tail { base, base_len, held, data } => {
+                    held.read(&data, |reader, len| sink.append(&base, base_len, reader, len))
+                }
+            };
+            let name = || tree.entries().find(|(_, entry)| entry.inode == at);
+            let path = || name().map(|(root, entry)| entry.path.under(&root.path)).unwrap_or_default();
+            contents.insert(at, content.map_err(|cause| Error::io("store", &path())(cause))?);
+        }
+        drop(holder);
+        Ok(Captured { tree, contents, mapped })
+    }
+}
+
+impl Held {
+    /// Passes the bytes on, and removes them.
+    fn read<C>(
+        self,
+        data: &[Extent],
+        put: impl FnOnce(&mut dyn Read, u64) -> io::Result<C>,
+    ) -> io::Result<C> {
+        let len = data.iter().map(|extent| extent.len).sum();
+        match self {
+            Self::Memory(bytes) => put(&mut bytes.as_slice(), len),
+            Self::File(path) => {
+                let file = File::open(&path)?;
+                let content = put(&mut RangeReader::new(&file, data), len)?;
+                fs::remove_file(&path)?;
+                Ok(content)
+            }
+        }
+    }
+}
+
+/// [`stage`] and [`Staged::store`] in one, for trees that nothing writes to.
+///
+/// # Errors
+/// As for both.
+pub fn capture<S: ContentSink>(
+    tree: Tree,
+    previous: Option<&Captured<S::Content>>,
+    sink: &mut S,
+    staging: &Path,
+) -> Result<Captured<S::Content>, Error> {
+    stage(tree, previous, &|_| Hint::Attributes, staging)?.store(sink)
+}

@@ -1,0 +1,95 @@
+//! Which files may have changed since a scan.
+
+use std::collections::HashMap;
+
+use crate::copy;
+use crate::tree::{Identity, Inode, Kind, Time, Tree};
+
+/// A change this close before a scan may share its time stamp with one after it: stamps advance by the
+/// kernel's tick, 10 ms at most.
+const TICK_NANOS: i128 = 20_000_000;
+
+/// What the caller knows of a file beyond its attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Nothing: attributes decide.
+    Attributes,
+    /// It may change without a trace, because a process has it mapped shared and writable: stores through a
+    /// mapping touch the times at the first store only.
+    Mapped,
+    /// It only ever grows: every writer appends and none maps it. Only what is new is copied then.
+    Appended,
+}
+
+/// What has become of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Nothing.
+    Same,
+    /// Bytes were added after the first `from`.
+    Grown { from: u64 },
+    /// Anything.
+    Any,
+}
+
+/// A tree by identity.
+pub(crate) struct Previous<'a> {
+    tree: &'a Tree,
+    index: HashMap<(u64, u64), u32>,
+}
+
+impl<'a> Previous<'a> {
+    pub(crate) fn new(tree: &'a Tree) -> Self {
+        let numbers = tree.inodes.iter().map(|i| (i.identity.dev, i.identity.ino));
+        Self { tree, index: numbers.zip(0..).collect() }
+    }
+
+    /// The inode of the same number, with the time of the scan.
+    pub(crate) fn find(&self, identity: &Identity) -> Option<(&'a Inode, Time)> {
+        self.index_of(identity).map(|at| (&self.tree.inodes[at as usize], self.tree.taken_at))
+    }
+
+    /// The index of the inode of the same number.
+    pub(crate) fn index_of(&self, identity: &Identity) -> Option<u32> {
+        self.index.get(&(identity.dev, identity.ino)).copied()
+    }
+
+    /// What has become of `now` since.
+    pub(crate) fn change(&self, now: &Inode, hint: Hint) -> Change {
+        let Some((old, taken_at)) = self.find(&now.identity) else { return Change::Any };
+        let (Kind::File { size: old_size, data: old_data }, Kind::File { size, data }) =
+            (&old.kind, &now.kind)
+        else {
+            return Change::Any;
+        };
+        match hint {
+            Hint::Mapped => Change::Any,
+            Hint::Attributes | Hint::Appended if size == old_size && is_untouched(old, taken_at, now) => {
+                Change::Same
+            }
+            // The same layout up to the old size, else the old content would not fit before the new.
+            Hint::Appended if size >= old_size && copy::before(data, *old_size) == *old_data => {
+                Change::Grown { from: *old_size }
+            }
+            Hint::Attributes | Hint::Appended => Change::Any,
+        }
+    }
+}
+
+/// Whether attributes say that nothing has changed since `old` was scanned at `taken_at`.
+pub(crate) fn is_untouched(old: &Inode, taken_at: Time, now: &Inode) -> bool {
+    old.identity == now.identity
+        && old.mtime == now.mtime
+        && old.identity.ctime.as_nanos() + TICK_NANOS < taken_at.as_nanos()
+}
+
+/// The regular files of `now` (indices of inodes) whose content must be read again.
+///
+/// A file counts as unchanged if it has the same device, inode number, size and times, and was last changed
+/// well before the previous scan. `hint` adds what the caller knows.
+#[must_use]
+pub fn changed_files(previous: &Tree, now: &Tree, hint: &dyn Fn(&Inode) -> Hint) -> Vec<u32> {
+    let previous = Previous::new(previous);
+    let files = now.inodes.iter().zip(0..).filter(|(inode, _)| matches!(inode.kind, Kind::File { .. }));
+    files.filter(|(inode, _)| previous.change(inode, hint(inode)) != Change::Same).map(|(_, at)| at).collect()
+}

@@ -1,0 +1,264 @@
+//! Reads names, kinds and attributes of all below the roots. Content is not read here.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::readlinkat;
+use nix::sys::stat::{FileStat, SFlag};
+
+use crate::access::{Dir, SELF, identity, is, number, times};
+use crate::apply::is_temporary;
+use crate::change::{Previous, is_untouched};
+use crate::copy;
+use crate::error::{Error, failed, to_path};
+use crate::path::RelPath;
+use crate::tree::{Entry, Extent, Inode, Kind, Remarks, Root, Time, Tree, Xattr};
+use crate::validate::{ENTRIES_MAX, ROOTS_MAX};
+
+/// Scans directories with all below them, and single files.
+///
+/// A root that is a symbolic link, or is reached through one, is scanned where it leads to and has that path
+/// in the tree. Below a root no link is followed and no mount point is crossed. `excludes` are absolute paths
+/// left out with all below them. What cannot be replicated is [`Kind::Left`], with a remark.
+///
+/// # Errors
+/// [`Error::Io`] when a root exists but cannot be read, [`Error::Invalid`] past a bound. A root that does not
+/// exist is a remark.
+pub fn scan(roots: &[PathBuf], extra_files: &[PathBuf], excludes: &[PathBuf]) -> Result<Tree, Error> {
+    scan_since(roots, extra_files, excludes, &Tree::default())
+}
+
+/// [`scan`], sparing what a previous scan knows of unchanged files.
+///
+/// # Errors
+/// As for [`scan`].
+pub fn scan_since(
+    roots: &[PathBuf],
+    extra_files: &[PathBuf],
+    excludes: &[PathBuf],
+    previous: &Tree,
+) -> Result<Tree, Error> {
+    let mut scanner = Scanner {
+        tree: Tree { taken_at: Time::now(), ..Tree::default() },
+        excludes: excludes.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect(),
+        linked: HashMap::new(),
+        previous: Previous::new(previous),
+        remarks: Remarks::default(),
+        entries: 0,
+    };
+    let mut paths = Vec::new();
+    for path in roots.iter().chain(extra_files) {
+        match resolve(path) {
+            Ok(path) => paths.push(path.into_os_string().into_vec()),
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
+                scanner.remarks.add(path.as_os_str().as_bytes(), "does not exist");
+            }
+            Err(cause) => return Err(Error::io("scan", path.as_os_str().as_bytes())(cause)),
+        }
+    }
+    // Containers come before what they contain.
+    paths.sort_unstable();
+    paths.dedup();
+    for path in paths {
+        scanner.root(path)?;
+    }
+    scanner.tree.remarks = scanner.remarks.finish();
+    scanner.tree.validate()?;
+    Ok(scanner.tree)
+}
+
+/// Where a root is: links are followed on the way to it; a single file may be a link itself.
+fn resolve(path: &Path) -> std::io::Result<PathBuf> {
+    let followed = path.canonicalize();
+    if matches!(&followed, Ok(target) if target.is_dir()) {
+        return followed;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if path.is_absolute() => {
+            let path = parent.canonicalize()?.join(name);
+            path.symlink_metadata().map(|_| path)
+        }
+        _ => Err(std::io::Error::from(std::io::ErrorKind::InvalidInput)),
+    }
+}
+
+struct Scanner<'a> {
+    tree: Tree,
+    excludes: HashSet<Vec<u8>>,
+    /// Inodes with several names.
+    linked: HashMap<(u64, u64), u32>,
+    previous: Previous<'a>,
+    remarks: Remarks,
+    entries: usize,
+}
+
+impl Scanner<'_> {
+    fn root(&mut self, path: Vec<u8>) -> Result<(), Error> {
+        if self.tree.roots.len() >= ROOTS_MAX {
+            return Err(Error::invalid("too many roots", &path));
+        }
+        if self.is_scanned(&path) {
+            return Ok(());
+        }
+        let known = to_path(&path);
+        if known.ancestors().any(|above| self.excludes.contains(above.as_os_str().as_bytes())) {
+            self.remarks.add(&path, "excluded");
+            return Ok(());
+        }
+        let mut root = Root { path, entries: Vec::new() };
+        let is_dir = known.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+        let home = if is_dir { Some(known.as_path()) } else { known.parent() };
+        let name = if is_dir { SELF } else { known.file_name().unwrap_or_default().as_bytes() };
+        let failed = |cause: Errno| Error::io("scan", &root.path)(cause);
+        let dir = Dir::open(home.unwrap_or(&known)).map_err(failed)?;
+        let stat = dir.stat(name).map_err(failed)?;
+        let inode = self.inode(&dir, name, &stat, stat.st_dev, &root.path);
+        root.entries.push(Entry { path: RelPath::default(), inode });
+        if is_dir {
+            self.walk(&dir, &stat, &mut root)?;
+        }
+        root.entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        self.tree.roots.push(root);
+        Ok(())
+    }
+
+    /// Whether a root before has this path and replicates it.
+    fn is_scanned(&self, path: &[u8]) -> bool {
+        self.tree.roots.iter().any(|root| {
+            let below = path.strip_prefix(root.path.as_slice());
+            let below = below.and_then(|p| p.strip_prefix(b"/").or(root.path.ends_with(b"/").then_some(p)));
+            let found = below.and_then(RelPath::new).and_then(|below| {
+                root.entries.binary_search_by(|entry| entry.path.cmp(&below)).ok().map(|at| &root.entries[at])
+            });
+            found.is_some_and(|entry| self.tree.inode(entry).kind != Kind::Left)
+        })
+    }
+
+    fn walk(&mut self, top: &Dir, top_stat: &FileStat, root: &mut Root) -> Result<(), Error> {
+        let mut queue = VecDeque::from([(RelPath::default(), 0)]);
+        while let Some((path, at)) = queue.pop_front() {
+            let listed = top.beneath(&path).and_then(|dir| dir.names().map(|names| (dir, names)));
+            let (dir, names) = match listed {
+                Ok(listed) => listed,
+                Err(cause) => {
+                    let why = if cause == Errno::EXDEV {
+                        "is a mount point: left as it is on each node".into()
+                    } else {
+                        failed("cannot be listed", cause)
+                    };
+                    self.remarks.add(&path.under(&root.path), why);
+                    let entry: &Entry = &root.entries[at];
+                    self.tree.inodes[entry.inode as usize].kind = Kind::Left;
+                    continue;
+                }
+            };
+            for name in names.iter().filter(|name| !is_temporary(name)) {
+                let Some(path) = path.join(name) else {
+                    self.remarks.add(&path.under(&root.path), "holds a path that is too long: left out");
+                    continue;
+                };
+                let full = path.under(&root.path);
+                // Gone since it was listed: other programs may work here too.
+                let Ok(stat) = dir.stat(name) else { continue };
+                self.entries += 1;
+                if self.entries >= ENTRIES_MAX {
+                    return Err(Error::invalid("too many entries", &full));
+                }
+                let inode = self.inode(&dir, name, &stat, top_stat.st_dev, &full);
+                if self.tree.inodes[inode as usize].kind == Kind::Dir {
+                    queue.push_back((path.clone(), root.entries.len()));
+                }
+                root.entries.push(Entry { path, inode });
+            }
+        }
+        Ok(())
+    }
+
+    /// The index of the inode that `name` in `dir` is.
+    fn inode(&mut self, dir: &Dir, name: &[u8], stat: &FileStat, home: u64, full: &[u8]) -> u32 {
+        let next = u32::try_from(self.tree.inodes.len()).unwrap_or(u32::MAX);
+        let several = stat.st_nlink > 1 && !is(stat, SFlag::S_IFDIR);
+        if several && let Some(known) = self.linked.get(&number(stat)) {
+            return *known;
+        }
+        let (atime, mtime, _) = times(stat);
+        let mut inode = Inode {
+            kind: Kind::Left,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            atime,
+            mtime,
+            xattrs: Vec::new(),
+            identity: identity(stat),
+        };
+        if self.excludes.contains(full) {
+            // On purpose, so no remark.
+        } else if stat.st_dev != home {
+            self.remarks.add(full, "is a mount point: left as it is on each node");
+        } else {
+            match self.kind(dir, name, stat, &inode) {
+                Ok((kind, xattrs)) => (inode.kind, inode.xattrs) = (kind, xattrs),
+                Err(why) => self.remarks.add(full, why),
+            }
+        }
+        if several {
+            self.linked.insert(number(stat), next);
+        }
+        self.tree.inodes.push(inode);
+        next
+    }
+
+    fn kind(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        stat: &FileStat,
+        inode: &Inode,
+    ) -> Result<(Kind, Vec<Xattr>), String> {
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let known = self.previous.find(&inode.identity).filter(|(old, taken_at)| {
+            is_untouched(old, *taken_at, inode)
+                && matches!(&old.kind, Kind::File { size: s, .. } if *s == size)
+        });
+        if let Some((known, _)) = known {
+            return Ok((known.kind.clone(), known.xattrs.clone()));
+        }
+        let xattrs = || match dir.xattrs(name) {
+            // Attributes need the right to read; whether content can be read is found out when it is.
+            Err(Errno::EACCES | Errno::EPERM) => Ok(Vec::new()),
+            other => other.map_err(|cause| failed("attributes cannot be read: left out", cause)),
+        };
+        match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFREG => {
+                let data =
+                    data(dir, name, stat, size).map_err(|e| failed("holes cannot be found: left out", e))?;
+                Ok((Kind::File { size, data }, xattrs()?))
+            }
+            SFlag::S_IFDIR => Ok((Kind::Dir, xattrs()?)),
+            SFlag::S_IFLNK => {
+                let target = readlinkat(dir, name).map_err(|e| failed("cannot be read: left out", e))?;
+                Ok((Kind::Symlink { target: target.into_vec() }, Vec::new()))
+            }
+            SFlag::S_IFIFO => Ok((Kind::Fifo, Vec::new())),
+            SFlag::S_IFSOCK => Ok((Kind::Socket, Vec::new())),
+            SFlag::S_IFCHR | SFlag::S_IFBLK => Err("is a device: left out".into()),
+            _ => Err("is of an unknown kind: left out".into()),
+        }
+    }
+}
+
+/// Where a file has data. Only one with fewer blocks than its size asks for can have holes.
+pub(crate) fn data(dir: &Dir, name: &[u8], stat: &FileStat, size: u64) -> nix::Result<Vec<Extent>> {
+    if size == 0 || u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) >= size {
+        return Ok(copy::whole(size));
+    }
+    match dir.read(name) {
+        Ok(file) => copy::extents(&file, size),
+        // Found out, and said, when its content is read.
+        Err(Errno::EACCES) => Ok(copy::whole(size)),
+        Err(cause) => Err(cause),
+    }
+}

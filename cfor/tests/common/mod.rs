@@ -1,0 +1,128 @@
+//! A store in memory, and trees to try things on.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use holo_cfor::{
+    Captured, ContentSink, ContentSource, Hint, Inode, Report, Targets, Tree, apply, scan, stage,
+};
+
+/// Content by hash; the parts of a file are kept apart, so that appending is seen to be cheap.
+#[derive(Default)]
+pub struct Store {
+    pub parts: HashMap<[u8; 32], Vec<u8>>,
+    pub bytes_put: u64,
+}
+
+pub type Content = Vec<[u8; 32]>;
+
+impl Store {
+    fn part(&mut self, data: &mut dyn Read, len: u64) -> io::Result<[u8; 32]> {
+        let mut bytes = Vec::new();
+        data.read_to_end(&mut bytes)?;
+        assert_eq!(bytes.len() as u64, len);
+        self.bytes_put += len;
+        let name = *blake3::hash(&bytes).as_bytes();
+        self.parts.insert(name, bytes);
+        Ok(name)
+    }
+}
+
+impl ContentSink for Store {
+    type Content = Content;
+
+    fn put(&mut self, data: &mut dyn Read, len: u64) -> io::Result<Content> {
+        Ok(vec![self.part(data, len)?])
+    }
+
+    fn append(
+        &mut self,
+        base: &Content,
+        base_len: u64,
+        tail: &mut dyn Read,
+        len: u64,
+    ) -> io::Result<Content> {
+        assert_eq!(base.iter().map(|name| self.parts[name].len() as u64).sum::<u64>(), base_len);
+        let mut content = base.clone();
+        content.push(self.part(tail, len)?);
+        Ok(content)
+    }
+}
+
+impl ContentSource for Store {
+    type Content = Content;
+
+    fn open<'a>(&'a mut self, content: &Content) -> io::Result<Box<dyn Read + 'a>> {
+        let bytes: Option<Vec<_>> = content.iter().map(|name| self.parts.get(name).cloned()).collect();
+        let bytes = bytes.ok_or(io::ErrorKind::NotFound)?.concat();
+        Ok(Box::new(io::Cursor::new(bytes)))
+    }
+}
+
+/// A directory for one test: trees `a` and `b`, staging, what was replaced.
+pub struct Bench {
+    pub dir: tempfile::TempDir,
+    pub store: Store,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "staging"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Self { dir, store: Store::default() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().canonicalize().unwrap().join(name)
+    }
+
+    pub fn scan(&self) -> Tree {
+        scan(&[self.path("a")], &[], &[]).unwrap()
+    }
+
+    pub fn capture(
+        &mut self,
+        previous: Option<&Captured<Content>>,
+        hint: &dyn Fn(&Inode) -> Hint,
+    ) -> Captured<Content> {
+        let staged = stage(self.scan(), previous, hint, &self.path("staging")).unwrap();
+        let captured = staged.store(&mut self.store).unwrap();
+        captured.validate().unwrap();
+        assert_eq!(fs::read_dir(self.path("staging")).unwrap().count(), 0, "staging is left empty");
+        captured
+    }
+
+    /// Targets that lead from `a` to `b`.
+    pub fn targets(&self, replaced: bool) -> Targets {
+        Targets {
+            map: HashMap::from([(self.path("a").into_os_string().into_encoded_bytes(), self.path("b"))]),
+            replaced: replaced.then(|| self.path("replaced")),
+            excludes: Vec::new(),
+        }
+    }
+
+    /// Captures `a`, applies it to `b`, expects no errors.
+    pub fn transfer(&mut self, replaced: bool) -> Report {
+        let captured = self.capture(None, &|_| Hint::Attributes);
+        let targets = self.targets(replaced);
+        let report = apply(&captured, &mut self.store, &targets).unwrap();
+        assert!(report.errors.is_empty(), "{:?}", report.errors);
+        report
+    }
+}
+
+/// Content of every regular file below `path`.
+pub fn contents(path: &Path, found: &mut HashSet<Vec<u8>>) {
+    for entry in fs::read_dir(path).into_iter().flatten().map(Result::unwrap) {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            contents(&entry.path(), found);
+        } else if kind.is_file() {
+            found.insert(fs::read(entry.path()).unwrap());
+        }
+    }
+}
