@@ -1,14 +1,15 @@
 //! The conversation with the agent over its unix socket: one request per connection.
 
-use std::io::{self, IoSlice, Write};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holo_api::local::{AgentStatus, MAGIC, Reply, Request};
 use holo_image::wire::{Kind, WireError, encode, read_frame};
-use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt};
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, send, sendmsg, sockopt};
 
 use crate::error::CliError;
 use crate::progress::Progress;
@@ -67,10 +68,20 @@ impl Client {
     fn start(&mut self, request: &Request, silence_max: Duration) -> io::Result<()> {
         self.stream.set_read_timeout(Some(silence_max))?;
         self.stream.set_write_timeout(Some(silence_max))?;
-        // One write: the agent reads the whole request in one go.
+        // In one piece: the agent reads the whole request in one go.
         let mut bytes = MAGIC.to_vec();
         bytes.extend(encode(request, Kind::LOCAL).map_err(io::Error::other)?);
-        self.stream.write_all(&bytes)
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            // Not `write`: this process may have to go on as the command after an agent that hung up, and SIGPIPE is
+            // as our caller left it.
+            match send(self.stream.as_raw_fd(), rest, MsgFlags::MSG_NOSIGNAL) {
+                Ok(done) => rest = &rest[done..],
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
     }
 
     fn broken(&self, reason: &str) -> CliError {
@@ -80,7 +91,7 @@ impl Client {
     /// Sends descriptors with the one byte that follows the request.
     pub fn send_fds(&mut self, fds: [RawFd; 3]) -> Result<(), CliError> {
         let control = [ControlMessage::ScmRights(&fds)];
-        let fd = self.stream.as_fd().as_raw_fd();
+        let fd = self.stream.as_raw_fd();
         sendmsg::<()>(fd, &[IoSlice::new(&[0])], &control, MsgFlags::MSG_NOSIGNAL, None)
             .map(drop)
             .map_err(|e| self.broken(&format!("cannot pass the standard descriptors: {e}")))

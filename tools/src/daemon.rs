@@ -184,6 +184,10 @@ fn detach(report: RawFd) -> io::Result<()> {
             }
         }
         libc::umask(0o077);
+        // An ignored SIGCHLD would rob the agent of its children's ends. Two are the C library's and refuse.
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
         // A pipe of our caller's that the agent kept open would never end.
         libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
     }
@@ -226,7 +230,10 @@ fn log_tail(path: &Path, from: u64) -> String {
     if text.is_empty() { text } else { format!(":\n{text}") }
 }
 
-/// Writes a line on stderr that nothing depends on.
+/// Writes a message on stderr that nothing depends on. Parts of it come from elsewhere: no control characters but line
+/// ends.
 pub fn warn(message: &str) {
-    let _ = writeln!(io::stderr(), "holo: {message}");
+    let lines: Vec<String> = message.lines().map(crate::human::plain).collect();
+    // In one piece: the application's own words may come at the same moment.
+    let _ = io::stderr().write_all(format!("holo: {}\n", lines.join("\n")).as_bytes());
 }

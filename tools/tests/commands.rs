@@ -6,11 +6,12 @@
 mod common;
 
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::os::unix::process::ExitStatusExt;
 
 use common::{FakeAgent, app, epoch, err, holo, json, out, restored, run};
 use holo_api::local::{ErrorKind, Graph, NodeInfo, Reply, Request};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 fn keys(value: &serde_json::Value) -> Vec<&str> {
@@ -144,6 +145,39 @@ fn graph_nodes_top() {
         picture.contains("on n1") && picture.contains("redis-server") && picture.contains("ADDRESS"),
         "{picture}"
     );
+}
+
+/// On a terminal: draws, ends on `q`, leaves the terminal as it was.
+#[test]
+fn top_on_a_terminal() {
+    let agent = FakeAgent::start(|request, _| match request {
+        Request::Nodes => vec![Reply::Nodes(vec![])],
+        _ => vec![Reply::Apps(vec![app()])],
+    });
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let before = nix::sys::termios::tcgetattr(&pty.slave).unwrap();
+    let mut command = holo(agent.dir.path(), &["top", "--every", "100ms"]);
+    let end = || std::process::Stdio::from(pty.slave.try_clone().unwrap());
+    let mut child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+    let mut terminal = std::fs::File::from(pty.master);
+    let mut seen = Vec::new();
+    let mut read = |until: &str| {
+        let mut buffer = [0; 4096];
+        while !String::from_utf8_lossy(&seen).contains(until) {
+            let mut fds = [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, 5000u16), Ok(1), "no {until} in {}", String::from_utf8_lossy(&seen));
+            let length = std::io::Read::read(&mut terminal, &mut buffer).unwrap();
+            seen.extend_from_slice(&buffer[..length]);
+        }
+        seen.clear();
+    };
+    // Twice: it is redrawn.
+    read("unprotected");
+    read("q to quit");
+    read("unprotected");
+    std::io::Write::write_all(&mut terminal, b"q").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(nix::sys::termios::tcgetattr(&pty.slave).unwrap().local_flags, before.local_flags);
 }
 
 #[test]

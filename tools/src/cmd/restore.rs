@@ -52,7 +52,7 @@ fn sentence(info: &RestoreInfo) -> String {
 
 fn remark(info: &RestoreInfo) {
     for remark in &info.remarks {
-        warn(&human::plain(remark));
+        warn(remark);
     }
 }
 

@@ -98,7 +98,7 @@ fn protect(
         return Ok(Vec::new());
     }
     if let Some(warning) = warning {
-        warn(&crate::human::plain(&warning));
+        warn(&warning);
     }
     let present = env::var_os("LD_PRELOAD");
     let set = |(key, value): (Vec<u8>, Vec<u8>)| {
@@ -126,7 +126,7 @@ fn options(args: &Run) -> Result<AppOptions, CliError> {
         standby: args.standby.clone(),
         consistency: args.consistency.into(),
         keep_epochs: args.keep.unwrap_or(0),
-        keep_secs: args.keep_for.map_or(0, |time| time.as_secs()),
+        keep_secs: args.keep_for.map_or(0, |time| millis(time).div_ceil(1000)),
         park_ms_max: args.park_max.map_or(0, millis),
     })
 }
