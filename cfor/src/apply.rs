@@ -24,7 +24,7 @@ use crate::error::{Error, failed, to_path};
 use crate::path::RelPath;
 use crate::tree::{Entry, Inode, Kind, Remark, Remarks, Root};
 
-/// Names of files that are not complete yet. A scan leaves them out, the next apply removes them.
+/// Names of files that are not complete yet. A scan leaves them out, the next apply clears them away.
 const TEMPORARY: &[u8] = b".holo-new-";
 
 /// Whether `name` is of a file that an apply was making.

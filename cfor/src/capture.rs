@@ -143,7 +143,7 @@ pub fn stage<C: Clone>(
             mapped.insert(at);
         }
         let base = index.index_of(&inode.identity).and_then(|old| previous?.contents.get(&old));
-        let from = match (index.change(inode, hint), base) {
+        let mut from = match (index.change(inode, hint), base) {
             (Change::Same, Some(content)) => {
                 pieces.insert(at, Piece::Kept(content.clone()));
                 continue;
@@ -151,7 +151,15 @@ pub fn stage<C: Clone>(
             (Change::Grown { from }, Some(_)) => from,
             (Change::Same | Change::Grown { .. } | Change::Any, _) => 0,
         };
-        let held = opener.open(&tree, root_at, entry_at).and_then(|file| holder.take(&file, inode, from));
+        let held = opener.open(&tree, root_at, entry_at).and_then(|file| {
+            let held = holder.take(&file, inode, from)?;
+            if copy::before(held.1.data(), from) == copy::before(inode.data(), from) {
+                return Ok(held);
+            }
+            // Somebody has cut it since the scan, so it did not only grow.
+            from = 0;
+            holder.take(&file, inode, from)
+        });
         match held {
             Ok((held, now)) => {
                 let all = now.data();

@@ -9,7 +9,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, mkdir
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
-use super::{Applier, Place, Refused, is_temporary};
+use super::{Applier, Place, Refused};
 use crate::access::{Dir, SELF, is};
 use crate::capture::ContentSource;
 use crate::copy;
@@ -46,7 +46,7 @@ impl<S: ContentSource> Applier<'_, S> {
                 Ok(Some(stat)) if stat.st_dev != dev => {
                     Err((full.clone(), "is a mount point here: left as it is".into()))
                 }
-                Ok(_) if is_temporary(&name) => self.erase(place),
+                // Also what an apply left that was killed: it may be the old file that it had exchanged.
                 Ok(_) => self.displace(place),
                 Err(cause) => Err(place.refused("look at")(cause)),
             };

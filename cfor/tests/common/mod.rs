@@ -116,6 +116,7 @@ impl Bench {
 }
 
 /// Content of every regular file below `path`.
+#[allow(dead_code)]
 pub fn contents(path: &Path, found: &mut HashSet<Vec<u8>>) {
     for entry in fs::read_dir(path).into_iter().flatten().map(Result::unwrap) {
         let kind = entry.file_type().unwrap();
