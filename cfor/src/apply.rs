@@ -330,7 +330,9 @@ impl<S: ContentSource> Applier<'_, S> {
 
     fn temporary_name(&mut self) -> Vec<u8> {
         self.temporary += 1;
-        [TEMPORARY, format!("{}-{}", std::process::id(), self.temporary).as_bytes()].concat()
+        // The time tells it from what another process of this id has left.
+        let now = crate::Time::now().as_nanos();
+        [TEMPORARY, format!("{}-{now:x}-{}", std::process::id(), self.temporary).as_bytes()].concat()
     }
 
     /// Makes another name of an inode that has one already.
