@@ -15,6 +15,7 @@ pub mod compile;
 pub mod node;
 pub mod paths;
 pub mod process;
+pub mod redis;
 pub mod trace;
 pub mod wait;
 pub mod workload;

@@ -19,6 +19,7 @@ const DIR: &str = "data/work";
 #[derive(Clone, Debug)]
 pub struct Workload {
     source: &'static str,
+    interpreter: Option<&'static str>,
     args: Vec<&'static str>,
     env: Vec<(&'static str, &'static str)>,
     run_ms: u64,
@@ -30,7 +31,21 @@ impl Workload {
     /// A source of `tests/workloads`.
     #[must_use]
     pub fn new(source: &'static str) -> Workload {
-        Workload { source, args: Vec::new(), env: Vec::new(), run_ms: 800, checkpoints: 30, protected: true }
+        let (args, env) = (Vec::new(), Vec::new());
+        Workload { source, interpreter: None, args, env, run_ms: 800, checkpoints: 30, protected: true }
+    }
+
+    /// A script of `tests/programs` with its interpreter.
+    #[must_use]
+    pub fn script(interpreter: &'static str, script: &'static str) -> Workload {
+        Workload { interpreter: Some(interpreter), checkpoints: 100, run_ms: 1500, ..Workload::new(script) }
+    }
+
+    /// With this many checkpoints in the mode `live`.
+    #[must_use]
+    pub fn checkpoints(mut self, checkpoints: u32) -> Workload {
+        self.checkpoints = checkpoints;
+        self
     }
 
     /// With an argument after the directory.
@@ -57,7 +72,15 @@ impl Workload {
     fn program(&self, node: &Node) -> Program {
         let mut args: Vec<OsString> = vec![node.inside(DIR).into()];
         args.extend(self.args.iter().map(|a| OsString::from(*a)));
-        let path = reachable(compile::workload(self.source), node.who());
+        let path = match self.interpreter {
+            None => compile::workload(self.source),
+            Some(interpreter) => {
+                let script = paths::tests_dir().join("programs").join(self.source);
+                args.insert(0, reachable(script, node.who()).into());
+                PathBuf::from(interpreter)
+            }
+        };
+        let path = reachable(path, node.who());
         let mut program = Program::new(path, &args);
         program.env = self.env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         program
