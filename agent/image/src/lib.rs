@@ -21,6 +21,8 @@ mod reader;
 mod retention;
 mod slots;
 mod store;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 mod writer;
 

@@ -13,7 +13,8 @@ pub(crate) const SEGMENT_SLOTS: u32 = 1 << 16;
 /// Free extents that are looked at for one that is long enough; bounds the search when free space is scattered.
 const SEARCH_EXTENTS_MAX: usize = 64;
 /// Extents shorter than this are avoided while longer ones are found: small writes are slow.
-const GOOD_EXTENT_SLOTS: u32 = 64;
+/// Tests reuse every slot at once.
+const GOOD_EXTENT_SLOTS: u32 = if cfg!(test) { 1 } else { 64 };
 
 /// First slot number that cannot be used.
 const SLOTS_END: u32 = u32::MAX - u32::MAX % SEGMENT_SLOTS;

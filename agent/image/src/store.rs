@@ -41,8 +41,14 @@ impl Store {
         // So that a new store does not vanish whole with the power.
         let dir = dir.as_ref();
         store.disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
-        if let Some(parent) = dir.parent() {
-            let _ = store.disk.sync_dir(parent);
+        let parent = match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            Some(_) | None => Path::new("."),
+        };
+        match store.disk.sync_dir(parent) {
+            // Not ours to read, so not ours to make durable.
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => {}
+            outcome => outcome.map_err(Error::io("sync", parent))?,
         }
         for name in store.names()? {
             if name.starts_with(GONE) {

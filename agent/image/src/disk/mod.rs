@@ -4,6 +4,8 @@
 //! fill up, or lose power at every single operation.
 
 mod real;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 
 use std::{
     fmt::Debug,
