@@ -9,7 +9,11 @@ use std::time::Duration;
 use holo_api::local::{AgentStatus, MAGIC, Reply, Request};
 use holo_image::wire::{Kind, WireError, encode, read_frame};
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, send, sendmsg, sockopt};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, send,
+    sendmsg, setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
 
 use crate::error::CliError;
 use crate::progress::Progress;
@@ -49,25 +53,49 @@ fn name_of(request: &Request) -> &'static str {
     }
 }
 
+fn no_agent(socket: &Path, errno: Errno) -> CliError {
+    CliError::NoAgent { socket: socket.to_owned(), source: errno.into() }
+}
+
+fn new_socket(silence_max: Duration) -> Result<UnixStream, Errno> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let time = TimeVal::new(i64::try_from(silence_max.as_secs()).unwrap_or(i64::MAX), 0);
+    setsockopt(&fd, sockopt::SendTimeout, &time)?;
+    setsockopt(&fd, sockopt::ReceiveTimeout, &time)?;
+    Ok(UnixStream::from(fd))
+}
+
 impl Client {
     /// Connects and sends the request; `silence_max` bounds each wait for a frame.
     pub fn ask(socket: &Path, request: &Request, silence_max: Duration) -> Result<Self, CliError> {
-        let stream = UnixStream::connect(socket)
-            .map_err(|source| CliError::NoAgent { socket: socket.to_owned(), source })?;
+        let mut client = Self {
+            stream: new_socket(silence_max).map_err(|e| no_agent(socket, e))?,
+            socket: socket.to_owned(),
+            what: name_of(request),
+        };
+        client.connect(silence_max)?;
         // The answer of `Register` becomes our environment: only our own agent, or root's, may give it.
-        let peer = getsockopt(&stream, sockopt::PeerCredentials)
-            .map_err(|e| CliError::NoAgent { socket: socket.to_owned(), source: e.into() })?;
+        let peer = getsockopt(&client.stream, sockopt::PeerCredentials).map_err(|e| no_agent(socket, e))?;
         if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
             return Err(CliError::ForeignAgent { socket: socket.to_owned(), uid: peer.uid() });
         }
-        let mut client = Self { stream, socket: socket.to_owned(), what: name_of(request) };
-        client.start(request, silence_max).map_err(|e| client.broken(&e.to_string()))?;
+        client.start(request).map_err(|e| client.broken(&e.to_string()))?;
         Ok(client)
     }
 
-    fn start(&mut self, request: &Request, silence_max: Duration) -> io::Result<()> {
-        self.stream.set_read_timeout(Some(silence_max))?;
-        self.stream.set_write_timeout(Some(silence_max))?;
+    /// Bounded by the socket's time-out: where an agent hangs and its queue is full, `connect` would wait for ever.
+    fn connect(&self, silence_max: Duration) -> Result<(), CliError> {
+        let address = UnixAddr::new(&self.socket).map_err(|e| no_agent(&self.socket, e))?;
+        match connect(self.stream.as_raw_fd(), &address) {
+            Ok(()) => Ok(()),
+            Err(Errno::EAGAIN) => {
+                Err(self.broken(&format!("it has not accepted a connection for {} s", silence_max.as_secs())))
+            }
+            Err(errno) => Err(no_agent(&self.socket, errno)),
+        }
+    }
+
+    fn start(&mut self, request: &Request) -> io::Result<()> {
         // In one piece: the agent reads the whole request in one go.
         let mut bytes = MAGIC.to_vec();
         bytes.extend(encode(request, Kind::LOCAL).map_err(io::Error::other)?);

@@ -55,6 +55,9 @@ pub enum CliError {
         /// What failed, on which object, why, what to do.
         message: String,
     },
+    /// The agent knows why the program cannot be protected, and protection is required.
+    #[error("{0}; protection is required")]
+    Unprotected(String),
     /// An agent could not be started.
     #[error("cannot start the agent: {0}")]
     Start(#[from] crate::daemon::StartError),
@@ -92,6 +95,7 @@ impl CliError {
                 ErrorKind::Failed => 1,
             },
             Self::Usage(_) => 2,
+            Self::Unprotected(_) => 5,
             Self::ForeignAgent { .. } => 4,
             Self::Broken { .. } | Self::Path { .. } | Self::Output(_) => 1,
         }

@@ -67,7 +67,7 @@ fn ours_to_mend(error: &CliError) -> bool {
                 false
             }
         },
-        CliError::Usage(_) | CliError::Path { .. } => true,
+        CliError::Usage(_) | CliError::Path { .. } | CliError::Unprotected(_) => true,
         CliError::NoAgent { .. }
         | CliError::ForeignAgent { .. }
         | CliError::Broken { .. }
@@ -98,6 +98,9 @@ fn protect(
         return Ok(Vec::new());
     }
     if let Some(warning) = warning {
+        if require {
+            return Err(CliError::Unprotected(warning));
+        }
         warn(&warning);
     }
     let present = env::var_os("LD_PRELOAD");
