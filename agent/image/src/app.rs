@@ -149,7 +149,11 @@ impl AppInner {
             epochs::clean(&*disk, &epochs_dir)?;
         }
         let files = PageFiles::new(disk.clone(), pages_dir);
-        let state = epochs::load_all(&*disk, &epochs_dir, name, &files)?;
+        let mut state = epochs::load_all(&*disk, &epochs_dir, name, &files)?;
+        if write {
+            // What an epoch left behind that was not sealed.
+            files.shrink(state.slots.shrink());
+        }
         let (name, apps_dir) = (name.to_owned(), apps_dir.to_owned());
         Ok(Arc::new(AppInner { disk, name, epochs_dir, files, apps_dir, state: Mutex::new(state), lock }))
     }
@@ -364,8 +368,9 @@ impl AppStore {
         let dir = &self.inner.epochs_dir;
         self.inner.disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
         state.settle();
-        for segment in state.slots.free_segments() {
-            self.inner.files.remove(segment)?;
+        state.slots.free_segments().into_iter().for_each(|segment| self.inner.files.remove(segment));
+        if state.slots.mostly_free() {
+            self.inner.files.shrink(state.slots.shrink());
         }
         Ok(())
     }

@@ -149,5 +149,9 @@ impl Drop for Draft {
             state.slots.release(slot);
         }
         state.writing = false;
+        if self.failed {
+            // The disk may be full, also for others.
+            self.app.files.shrink(state.slots.shrink());
+        }
     }
 }

@@ -95,14 +95,23 @@ impl PageFiles {
         Ok(())
     }
 
-    /// Removes the file of a segment whose slots are all free.
-    pub(crate) fn remove(&self, segment: u32) -> Result<()> {
-        let path = self.path(segment);
+    /// Removes the file of a segment whose slots are all free. If that fails, a later start may do it.
+    pub(crate) fn remove(&self, segment: u32) {
         lock(&self.open).remove(&segment);
         lock(&self.unsynced).0.remove(&segment);
-        match self.disk.remove_file(&path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", &path)(e)),
-            _ => Ok(()),
+        let _ = self.disk.remove_file(&self.path(segment));
+    }
+
+    /// Gives back what lies behind the last slot. If that fails, a later start may do it.
+    pub(crate) fn shrink(&self, end: u32) {
+        for (segment, bytes) in self.lengths().unwrap_or_default() {
+            let slots = end.saturating_sub(segment * SEGMENT_SLOTS).min(SEGMENT_SLOTS);
+            let length = u64::from(slots) * PAGE_BYTES as u64;
+            if slots == 0 {
+                self.remove(segment);
+            } else if length < bytes {
+                let _ = self.disk.create(&self.path(segment), false).and_then(|file| file.truncate(length));
+            }
         }
     }
 

@@ -25,6 +25,8 @@ pub trait DiskFile: Debug + Send + Sync {
     fn write_all_at(&self, from: &[u8], offset: u64) -> io::Result<()>;
     /// Makes content and length durable.
     fn sync(&self) -> io::Result<()>;
+    /// Cuts the file off; durable or not, as it comes.
+    fn truncate(&self, length: u64) -> io::Result<()>;
     /// Length in bytes.
     fn length(&self) -> io::Result<u64>;
 

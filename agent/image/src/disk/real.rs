@@ -41,6 +41,10 @@ impl DiskFile for File {
         self.sync_data()
     }
 
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.set_len(length)
+    }
+
     fn length(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }

@@ -333,6 +333,17 @@ impl DiskFile for SimFile {
         outcome?
     }
 
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.step()?;
+        if let Some(Inode::File { now, durable, .. }) = state.inodes.get_mut(&self.inode) {
+            // Durable at once, which is the harsher case.
+            now.truncate(length as usize);
+            durable.truncate(length as usize);
+        }
+        Ok(())
+    }
+
     fn length(&self) -> io::Result<u64> {
         let mut state = self.disk.state();
         state.step()?;
@@ -341,7 +352,7 @@ impl DiskFile for SimFile {
 }
 
 impl SimFile {
-    fn new(disk: &SimDisk, inode: u64) -> Arc<dyn DiskFile> {
+    fn handle(disk: &SimDisk, inode: u64) -> Arc<dyn DiskFile> {
         Arc::new(SimFile { disk: disk.clone(), inode })
     }
 }
@@ -383,7 +394,7 @@ impl Disk for SimDisk {
         let mut state = self.state();
         state.step()?;
         let inode = state.find(path)?;
-        Ok(SimFile::new(self, inode))
+        Ok(SimFile::handle(self, inode))
     }
 
     fn create(&self, path: &Path, fresh: bool) -> io::Result<Arc<dyn DiskFile>> {
@@ -398,7 +409,7 @@ impl Disk for SimDisk {
                 state.add(dir, name, Inode::File { now, durable, pending })?
             }
         };
-        Ok(SimFile::new(self, inode))
+        Ok(SimFile::handle(self, inode))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

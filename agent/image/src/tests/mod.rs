@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod crash;
+mod damage;
+mod hostile;
 
 use crate::{
     AppStore, Blob, EpochMeta, EpochReader, PAGE_BYTES, Page, Result, Store,
