@@ -1,1 +1,2 @@
-//! To be filled.
+//! The agent of a node.
+pub mod join;

@@ -164,11 +164,16 @@ enum Refusal {
     NoAgent([u8; 108], i64),
     /// The agent said no.
     Said([u8; 256]),
+    /// It is a process of an application that the agent knows as unprotected; nothing is said.
+    Quietly,
     /// Its answer made no sense, or memory was short.
     Broken(&'static [u8]),
 }
 
 fn refuse(environment: &Environment, why: Refusal) {
+    if matches!(why, Refusal::Quietly) {
+        return;
+    }
     let require = environment.get(b"HOLO_REQUIRE") == Some(b"1");
     if require || !parent_is_preloaded(environment) {
         let tail: &[u8] = if require { b"; HOLO_REQUIRE=1: not started" } else { b"; the program runs unprotected" };
@@ -182,6 +187,7 @@ fn refuse(environment: &Environment, why: Refusal) {
                 };
                 say(&[b"holo: no agent at ", trim(path), b" (", cause, b"); start holod or use `holo run`", tail]);
             }
+            Refusal::Quietly => return,
             Refusal::Said(reason) => say(&[b"holo: ", trim(reason), tail]),
             Refusal::Broken(what) => say(&[b"holo: ", what, tail]),
         }
@@ -341,6 +347,10 @@ fn join(environment: &Environment) -> Result<Joined, Refusal> {
     if welcome.magic != join::MAGIC || welcome.version != holo_abi::VERSION {
         close_all(&fds);
         return Err(Refusal::Broken(b"the agent is of another version; install libholo.so and holod together"));
+    }
+    if welcome.refused == join::REFUSED_QUIETLY {
+        close_all(&fds);
+        return Err(Refusal::Quietly);
     }
     if welcome.refused != 0 || fds[0] < 0 {
         close_all(&fds);

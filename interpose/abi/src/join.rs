@@ -11,6 +11,11 @@ pub const NAME_MAX: usize = 64;
 /// Longest module path.
 pub const PATH_MAX: usize = 512;
 
+/// Runs unprotected; [`Welcome::reason`] says why, and the process says so on standard error.
+pub const REFUSED: u32 = 1;
+/// Runs untouched and says nothing: the agent shows the reason at the application that it belongs to.
+pub const REFUSED_QUIETLY: u32 = 2;
+
 /// "I am a process that wants to be protected."
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -37,7 +42,7 @@ pub struct Welcome {
     pub magic: [u8; 8],
     /// [`super::VERSION`].
     pub version: u32,
-    /// 0: joined; else the process runs unprotected and [`Welcome::reason`] says why.
+    /// 0: joined; [`REFUSED`] or [`REFUSED_QUIETLY`]: the process runs untouched.
     pub refused: u32,
     /// The agent's pid, for `PR_SET_PTRACER`.
     pub agent_pid: u32,

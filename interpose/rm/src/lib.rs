@@ -4,8 +4,11 @@
 //! ([`remote`]), so that the code that runs inside other people's programs stays small.
 
 pub mod barrier;
+pub mod clone;
 pub mod install;
+pub mod kinds;
 pub mod manager;
 pub mod page;
 pub mod remote;
+pub mod snapshot;
 pub mod staging;

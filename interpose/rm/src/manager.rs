@@ -2,7 +2,7 @@
 
 use crate::remote::Remote;
 use holo_image::wire::{self, Kind};
-use holo_image::{Blob, EpochReader};
+use holo_image::{Blob, EpochReader, EpochWriter};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -108,6 +108,8 @@ pub struct DumpCx<'a> {
     pub staged: &'a mut Vec<Staged>,
     /// Where copies may be made.
     pub staging_dir: &'a Path,
+    /// The epoch, in POST phases.
+    pub writer: Option<&'a mut EpochWriter>,
 }
 
 impl DumpCx<'_> {

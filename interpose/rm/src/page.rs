@@ -1,8 +1,11 @@
 //! The agent's side of a control page (`holo_abi::control`).
 
 use holo_abi::control::{self, BATCH_CALLS, CONTROL_BYTES, Call, Control, Header, SLOTS_MAX, SLOT_CALLS, Slot, slot};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -30,7 +33,7 @@ impl Drop for Page {
 }
 
 impl Page {
-    /// Makes a page in a new memory file.
+    /// Makes a page in a memory file of its own, for as long as this agent lives.
     ///
     /// # Errors
     /// The kernel's.
@@ -41,9 +44,38 @@ impl Page {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: just made.
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        Self::init(unsafe { OwnedFd::from_raw_fd(raw) })
+    }
+
+    /// Makes a page in a file, which a later agent can [`Self::open`].
+    ///
+    /// # Errors
+    /// The kernel's, with the path.
+    pub fn create_at(path: &Path) -> io::Result<Self> {
+        let _ = std::fs::remove_file(path);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+        let file = file.map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", path.display())))?;
+        Self::init(file.into())
+    }
+
+    /// Opens the page of a process that joined an earlier agent.
+    ///
+    /// # Errors
+    /// The kernel's; `InvalidData` if it is not a page of this version.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        if file.metadata()?.len() != CONTROL_BYTES as u64 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let page = Self::map(file.into())?;
+        // SAFETY: plain words.
+        let known = unsafe { (*page.header()).magic == control::MAGIC && (*page.header()).version == holo_abi::VERSION };
+        if known { Ok(page) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+
+    fn init(fd: OwnedFd) -> io::Result<Self> {
         // SAFETY: our own descriptor.
-        if unsafe { libc::ftruncate(raw, CONTROL_BYTES as i64) } < 0 {
+        if unsafe { libc::ftruncate(fd.as_raw_fd(), CONTROL_BYTES as i64) } < 0 {
             return Err(io::Error::last_os_error());
         }
         let page = Self::map(fd)?;

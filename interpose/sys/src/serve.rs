@@ -127,6 +127,8 @@ global_asm!(
     "cmp rax, 0x1000",
     "jne 71f",
     "mov rsp, [rbx + 8]",
+    // The last word to the agent: this thread is the application's again.
+    "mov dword ptr [r12], {state_free}",
     "mov eax, 15",
     "syscall",
     "ud2",
@@ -213,6 +215,7 @@ global_asm!(
     cut = const core::mem::offset_of!(Header, cut),
     cut_park = const control::cut::PARK,
     cut_aborted = const control::cut::ABORTED,
+    state_free = const control::slot::FREE,
     state_call = const control::slot::CALL,
     state_done = const control::slot::DONE,
     state_go = const control::slot::GO,

@@ -1,0 +1,136 @@
+//! A starting process joins: it gets its control page and the call-site tables of its libc and ld.so.
+
+use holo_abi::join::{Join, MAGIC, REFUSED, REFUSED_QUIETLY, Welcome};
+use holo_rm::page::Page;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use std::fs::File;
+use std::io::{self, IoSlice, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// A join as the agent uses it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Pid on this node, from the socket.
+    pub real_pid: i32,
+    /// Pid as the process sees it.
+    pub pid: u32,
+    /// `HOLO_NAME`.
+    pub name: String,
+    /// `HOLO_TOKEN`.
+    pub token: u64,
+    /// libc and ld.so.
+    pub modules: [PathBuf; 2],
+}
+
+fn text(bytes: &[u8]) -> &[u8] {
+    &bytes[..bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len())]
+}
+
+/// Reads the packet, whose first bytes (the magic) were read already.
+///
+/// # Errors
+/// A broken connection, or a library of another version.
+pub fn read(stream: &mut UnixStream) -> io::Result<Request> {
+    let mut bytes = [0u8; size_of::<Join>()];
+    bytes[..8].copy_from_slice(&MAGIC);
+    stream.read_exact(&mut bytes[8..])?;
+    // SAFETY: plain data of this size, any bit pattern.
+    let join: Join = unsafe { std::mem::transmute(bytes) };
+    if join.version != holo_abi::VERSION {
+        return Err(io::Error::other(format!(
+            "libholo.so speaks version {}, this agent {}: install them together",
+            join.version,
+            holo_abi::VERSION
+        )));
+    }
+    let peer = nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials)?;
+    let module = |index: usize| PathBuf::from(std::ffi::OsStr::from_bytes(text(&join.modules[index])));
+    Ok(Request {
+        real_pid: peer.pid(),
+        pid: join.pid,
+        name: String::from_utf8_lossy(text(&join.name)).into_owned(),
+        token: join.token,
+        modules: [module(0), module(1)],
+    })
+}
+
+/// Welcomes a process with its page and what tables there are.
+///
+/// # Errors
+/// A broken connection.
+pub fn welcome(stream: &UnixStream, page: &Page, tables: &[Option<OwnedFd>; 2]) -> io::Result<()> {
+    let mut fds = vec![page.fd().as_raw_fd()];
+    let mut answer = empty();
+    for (index, table) in tables.iter().enumerate() {
+        if let Some(table) = table {
+            answer.tables |= 1 << index;
+            fds.push(table.as_raw_fd());
+        }
+    }
+    send(stream, &answer, &fds)
+}
+
+/// Tells a process that it runs unprotected.
+///
+/// # Errors
+/// A broken connection.
+pub fn refuse(stream: &UnixStream, reason: &str) -> io::Result<()> {
+    let mut answer = empty();
+    answer.refused = REFUSED;
+    let take = reason.len().min(answer.reason.len() - 1);
+    answer.reason[..take].copy_from_slice(&reason.as_bytes()[..take]);
+    send(stream, &answer, &[])
+}
+
+/// Leaves a process alone without a word to it.
+///
+/// # Errors
+/// A broken connection.
+pub fn leave_alone(stream: &UnixStream) -> io::Result<()> {
+    let mut answer = empty();
+    answer.refused = REFUSED_QUIETLY;
+    send(stream, &answer, &[])
+}
+
+fn empty() -> Welcome {
+    Welcome {
+        magic: MAGIC,
+        version: holo_abi::VERSION,
+        refused: 0,
+        agent_pid: std::process::id(),
+        tables: 0,
+        reason: [0; 256],
+    }
+}
+
+fn send(stream: &UnixStream, answer: &Welcome, fds: &[i32]) -> io::Result<()> {
+    // SAFETY: plain data.
+    let bytes = unsafe {
+        std::slice::from_raw_parts(std::ptr::from_ref(answer).cast::<u8>(), size_of::<Welcome>())
+    };
+    let rights = [ControlMessage::ScmRights(fds)];
+    let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
+    let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// The site tables for a process's modules, made on first use; a module without one is not patched.
+#[must_use]
+pub fn tables(cache: &Path, request: &Request) -> [Option<OwnedFd>; 2] {
+    [0, 1].map(|index| {
+        let module = &request.modules[index];
+        if module.as_os_str().is_empty() {
+            return None;
+        }
+        match holo_sites::cached(cache, module) {
+            Ok(path) => File::open(path).ok().map(OwnedFd::from),
+            Err(cause) => {
+                eprintln!("holod: {}: no call-site table: {cause}", module.display());
+                None
+            }
+        }
+    })
+}

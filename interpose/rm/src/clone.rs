@@ -1,0 +1,382 @@
+//! A clone: a process made by the restorer and filled from an image, until it is the application again.
+//!
+//! ```text
+//! prepare: spawn -> pre_switch -> switch -> post_switch (all kinds each, POST in reverse)
+//! run:     every thread returns into its frame
+//! ```
+//!
+//! Until `run` the clone runs no code of the application; if anything fails it is killed and nothing is lost.
+
+use crate::kinds::process::{ProcessState, clock_ns, drop_capabilities};
+use crate::kinds::threads::ThreadsState;
+use crate::manager::{Context, ResourceManager, RmError, RmResult, SwitchCx, section};
+use crate::page::Page;
+use crate::remote::{Remote, call};
+use holo_abi::control::{CALL_SIGRETURN, CONTROL_BYTES, Control, Header, cut, slot};
+use holo_abi::sysno;
+use holo_image::{Blob, EpochReader};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Ticks of patience while a clone is made: longer than any step.
+const TICKS_RESTORE: u32 = 1200;
+const TICKS_RUNNING: u32 = 20;
+
+/// What a restore needs besides the image.
+pub struct Order<'a> {
+    /// `holo-restorer`.
+    pub restorer: &'a Path,
+    /// Contents staged by kinds.
+    pub blobs: &'a BTreeMap<String, Blob>,
+    /// See [`SwitchCx::stdio`].
+    pub stdio: &'a [OwnedFd],
+    /// See [`SwitchCx::output`].
+    pub output: &'a Path,
+    /// Where the control page's file is to be, so that a later agent finds it.
+    pub page_path: &'a Path,
+}
+
+/// A running application again.
+pub struct Restored {
+    /// Its control page.
+    pub page: Arc<Page>,
+    /// Its pid on this node.
+    pub pid: i32,
+    /// The keeper: ends as the application ends.
+    pub keeper: Child,
+    /// When its first thread ran application code.
+    pub first_instruction: Instant,
+    /// What could not be kept.
+    pub remarks: Vec<String>,
+}
+
+/// A clone in the making; killed when dropped.
+struct Clone {
+    keeper: Option<Child>,
+    init: i32,
+}
+
+impl Drop for Clone {
+    fn drop(&mut self) {
+        if let Some(mut keeper) = self.keeper.take() {
+            if self.init > 0 {
+                // SAFETY: our own process, not reaped while its keeper lives.
+                unsafe { libc::kill(self.init, libc::SIGKILL) };
+            }
+            let _ = keeper.kill();
+            let _ = keeper.wait();
+        }
+    }
+}
+
+/// This process's offset of a clock from the host's, nanoseconds.
+fn own_offset_ns(clock: &str) -> i64 {
+    let text = fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+    text.lines()
+        .find_map(|line| {
+            let mut words = line.split_whitespace();
+            (words.next()? == clock).then_some(())?;
+            let seconds: i64 = words.next()?.parse().ok()?;
+            let ns: i64 = words.next()?.parse().ok()?;
+            Some(seconds * 1_000_000_000 + ns)
+        })
+        .unwrap_or(0)
+}
+
+/// Offsets (monotonic, boot) that a clone's clocks need so that they go on from the image's: never backwards,
+/// and ahead by the time that it was down. Zero where this node's own clock does.
+fn clock_offsets_ns(state: &ProcessState) -> [i64; 2] {
+    let down = (clock_ns(libc::CLOCK_REALTIME) - state.clocks_ns[2]).max(0);
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    [(libc::CLOCK_MONOTONIC, "monotonic", 0), (libc::CLOCK_BOOTTIME, "boottime", 1)].map(|(clock, name, index)| {
+        let host = clock_ns(clock) - own_offset_ns(name);
+        let wanted = state.clocks_ns[index] + down;
+        let same_boot = boot_id.trim() == state.boot_id;
+        if same_boot && (wanted - host).abs() < 1_000_000_000 && host >= state.clocks_ns[index] { 0 } else { wanted - host }
+    })
+}
+
+fn only_child(pid: i32) -> io::Result<i32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    list.split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok())
+        .ok_or_else(|| io::Error::other(format!("process {pid} has no child")))
+}
+
+fn spawn(order: &Order, state: &ProcessState, page: &Page, channel: &UnixStream) -> RmResult<(Clone, i32, i32)> {
+    let page_fd = state.fd_max.max(2) + 20;
+    let channel_fd = page_fd + 1;
+    // SAFETY: no memory is passed.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let new_user = uid != 0;
+    let split = |ns: i64| [ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000)];
+    let [mono, boot] = clock_offsets_ns(state).map(split);
+    let slot_offset = std::mem::offset_of!(Control, slots);
+    let arguments: [i64; 13] = [
+        i64::from(page_fd),
+        state.page_address.cast_signed(),
+        CONTROL_BYTES as i64,
+        0,
+        i64::from(state.pid),
+        slot_offset as i64,
+        i64::from(new_user),
+        mono[0],
+        mono[1],
+        boot[0],
+        boot[1],
+        i64::from(uid),
+        i64::from(gid),
+    ];
+    let (from_page, from_channel) = (page.fd().as_raw_fd(), channel.as_raw_fd());
+    let mut command = Command::new(order.restorer);
+    command
+        .args(arguments.map(|argument| argument.to_string()))
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    // SAFETY: only calls that are safe between fork and exec. The order cannot clobber: both targets are above
+    // all that the agent opens only if they are free, so that copies go by way of numbers above both.
+    unsafe {
+        command.pre_exec(move || {
+            let above = page_fd.max(channel_fd) + 1;
+            let page = libc::fcntl(from_page, libc::F_DUPFD, above);
+            let channel = libc::fcntl(from_channel, libc::F_DUPFD, above);
+            if page < 0 || channel < 0 || libc::dup2(page, page_fd) < 0 || libc::dup2(channel, channel_fd) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            libc::close(page);
+            libc::close(channel);
+            Ok(())
+        });
+    }
+    let child = command.spawn().on("starting", order.restorer.display())?;
+    let keeper = child.id() as i32;
+    let mut made = Clone { keeper: Some(child), init: 0 };
+    let since = Instant::now();
+    loop {
+        if page.wait_state(0, Duration::from_millis(20), |now| now == slot::DONE).is_ok() {
+            break;
+        }
+        let Some(child) = made.keeper.as_mut() else { break };
+        let ended = child.try_wait().on("watching", "the restorer")?;
+        if ended.is_some() || since.elapsed() > PATIENCE {
+            let _ = child.kill();
+            let mut said = String::new();
+            if let Some(mut stderr) = child.stderr.take() {
+                let _ = stderr.read_to_string(&mut said);
+            }
+            let said = said.trim();
+            return Err(RmError::Unsupported(format!(
+                "the clone could not be started: {}; `holo doctor` tells what this host lacks",
+                if said.is_empty() { "no answer" } else { said }
+            )));
+        }
+    }
+    made.init = only_child(keeper).on("finding", "the clone's init")?;
+    let pid = only_child(made.init).on("finding", "the clone")?;
+    Ok((made, pid, channel_fd))
+}
+
+fn prepare_page(state: &ProcessState, path: &Path) -> io::Result<Page> {
+    let page = Page::create_at(path)?;
+    let header: *mut Header = page.header();
+    // SAFETY: nobody else has the page yet.
+    unsafe {
+        (*header).address = state.page_address;
+        (*header).ticks_max = TICKS_RESTORE;
+        (*page.slot(0)).leave = 1;
+    }
+    page.reserve();
+    Ok(page)
+}
+
+/// A complete clone that has not run yet. Dropping it kills it.
+pub struct Prepared {
+    remote: Remote,
+    clone: Clone,
+    state: ProcessState,
+    threads: ThreadsState,
+    remarks: Vec<String>,
+}
+
+/// Makes the application from `image`, up to the last step.
+///
+/// # Errors
+/// Nothing is left then, and the image is as it was.
+pub fn prepare(
+    image: &EpochReader,
+    order: &Order,
+    managers: &mut [Box<dyn ResourceManager>],
+) -> RmResult<Prepared> {
+    let state: ProcessState = section(image, "process", 1)?;
+    let threads: ThreadsState = section(image, "threads", 1)?;
+    check(&state)?;
+    let page = Arc::new(prepare_page(&state, order.page_path).on("making", "a control page")?);
+    let (ours, theirs) = UnixStream::pair().on("making", "a channel")?;
+    let (clone, pid, channel_fd) = spawn(order, &state, &page, &theirs)?;
+    drop(theirs);
+    let remote = Remote::new(page.clone(), pid, 0).on("opening", "the clone")?;
+    let mut remarks = Vec::new();
+    let mut cx = SwitchCx {
+        remote: &remote,
+        image,
+        blobs: order.blobs,
+        remarks: &mut remarks,
+        channel: &ours,
+        channel_fd,
+        stdio: order.stdio,
+        output: order.output,
+        monotonic_offset_ns: 0,
+    };
+    empty(&cx)?;
+    if let Err(cause) = make(&mut cx, managers) {
+        for manager in managers.iter_mut().rev() {
+            manager.abort_switch(&mut cx);
+        }
+        return Err(cause);
+    }
+    remote
+        .call(sysno::close_range, &[(channel_fd - 1) as u64, u64::from(u32::MAX), 0])
+        .on("closing", "the channel")?;
+    hand_over(&page, &state);
+    Ok(Prepared { remote, clone, state, threads, remarks })
+}
+
+impl Prepared {
+    /// Pid of the clone on this node.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.remote.pid
+    }
+
+    /// The clone waits for us; to be called at least every few seconds.
+    pub fn keep_alive(&self) {
+        self.remote.page.keep_alive();
+    }
+
+    /// The application runs.
+    ///
+    /// # Errors
+    /// It was killed.
+    pub fn run(mut self) -> RmResult<Restored> {
+        let first_instruction = go(&self.remote, &self.state, &self.threads)?;
+        let keeper =
+            self.clone.keeper.take().ok_or_else(|| RmError::Unsupported("the keeper is gone".into()))?;
+        let (page, pid) = (self.remote.page.clone(), self.remote.pid);
+        Ok(Restored { page, pid, keeper, first_instruction, remarks: self.remarks })
+    }
+}
+
+fn check(state: &ProcessState) -> RmResult<()> {
+    // SAFETY: no memory is passed.
+    let uid = unsafe { libc::geteuid() };
+    if uid != 0 && state.uids.iter().any(|id| *id != uid) {
+        return Err(RmError::Unsupported(format!(
+            "the application ran as user {}, the agent runs as {uid}",
+            state.uids[0]
+        )));
+    }
+    Ok(())
+}
+
+/// Nothing of the restorer's surroundings goes into the clone.
+fn empty(cx: &SwitchCx) -> RmResult<()> {
+    let all = cx.remote.page.put(0, &[0xff; 8]);
+    let mut calls = [
+        call(sysno::rt_sigprocmask, &[2, all, 0, 8]),
+        call(sysno::close_range, &[0, (cx.channel_fd - 2) as u64, 0]),
+        call(sysno::close_range, &[(cx.channel_fd + 1) as u64, u64::from(u32::MAX), 0]),
+    ];
+    cx.remote.run_all(&mut calls).on("emptying", "the clone")
+}
+
+fn make(cx: &mut SwitchCx, managers: &mut [Box<dyn ResourceManager>]) -> RmResult<()> {
+    for manager in managers.iter_mut() {
+        manager.pre_switch(cx)?;
+    }
+    for manager in managers.iter_mut() {
+        manager.switch(cx)?;
+    }
+    for manager in managers.iter_mut().rev() {
+        manager.post_switch(cx)?;
+    }
+    Ok(())
+}
+
+/// The page becomes that of a running process.
+fn hand_over(page: &Page, state: &ProcessState) {
+    let header = page.header();
+    // SAFETY: the clone only serves; nobody reads these words meanwhile.
+    unsafe {
+        (*header).pid = state.pid as u32;
+        (*header).serve_at = state.holo[0];
+        (*header).serve_start = state.holo[0];
+        (*header).holo_start = state.holo[1];
+        (*header).holo_end = state.holo[2];
+    }
+    let control = &page.control().header;
+    control.ways.store(state.ways, Ordering::SeqCst);
+    control.cut.store(cut::word(0, cut::RUN), Ordering::SeqCst);
+}
+
+/// Lets every thread return into its frame.
+fn go(remote: &Remote, state: &ProcessState, threads: &ThreadsState) -> RmResult<Instant> {
+    let page = &remote.page;
+    let mut credentials = credentials(state);
+    credentials.push(drop_capabilities(state, page, 4096));
+    let slots: Vec<(usize, u64)> = threads
+        .threads
+        .iter()
+        .enumerate()
+        .map(|(number, thread)| (number + usize::from(threads.leader_gone), thread.frame))
+        .collect();
+    for (index, _) in &slots {
+        let mut calls = credentials.clone();
+        remote.run_in(*index, &mut calls, true).on("restoring", "credentials")?;
+    }
+    if threads.leader_gone {
+        page.start(0, &[call(sysno::exit, &[0])], false);
+        page.state(0).store(slot::FREE, Ordering::SeqCst);
+    }
+    for (index, frame) in slots.iter().rev() {
+        page.start(*index, &[call(CALL_SIGRETURN, &[*frame])], false);
+    }
+    let mut first = None;
+    for (index, _) in &slots {
+        page.wait_state(*index, PATIENCE, |now| now != slot::CALL).on("starting", "the threads")?;
+        first.get_or_insert_with(Instant::now);
+        // SAFETY: the thread has left; the slot is free.
+        unsafe { (*page.slot(*index)).leave = 0 };
+    }
+    // SAFETY: a plain word that parked threads read.
+    unsafe { (*page.header()).ticks_max = TICKS_RUNNING };
+    first.ok_or_else(|| RmError::Unsupported("no thread".into()))
+}
+
+/// Only root's agent can make processes of others; each thread has credentials of its own.
+fn credentials(state: &ProcessState) -> Vec<holo_abi::control::Call> {
+    // SAFETY: no memory is passed.
+    let uid = unsafe { libc::geteuid() };
+    if uid != 0 || state.uids == [0; 4] {
+        return Vec::new();
+    }
+    let [ruid, euid, suid, _] = state.uids.map(u64::from);
+    let [rgid, egid, sgid, _] = state.gids.map(u64::from);
+    vec![
+        call(sysno::setgroups, &[0, 0]),
+        call(sysno::setresgid, &[rgid, egid, sgid]),
+        call(sysno::setresuid, &[ruid, euid, suid]),
+    ]
+}

@@ -1,0 +1,193 @@
+//! Files and directories: reopened by name; those without a name are made again from their content.
+
+use super::kernel::{self, Bytes, identity, reopen};
+use super::locks::Lock;
+use super::open::{Dumping, Each, Making, Open, path_of, reads};
+use super::shared::content_name;
+use crate::manager::{Context, RmResult};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+const DELETED: &[u8] = b" (deleted)";
+
+/// An open file or directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileState {
+    /// Its name now (the kernel follows renames), without `(deleted)`.
+    path: Bytes,
+    /// Offset.
+    pub(crate) pos: i64,
+    /// Device and inode.
+    key: (u64, u64),
+    /// Type and permissions.
+    mode: u32,
+    /// The name does not lead to it: its content is in the image.
+    ghost: bool,
+    /// Locks held through this description or by the process on this file.
+    pub(crate) locks: Vec<Lock>,
+}
+
+impl FileState {
+    pub(crate) fn describe(open: &Open, dumping: &mut Dumping) -> RmResult<Self> {
+        let link = open.link.as_bytes();
+        if !link.starts_with(b"/") {
+            return Err(open.unsupported("an object of this type cannot be made again"));
+        }
+        let directory = open.file_type() == libc::S_IFDIR;
+        let follow = open.file_type() != libc::S_IFLNK;
+        let named = identity(Path::new(&open.link), follow) == Some(open.key());
+        let path = if named { link } else { link.strip_suffix(DELETED).unwrap_or(link) };
+        let proc = path.starts_with(b"/proc/");
+        let ghost = !named && !proc;
+        if ghost && open.file_type() == libc::S_IFREG {
+            let file = readable(open).on("opening", open.named())?;
+            dumping.shared.stage(dumping.cx, open.key(), &file)?;
+        } else if ghost && !directory {
+            return Err(open.unsupported("its name is gone"));
+        } else if is_shared_memory(path) && open.file_type() == libc::S_IFREG {
+            // A name in memory only: nobody else keeps its content across a restart of the machine.
+            let file = readable(open).on("opening", open.named())?;
+            dumping.shared.stage(dumping.cx, open.key(), &file)?;
+        }
+        Ok(Self {
+            path: Bytes(path.to_vec()),
+            pos: open.info.pos,
+            key: open.key(),
+            mode: open.stat.st_mode,
+            ghost,
+            locks: Lock::of(open)?,
+        })
+    }
+
+    fn place(&self, making: &Making) -> PathBuf {
+        let old = format!("/proc/{}/", making.pids.0);
+        match self.path.0.strip_prefix(old.as_bytes()) {
+            // Files of the process itself are now those of the clone.
+            Some(rest) => path_of(&[format!("/proc/{}/", making.pids.1).as_bytes(), rest].concat()),
+            None => path_of(&self.path.0),
+        }
+    }
+
+    fn open(&self, flags: i32, making: &mut Making) -> RmResult<OwnedFd> {
+        let path = self.place(making);
+        let asked = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
+        if is_shared_memory(&self.path.0) {
+            return self.shared_memory(&path, asked, making);
+        }
+        // The application never waits here for a writer or a lease.
+        kernel::open(&path, asked, 0)
+            .or_else(|cause| match cause.raw_os_error() {
+                Some(libc::EPERM) => kernel::open(&path, asked & !libc::O_NOATIME, 0),
+                Some(libc::EACCES) => open_forbidden(&path, asked),
+                _ => Err(cause),
+            })
+            .on("opening", path.display())
+    }
+
+    /// A file in memory: as it was at the cut, also where a later one is there.
+    fn shared_memory(&self, path: &Path, flags: i32, making: &mut Making) -> RmResult<OwnedFd> {
+        if self.mode & libc::S_IFMT == libc::S_IFREG {
+            let object = making.shared.get_or_make(self.key, || {
+                let made = kernel::open(path, libc::O_RDWR | libc::O_CREAT, 0o600);
+                let file = File::from(made.on("making", path.display())?);
+                making.contents.fill(&content_name(self.key), &file)?;
+                set_mode(&file, self.mode).on("setting the mode of", path.display())?;
+                Ok(file.into())
+            })?;
+            return reopen(&object, flags).on("opening", path.display());
+        }
+        kernel::open(path, flags, 0).on("opening", path.display())
+    }
+
+    fn ghost(&self, flags: i32, making: &mut Making) -> RmResult<OwnedFd> {
+        let path = self.place(making);
+        if self.mode & libc::S_IFMT == libc::S_IFDIR {
+            return directory_without_name(&path, flags).on("making directory", path.display());
+        }
+        let object = making.shared.get_or_make(self.key, || {
+            let file = without_name(&path).on("making unnamed file", path.display())?;
+            making.contents.fill(&content_name(self.key), &file)?;
+            Ok(file.into())
+        })?;
+        let fd = reopen(&object, flags).on("opening unnamed file", path.display())?;
+        set_mode(&object, self.mode).on("setting the mode of", path.display())?;
+        Ok(fd)
+    }
+}
+
+/// Makes all files again.
+pub(crate) fn recreate(all: &Each<FileState>, making: &mut Making) -> RmResult<()> {
+    for (index, state) in all {
+        let flags = making.flags(*index);
+        let fd = if state.ghost { state.ghost(flags, making)? } else { state.open(flags, making)? };
+        if flags & libc::O_PATH == 0 && state.pos != 0 {
+            // Files that cannot be positioned (some of /proc) have no offset worth keeping.
+            // SAFETY: no memory is passed.
+            let moved = kernel::checked(unsafe { libc::lseek(fd.as_raw_fd(), state.pos, libc::SEEK_SET) });
+            if let Err(cause) = moved {
+                making.remark(*index, format!("the offset {} was not set: {cause}", state.pos));
+            }
+        }
+        for lock in &state.locks {
+            lock.take_for_description(&fd).on("locking", path_of(&state.path.0).display())?;
+        }
+        making.put(*index, fd)?;
+    }
+    Ok(())
+}
+
+/// A readable handle of the same file without moving its offset.
+pub(crate) fn readable(open: &Open) -> io::Result<File> {
+    let fd = if reads(open.info.flags) { open.fd.try_clone()? } else { reopen(&open.fd, libc::O_RDONLY)? };
+    Ok(File::from(fd))
+}
+
+fn is_shared_memory(path: &[u8]) -> bool {
+    path.starts_with(b"/dev/shm/")
+}
+
+fn set_mode(fd: &impl AsRawFd, mode: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    kernel::checked(unsafe { libc::fchmod(fd.as_raw_fd(), mode & 0o7777) }).map(|_| ())
+}
+
+/// The mode forbids what was allowed when the application opened (or made) the file: for a moment it does not.
+fn open_forbidden(path: &Path, flags: i32) -> io::Result<OwnedFd> {
+    use std::os::unix::fs::PermissionsExt;
+    let denied = io::Error::from_raw_os_error(libc::EACCES);
+    let before = std::fs::metadata(path)?.permissions();
+    let allowed = std::fs::Permissions::from_mode(before.mode() | 0o600);
+    std::fs::set_permissions(path, allowed).map_err(|_| denied)?;
+    let opened = kernel::open(path, flags, 0);
+    std::fs::set_permissions(path, before)?;
+    opened
+}
+
+/// A new file that has no name, where the old one was if that place still exists.
+fn without_name(path: &Path) -> io::Result<File> {
+    match kernel::open(path, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, 0o600) {
+        Ok(fd) => std::fs::remove_file(path).map(|()| File::from(fd)),
+        Err(_) => {
+            let parent = path.parent().filter(|parent| parent.is_dir());
+            let parent = parent.map_or_else(std::env::temp_dir, Path::to_path_buf);
+            kernel::open(&parent, libc::O_TMPFILE | libc::O_RDWR, 0o600)
+                .or_else(|_| kernel::open(&std::env::temp_dir(), libc::O_TMPFILE | libc::O_RDWR, 0o600))
+                .map(File::from)
+        }
+    }
+}
+
+fn directory_without_name(path: &Path, flags: i32) -> io::Result<OwnedFd> {
+    let mut place = path.to_path_buf();
+    if std::fs::create_dir(&place).is_err() {
+        place = std::env::temp_dir().join(format!("holo-gone-{}-{}", std::process::id(), flags));
+        std::fs::create_dir(&place)?;
+    }
+    let opened = kernel::open(&place, flags, 0);
+    std::fs::remove_dir(&place)?;
+    opened
+}

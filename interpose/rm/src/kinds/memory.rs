@@ -1,0 +1,391 @@
+//! Memory: zones, their contents, the process's memory layout.
+//!
+//! In the stop only a copy-on-write snapshot is taken, and what a snapshot cannot hold is copied: shared
+//! objects, zones that `fork` leaves out. All else is read from the snapshot afterwards.
+
+use crate::kinds::pagemap::Pagemap;
+use crate::kinds::shared::SharedObjects as Common;
+use crate::kinds::vdso::VdsoState;
+use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
+use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
+use crate::remote::call;
+use crate::snapshot::Snapshot;
+use holo_abi::control::CONTROL_BYTES;
+use holo_abi::sysno;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
+
+pub(crate) const NAME: &str = "memory";
+pub(crate) const VERSION: u16 = 1;
+/// Bytes read from the snapshot at once.
+const CHUNK_BYTES: u64 = 4 << 20;
+/// Zones of one process; the kernel's default limit is 65530.
+const ZONES_MAX: usize = 1 << 20;
+/// Pages of shared object `i` are in space `i + 1`; space 0 is the process's own memory.
+const OBJECT_SPACE: u64 = 1;
+
+/// Addresses of the process's parts, as `prctl(PR_SET_MM_MAP)` takes them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Layout {
+    /// `start_code` to `env_end`, in the order of `struct prctl_mm_map`.
+    pub words: [u64; 11],
+    /// Auxiliary vector.
+    pub auxv: Vec<u8>,
+}
+
+/// A shared memory object without a name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SharedObject {
+    /// Its identity on the node of the epoch.
+    pub key: (u64, u64),
+    /// Name as `maps` shows it.
+    pub path: Vec<u8>,
+    /// Bytes that the zones reach.
+    pub bytes: u64,
+}
+
+/// State.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MemoryState {
+    /// Zones, in rising order, without the control page and what the kernel provides.
+    pub zones: Vec<Zone>,
+    /// Layout.
+    pub layout: Layout,
+    /// Shared objects.
+    pub objects: Vec<SharedObject>,
+    /// The kernel's code.
+    pub vdso: VdsoState,
+    /// Files mapped privately: path, size, and a hash of the content.
+    pub files: Vec<(Vec<u8>, u64, [u8; 32])>,
+}
+
+/// The manager.
+#[derive(Default)]
+pub struct Memory {
+    state: Option<MemoryState>,
+    snapshot: Option<Snapshot>,
+    /// Copied in the stop: space, address, bytes.
+    copied: Vec<(u64, u64, Vec<u8>)>,
+    /// Hashes of mapped files by device, inode, size, mtime.
+    hashes: BTreeMap<(u64, u64, u64, i64), [u8; 32]>,
+    /// Times within the stop: name and microseconds.
+    pub parts_us: Vec<(String, u64)>,
+    /// Directories whose files come with the image.
+    pub roots: Vec<std::path::PathBuf>,
+    /// Objects that descriptors hold too.
+    pub shared: Common,
+}
+
+/// Layout out of `/proc/<pid>/stat` and `brk`.
+fn layout(cx: &DumpCx) -> RmResult<Layout> {
+    let stat = cx.remote.proc_text("stat").on("reading", "stat")?;
+    let fields: Vec<u64> = stat
+        .rsplit_once(") ")
+        .map_or("", |(_, tail)| tail)
+        .split_whitespace()
+        .map(|field| field.parse().unwrap_or(0))
+        .collect();
+    // Numbers as in proc(5); the first field after the name is 3.
+    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+    let brk = cx.remote.call(sysno::brk, &[0]).on("asking for", "brk")?;
+    let words = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51].map(|number| if number == 0 { brk } else { field(number) });
+    let auxv = fs::read(cx.remote.proc("auxv")).on("reading", "auxv")?;
+    Ok(Layout { words, auxv })
+}
+
+fn read_zones(pid: i32, page_at: u64) -> RmResult<Vec<Zone>> {
+    let path = format!("/proc/{pid}/maps");
+    let text = fs::read(&path).on("reading", &path)?;
+    let mut all = zones::parse(&text).map_err(RmError::Unsupported)?;
+    all.retain(|zone| zone.start != page_at && zone.kind != ZoneKind::Vsyscall);
+    if let Some(zone) = all.iter().find(|zone| zone.kind == ZoneKind::SysV) {
+        let name = String::from_utf8_lossy(&zone.path).into_owned();
+        return Err(RmError::Unsupported(format!("System V shared memory {name} is attached")));
+    }
+    Ok(all)
+}
+
+impl Memory {
+    /// Reads ranges of the parked process itself.
+    fn copy_now(&mut self, cx: &DumpCx, space: u64, base: u64, zone: &Zone, ranges: &[(u64, u64)]) -> RmResult<()> {
+        for (start, end) in ranges {
+            let mut bytes = vec![0; (end - start) as usize];
+            cx.remote.page.keep_alive();
+            cx.remote.read(*start, &mut bytes).on("copying", format!("zone {:#x}", zone.start))?;
+            self.copied.push((space, base + (start - zone.start), bytes));
+        }
+        Ok(())
+    }
+
+    fn copy_objects(&mut self, cx: &DumpCx, all: &[Zone]) -> RmResult<Vec<SharedObject>> {
+        let mut objects: Vec<SharedObject> = Vec::new();
+        let mut taken: BTreeMap<usize, Vec<(u64, u64)>> = BTreeMap::new();
+        for zone in all.iter().filter(|zone| zone.kind == ZoneKind::SharedObject) {
+            let key = (zone.device, zone.inode);
+            let index = objects.iter().position(|object| object.key == key).unwrap_or_else(|| {
+                objects.push(SharedObject { key, path: zone.path.clone(), bytes: 0 });
+                objects.len() - 1
+            });
+            let reach = zone.offset + zone.bytes();
+            objects[index].bytes = objects[index].bytes.max(reach);
+            let done = taken.entry(index).or_default();
+            // Several zones may show the same part of an object.
+            if done.iter().any(|(from, to)| *from <= zone.offset && reach <= *to) {
+                continue;
+            }
+            done.push((zone.offset, reach));
+            if self.shared.is_staged(key) {
+                continue;
+            }
+            let ranges = resident(cx, zone)?;
+            if zone.prot & 1 == 0 && !ranges.is_empty() {
+                return Err(RmError::Unsupported(format!(
+                    "shared memory at {:#x} that the application itself cannot read",
+                    zone.start
+                )));
+            }
+            self.copy_now(cx, OBJECT_SPACE + index as u64, zone.offset, zone, &ranges)?;
+        }
+        // A later zone must not repeat what an earlier one gave.
+        self.copied.sort_by_key(|(space, at, _)| (*space, *at));
+        self.copied.dedup_by(|next, kept| next.0 == kept.0 && next.1 == kept.1 && next.2.len() <= kept.2.len());
+        Ok(objects)
+    }
+
+    fn mark(&mut self, name: &str, since: &mut std::time::Instant) {
+        self.parts_us.push((name.into(), since.elapsed().as_micros() as u64));
+        *since = std::time::Instant::now();
+    }
+
+    fn hash(&mut self, path: &[u8]) -> Option<(u64, [u8; 32])> {
+        use std::os::unix::fs::MetadataExt;
+        let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
+        let meta = fs::metadata(path).ok()?;
+        let key = (meta.dev(), meta.ino(), meta.size(), meta.mtime_nsec() + meta.mtime() * 1_000_000_000);
+        if let Some(hash) = self.hashes.get(&key) {
+            return Some((meta.size(), *hash));
+        }
+        let hash = hash_file(path)?;
+        self.hashes.insert(key, hash);
+        Some((meta.size(), hash))
+    }
+}
+
+/// Hash of a file's content.
+#[must_use]
+pub fn hash_file(path: &std::path::Path) -> Option<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    let mut file = fs::File::open(path).ok()?;
+    std::io::copy(&mut file, &mut hasher).ok()?;
+    Some(*hasher.finalize().as_bytes())
+}
+
+/// Pages of a shared zone that exist: by `mincore`, so that holes are not filled by looking.
+fn resident(cx: &DumpCx, zone: &Zone) -> RmResult<Vec<(u64, u64)>> {
+    const STEP: u64 = 128 * 1024 * PAGE;
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    let mut at = zone.start;
+    while at < zone.end {
+        let bytes = (zone.end - at).min(STEP);
+        let vector_at = cx.remote.page.scratch_address(0);
+        cx.remote
+            .call(sysno::mincore, &[at, bytes, vector_at])
+            .on("looking at", format!("shared zone {:#x}", zone.start))?;
+        for (index, byte) in cx.remote.page.take(0, (bytes / PAGE) as usize).iter().enumerate() {
+            if byte & 1 == 0 {
+                continue;
+            }
+            let page = at + index as u64 * PAGE;
+            match out.last_mut() {
+                Some(last) if last.1 == page => last.1 = page + PAGE,
+                _ => out.push((page, page + PAGE)),
+            }
+        }
+        at += bytes;
+    }
+    Ok(out)
+}
+
+impl ResourceManager for Memory {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        let mut since = std::time::Instant::now();
+        self.parts_us.clear();
+        self.copied.clear();
+        let page_at = cx.remote.page.address();
+        let all = read_zones(cx.remote.pid, page_at)?;
+        let layout = layout(cx)?;
+        let objects = self.copy_objects(cx, &all)?;
+        self.mark("zones", &mut since);
+        let snapshot = Snapshot::take(cx.remote)?;
+        self.mark("snapshot", &mut since);
+        // What fork left out, or wiped.
+        let there = read_zones(snapshot.pid, page_at)?;
+        let wiped = if cx.remote.page.control().header.wipe_on_fork.load(Ordering::Relaxed) == 0 {
+            Vec::new()
+        } else {
+            let mut flagged = all.clone();
+            zones::add_flags(&mut flagged, &fs::read(cx.remote.proc("smaps")).on("reading", "smaps")?);
+            flagged.retain(|zone| zone.flags.contains(b"wf"));
+            flagged
+        };
+        let mut pagemap = Pagemap::open(cx.remote.pid).on("opening", "pagemap")?;
+        for zone in all.iter().filter(|zone| zone.is_private()) {
+            let left_out = there.binary_search_by_key(&zone.start, |other| other.start).is_err()
+                && !there.iter().any(|other| other.start <= zone.start && zone.end <= other.end);
+            if left_out || wiped.iter().any(|other| other.start == zone.start) {
+                let ranges = pagemap.own_ranges(zone.start, zone.end).on("reading", "pagemap")?;
+                self.copy_now(cx, 0, zone.start, zone, &ranges)?;
+            }
+        }
+        let code = match all.iter().find(|zone| zone.kind == ZoneKind::Vdso) {
+            Some(zone) => {
+                let mut code = vec![0; zone.bytes() as usize];
+                cx.remote.read(zone.start, &mut code).on("reading", "the vdso")?;
+                code
+            }
+            None => Vec::new(),
+        };
+        let (kernels, zones) = all.into_iter().partition(Zone::is_kernels);
+        self.state = Some(MemoryState {
+            zones,
+            layout,
+            objects,
+            vdso: VdsoState { zones: kernels, code },
+            files: Vec::new(),
+        });
+        self.snapshot = Some(snapshot);
+        self.mark("copy", &mut since);
+        Ok(())
+    }
+
+    fn post_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        let (Some(snapshot), Some(mut state)) = (self.snapshot.take(), self.state.take()) else {
+            return Err(RmError::BadSection { kind: NAME, what: "nothing was captured".into() });
+        };
+        if let Ok(smaps) = fs::read(format!("/proc/{}/smaps", snapshot.pid)) {
+            zones::add_flags(&mut state.zones, &smaps);
+        }
+        // The application cannot read them, the snapshot may.
+        let mut calls: Vec<_> = state
+            .zones
+            .iter()
+            .filter(|zone| zone.is_private() && zone.prot & 1 == 0)
+            .map(|zone| call(sysno::mprotect, &[zone.start, zone.bytes(), 1]))
+            .collect();
+        snapshot.run(cx.remote, &mut calls).on("opening", "zones of the snapshot")?;
+        let mut pagemap = Pagemap::open(snapshot.pid).on("opening", "the snapshot's pagemap")?;
+        let mut buffer = Vec::new();
+        let copied = std::mem::take(&mut self.copied);
+        let by_hand: Vec<u64> = copied.iter().filter(|(space, ..)| *space == 0).map(|(_, at, _)| *at).collect();
+        let writer = cx.writer.as_mut().ok_or(RmError::BadSection { kind: NAME, what: "no image".into() })?;
+        for zone in state.zones.iter().filter(|zone| zone.is_private()) {
+            if by_hand.iter().any(|at| (zone.start..zone.end).contains(at)) {
+                continue;
+            }
+            let ranges = if zone.deleted {
+                // The file is gone with the application: all of it.
+                whole(&snapshot, zone)
+            } else {
+                pagemap.own_ranges(zone.start, zone.end).on("reading", "the snapshot's pagemap")?
+            };
+            for (start, end) in ranges {
+                let mut at = start;
+                while at < end {
+                    let bytes = (end - at).min(CHUNK_BYTES);
+                    buffer.resize(bytes as usize, 0);
+                    snapshot.read(at, &mut buffer).on("reading", format!("zone {:#x}", zone.start))?;
+                    writer.put_memory(0, at, &buffer)?;
+                    at += bytes;
+                }
+            }
+        }
+        for (space, at, bytes) in &copied {
+            writer.put_memory(*space, *at, bytes)?;
+        }
+        drop(snapshot);
+        let mut paths: Vec<&[u8]> = state
+            .zones
+            .iter()
+            .filter(|zone| zone.kind == ZoneKind::FilePrivate && !zone.deleted)
+            .map(|zone| zone.path.as_slice())
+            .filter(|path| {
+                let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
+                !self.roots.iter().any(|root| path.starts_with(root))
+            })
+            .collect();
+        paths.sort_unstable();
+        paths.dedup();
+        let paths: Vec<Vec<u8>> = paths.into_iter().map(<[u8]>::to_vec).collect();
+        for path in paths {
+            if let Some((bytes, hash)) = self.hash(&path) {
+                state.files.push((path, bytes, hash));
+            }
+        }
+        cx.sections.put(NAME, VERSION, &state)
+    }
+
+    fn abort_dump(&mut self, _: &mut DumpCx) {
+        self.snapshot = None;
+        self.state = None;
+        self.copied.clear();
+    }
+
+    /// Files that are mapped but not in the image must be the same here.
+    fn pre_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: MemoryState = cx.section(NAME, VERSION)?;
+        if state.zones.len() > ZONES_MAX {
+            return Err(RmError::BadSection { kind: NAME, what: format!("{} zones", state.zones.len()) });
+        }
+        let mut last = 0;
+        for zone in &state.zones {
+            if zone.start < last || zone.end <= zone.start || (zone.start | zone.end) % PAGE != 0 || zone.end > 1 << 47 {
+                return Err(RmError::BadSection { kind: NAME, what: format!("a zone at {:#x}", zone.start) });
+            }
+            last = zone.end;
+        }
+        for (path, bytes, hash) in &state.files {
+            let name = String::from_utf8_lossy(path).into_owned();
+            match self.hash(path) {
+                Some((found, same)) if found == *bytes && same == *hash => {}
+                Some(_) => {
+                    return Err(RmError::Unsupported(format!(
+                        "{name} differs on this node; install the same package on both nodes"
+                    )));
+                }
+                None => {
+                    return Err(RmError::Unsupported(format!(
+                        "{name} is missing on this node; install the same package on both nodes"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        crate::kinds::memory_restore::restore(cx, &self.shared)
+    }
+}
+
+/// A zone of a deleted file, up to the end of the file.
+fn whole(snapshot: &Snapshot, zone: &Zone) -> Vec<(u64, u64)> {
+    let mut probe = vec![0; PAGE as usize];
+    let mut end = zone.start;
+    while end < zone.end && snapshot.read(end, &mut probe).is_ok() {
+        end += PAGE;
+    }
+    if end > zone.start { vec![(zone.start, end)] } else { Vec::new() }
+}
+
+/// Where a control page is, for those who map around it.
+#[must_use]
+pub fn control_zone(page_at: u64) -> (u64, u64) {
+    (page_at, page_at + CONTROL_BYTES as u64)
+}

@@ -1,0 +1,187 @@
+//! What descriptor kinds work with: a description of the parked process at the cut, and the set of
+//! descriptions in the making at the restore.
+
+use super::fdinfo::FdInfo;
+use super::kernel;
+use super::shared::{Contents, SharedObjects};
+use super::sockdiag::SockDiag;
+use crate::manager::{Context, DumpCx, RmError, RmResult};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// An open file description of the parked process.
+pub(crate) struct Open {
+    /// Its lowest number.
+    pub(crate) number: i32,
+    /// A duplicate in the agent. Whatever is done with it is seen by the application.
+    pub(crate) fd: OwnedFd,
+    /// Where `/proc/<pid>/fd/<number>` points.
+    pub(crate) link: OsString,
+    /// `fdinfo` of its lowest number.
+    pub(crate) info: FdInfo,
+    /// `fstat`.
+    pub(crate) stat: libc::stat,
+}
+
+impl AsRawFd for Open {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl Open {
+    /// For people: number and object.
+    pub(crate) fn named(&self) -> String {
+        format!("{} ({})", self.number, self.link.to_string_lossy())
+    }
+
+    /// This cannot be replicated.
+    pub(crate) fn unsupported(&self, why: impl std::fmt::Display) -> RmError {
+        RmError::Unsupported(format!("descriptor {}: {why}", self.named()))
+    }
+
+    /// Identity of the object.
+    pub(crate) fn key(&self) -> (u64, u64) {
+        (self.stat.st_dev, self.stat.st_ino)
+    }
+
+    /// `S_IFMT` part of the mode.
+    pub(crate) fn file_type(&self) -> u32 {
+        self.stat.st_mode & libc::S_IFMT
+    }
+
+    /// Status flags.
+    pub(crate) fn flags(&self) -> i32 {
+        self.info.flags & !libc::O_CLOEXEC
+    }
+
+    /// Whether it was opened for reading.
+    pub(crate) fn reads(&self) -> bool {
+        reads(self.info.flags)
+    }
+
+    /// Whether it was opened for writing.
+    pub(crate) fn writes(&self) -> bool {
+        writes(self.info.flags)
+    }
+
+    /// The link starts so.
+    pub(crate) fn link_starts(&self, prefix: &str) -> bool {
+        self.link.as_bytes().starts_with(prefix.as_bytes())
+    }
+}
+
+/// Whether flags allow reading.
+pub(crate) fn reads(flags: i32) -> bool {
+    flags & libc::O_PATH == 0 && matches!(flags & libc::O_ACCMODE, libc::O_RDONLY | libc::O_RDWR)
+}
+
+/// Whether flags allow writing.
+pub(crate) fn writes(flags: i32) -> bool {
+    flags & libc::O_PATH == 0 && matches!(flags & libc::O_ACCMODE, libc::O_WRONLY | libc::O_RDWR)
+}
+
+/// A capture in progress.
+pub(crate) struct Dumping<'a, 'b> {
+    /// The phase.
+    pub(crate) cx: &'a mut DumpCx<'b>,
+    /// Objects shared with memory.
+    pub(crate) shared: &'a SharedObjects,
+    /// Objects of which the content was recorded with another description.
+    pub(crate) recorded: BTreeSet<(u64, u64)>,
+    /// The kernel's tables of sockets.
+    pub(crate) diag: SockDiag,
+}
+
+/// What all kinds have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Common {
+    /// Status flags.
+    pub(crate) flags: i32,
+    /// Lowest number, for messages.
+    pub(crate) number: i32,
+    /// Who gets `SIGIO`.
+    pub(crate) owner: Option<super::owner::Owner>,
+}
+
+/// A state of a kind, with the index of its description.
+pub(crate) type Each<S> = Vec<(u32, S)>;
+
+/// A restore in progress.
+pub(crate) struct Making<'a> {
+    /// What each description has in common.
+    pub(crate) common: &'a [Common],
+    /// Descriptions by index.
+    pub(crate) made: BTreeMap<u32, OwnedFd>,
+    /// Numbers that get something else than their description: standard ones that led outside.
+    pub(crate) replaced: BTreeMap<i32, OwnedFd>,
+    /// Numbers of each description.
+    pub(crate) numbers: &'a BTreeMap<u32, Vec<i32>>,
+    /// Contents of the image.
+    pub(crate) contents: &'a dyn Contents,
+    /// Objects shared with memory.
+    pub(crate) shared: &'a SharedObjects,
+    /// Standard descriptors to attach to.
+    pub(crate) stdio: &'a [OwnedFd],
+    /// Where output without a reader goes.
+    pub(crate) output: &'a Path,
+    /// For people.
+    pub(crate) remarks: &'a mut Vec<String>,
+    /// Pid of the process at the cut and of the clone, as the agent sees them.
+    pub(crate) pids: (i32, i32),
+}
+
+impl Making<'_> {
+    /// What a description has in common with all.
+    pub(crate) fn common(&self, index: u32) -> &Common {
+        &self.common[index as usize]
+    }
+
+    /// Status flags of a description.
+    pub(crate) fn flags(&self, index: u32) -> i32 {
+        self.common(index).flags
+    }
+
+    /// A description is made; its status flags become those of the cut.
+    pub(crate) fn put(&mut self, index: u32, fd: OwnedFd) -> RmResult<()> {
+        const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
+        let (wanted, number) = (self.common(index).flags, self.common(index).number);
+        if wanted & libc::O_PATH == 0 {
+            let now = kernel::fcntl(&fd, libc::F_GETFL, 0).on("reading flags of", number)?;
+            if (now ^ wanted) & SETTABLE != 0 {
+                let flags = now & !SETTABLE | wanted & SETTABLE;
+                // O_NOATIME needs ownership of the file, which may have changed hands.
+                kernel::fcntl(&fd, libc::F_SETFL, i64::from(flags))
+                    .or_else(|_| kernel::fcntl(&fd, libc::F_SETFL, i64::from(flags & !libc::O_NOATIME)))
+                    .on("setting flags of", number)?;
+            }
+        }
+        self.made.insert(index, fd);
+        Ok(())
+    }
+
+    /// Something for people.
+    pub(crate) fn remark(&mut self, index: u32, what: impl std::fmt::Display) {
+        let number = self.common(index).number;
+        self.remarks.push(format!("descriptor {number}: {what}"));
+    }
+
+    /// Numbers of a description.
+    pub(crate) fn numbers(&self, index: u32) -> &[i32] {
+        self.numbers.get(&index).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a description is one of the standard ones.
+    pub(crate) fn is_stdio(&self, index: u32) -> bool {
+        self.numbers(index).iter().any(|number| (0..=2).contains(number))
+    }
+}
+
+/// Bytes of the image as a path.
+pub(crate) fn path_of(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes.to_vec()))
+}

@@ -1,0 +1,176 @@
+//! Which pages of a zone a process has: `PAGEMAP_SCAN`, or `/proc/<pid>/pagemap` on kernels before 6.7.
+
+use crate::kinds::zones::PAGE;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+const FILE: u64 = 1 << 2;
+const PRESENT: u64 = 1 << 3;
+const SWAPPED: u64 = 1 << 4;
+const PFNZERO: u64 = 1 << 5;
+
+#[repr(C)]
+#[derive(Default)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// A process's page map.
+pub struct Pagemap {
+    file: File,
+    scan: bool,
+}
+
+impl Pagemap {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The process is gone, or not ours.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        Ok(Self { file: File::open(format!("/proc/{pid}/pagemap"))?, scan: true })
+    }
+
+    /// Ranges in `start..end` of pages that are the process's own: present or swapped out, not the zero page,
+    /// not a page of a file.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn own_ranges(&mut self, start: u64, end: u64) -> io::Result<Vec<(u64, u64)>> {
+        if self.scan {
+            match self.scan_ranges(start, end) {
+                Err(cause) if matches!(cause.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+                    self.scan = false;
+                }
+                result => return result,
+            }
+        }
+        self.read_ranges(start, end)
+    }
+
+    fn scan_ranges(&self, start: u64, end: u64) -> io::Result<Vec<(u64, u64)>> {
+        let mut out = Vec::new();
+        let mut buffer = [Region::default(); 512];
+        let mut at = start;
+        while at < end {
+            let mut arg = ScanArg {
+                size: size_of::<ScanArg>() as u64,
+                start: at,
+                end,
+                vec: buffer.as_mut_ptr() as u64,
+                vec_len: buffer.len() as u64,
+                category_inverted: FILE | PFNZERO,
+                category_mask: FILE | PFNZERO,
+                category_anyof_mask: PRESENT | SWAPPED,
+                return_mask: PRESENT | SWAPPED,
+                ..ScanArg::default()
+            };
+            // SAFETY: a complete argument; the buffer outlives the call.
+            let count = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+            if count < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            for region in &buffer[..count as usize] {
+                push(&mut out, region.start, region.end);
+            }
+            if arg.walk_end <= at {
+                break;
+            }
+            at = arg.walk_end;
+        }
+        Ok(out)
+    }
+
+    fn read_ranges(&self, start: u64, end: u64) -> io::Result<Vec<(u64, u64)>> {
+        let mut out = Vec::new();
+        let mut buffer = vec![0u8; 64 * 1024];
+        let mut at = start;
+        while at < end {
+            let want = (((end - at) / PAGE) as usize * 8).min(buffer.len());
+            let got = self.file.read_at(&mut buffer[..want], at / PAGE * 8)?;
+            if got == 0 {
+                break;
+            }
+            for entry in buffer[..got].chunks_exact(8) {
+                let entry = u64::from_le_bytes(entry.try_into().unwrap_or([0; 8]));
+                if entry >> 62 & 3 != 0 && entry >> 61 & 1 == 0 {
+                    push(&mut out, at, at + PAGE);
+                }
+                at += PAGE;
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn push(out: &mut Vec<(u64, u64)>, start: u64, end: u64) {
+    match out.last_mut() {
+        Some(last) if last.1 == start => last.1 = end,
+        _ => out.push((start, end)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Both ways see exactly the pages that were written.
+    #[test]
+    fn touched_pages_are_found() {
+        let bytes = 64 * PAGE as usize;
+        // SAFETY: a fresh anonymous mapping.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        let base = at as u64;
+        // SAFETY: inside the mapping; no huge pages, so that single pages can be told.
+        unsafe {
+            libc::madvise(at, bytes, libc::MADV_NOHUGEPAGE);
+            for page in [3u64, 4, 9] {
+                *((base + page * PAGE) as *mut u8) = 1;
+            }
+            // Reading maps the zero page, which is not own.
+            std::ptr::read_volatile((base + 20 * PAGE) as *const u8);
+        }
+        let want = vec![(base + 3 * PAGE, base + 5 * PAGE), (base + 9 * PAGE, base + 10 * PAGE)];
+        let mut map = Pagemap::open(std::process::id() as i32).unwrap();
+        assert_eq!(map.own_ranges(base, base + bytes as u64).unwrap(), want);
+        map.scan = false;
+        let by_reading = map.own_ranges(base, base + bytes as u64).unwrap();
+        for range in &want {
+            assert!(by_reading.iter().any(|found| found.0 <= range.0 && found.1 >= range.1));
+        }
+        // SAFETY: ours.
+        unsafe { libc::munmap(at, bytes) };
+    }
+}

@@ -1,0 +1,307 @@
+//! The process itself: identity, directories, limits, credentials, what `prctl` set.
+
+use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
+use crate::remote::{call, outcome};
+use holo_abi::sysno;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::Ordering;
+
+const NAME: &str = "process";
+const VERSION: u16 = 1;
+const LIMITS: u64 = 16;
+
+/// `prctl` options that are read and set alike: get, set.
+const OPTIONS: &[(u64, u64)] = &[(7, 8), (27, 28), (30, 29), (42, 41)];
+const PR_GET_DUMPABLE: u64 = 3;
+const PR_SET_DUMPABLE: u64 = 4;
+const PR_GET_CHILD_SUBREAPER: u64 = 37;
+const PR_SET_CHILD_SUBREAPER: u64 = 36;
+const PR_GET_PDEATHSIG: u64 = 2;
+const PR_SET_PDEATHSIG: u64 = 1;
+const PR_SET_NO_NEW_PRIVS: u64 = 38;
+
+/// State of the process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProcessState {
+    /// Pid as the application sees it.
+    pub pid: i32,
+    /// Parent as the application saw it.
+    pub ppid: i32,
+    /// Process group and session, in the application's eyes.
+    pub pgid: i32,
+    /// Session.
+    pub sid: i32,
+    /// Executable.
+    pub exe: Vec<u8>,
+    /// Size of it, to notice another one on another node.
+    pub exe_bytes: u64,
+    /// Working directory.
+    pub cwd: Vec<u8>,
+    /// `umask`.
+    pub umask: u32,
+    /// Soft and hard limits by number.
+    pub limits: Vec<(u64, u64)>,
+    /// Real, effective, saved, file-system ids.
+    pub uids: [u32; 4],
+    /// Groups likewise.
+    pub gids: [u32; 4],
+    /// Inheritable, permitted, effective capabilities.
+    pub capabilities: [u64; 3],
+    /// `personality`.
+    pub personality: u64,
+    /// Values of [`OPTIONS`].
+    pub options: Vec<u64>,
+    /// Dumpable flag.
+    pub dumpable: u64,
+    /// Child subreaper flag.
+    pub subreaper: u32,
+    /// Signal at the parent's death.
+    pub pdeathsig: u32,
+    /// `no_new_privs`.
+    pub no_new_privs: bool,
+    /// Words of the control page that libholo filled in: `serve_at`, start and end of libholo.
+    pub holo: [u64; 3],
+    /// Ways in.
+    pub ways: u32,
+    /// Address of the control page.
+    pub page_address: u64,
+    /// Highest descriptor number in use.
+    pub fd_max: i32,
+    /// Kernel's boot id and clocks (monotonic, boot, real; nanoseconds) at the cut.
+    pub boot_id: String,
+    /// See `boot_id`.
+    pub clocks_ns: [i64; 3],
+}
+
+/// Reads the clocks of this node, as the process sees them if it is not in a time namespace of its own.
+#[must_use]
+pub fn clock_ns(clock: libc::clockid_t) -> i64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// A line of `/proc/<pid>/status`.
+fn status<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+fn numbers<T: std::str::FromStr>(text: Option<&str>) -> Vec<T> {
+    text.unwrap_or("").split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+fn innermost(text: &str, name: &str) -> i32 {
+    numbers::<i32>(status(text, name)).last().copied().unwrap_or(0)
+}
+
+/// The manager.
+#[derive(Default)]
+pub struct Process;
+
+/// Is the application more than one process, or something else that is not built yet?
+fn obstacles(cx: &DumpCx, status_text: &str) -> RmResult<()> {
+    let pid = cx.remote.pid;
+    if let Some(mode) = status(status_text, "Seccomp")
+        && mode != "0"
+    {
+        return Err(RmError::Unsupported(format!("process {pid} has a seccomp filter")));
+    }
+    if let Some(tracer) = status(status_text, "TracerPid")
+        && tracer != "0"
+    {
+        return Err(RmError::Unsupported(format!("process {pid} is traced by {tracer}")));
+    }
+    let mut children = Vec::new();
+    for task in fs::read_dir(cx.remote.proc("task")).on("listing", "threads")? {
+        let Ok(task) = task else { continue };
+        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        children.extend(list.split_whitespace().map(str::to_owned));
+    }
+    if !children.is_empty() {
+        return Err(RmError::Unsupported(format!(
+            "the application has more than one process (children of {pid}: {})",
+            children.join(", ")
+        )));
+    }
+    Ok(())
+}
+
+impl ResourceManager for Process {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        let text = cx.remote.proc_text("status").on("reading", "status")?;
+        obstacles(cx, &text)
+    }
+
+    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        let remote = cx.remote;
+        let text = remote.proc_text("status").on("reading", "status")?;
+        obstacles(cx, &text)?;
+        let mut calls: Vec<_> = OPTIONS.iter().map(|(get, _)| call(sysno::prctl, &[*get])).collect();
+        let reaper_at = remote.page.scratch_address(0);
+        let death_at = remote.page.scratch_address(8);
+        let clocks_at = |index: usize| remote.page.scratch_address(16 + index * 16);
+        calls.extend([
+            call(sysno::prctl, &[PR_GET_DUMPABLE]),
+            call(sysno::prctl, &[PR_GET_CHILD_SUBREAPER, reaper_at]),
+            call(sysno::prctl, &[PR_GET_PDEATHSIG, death_at]),
+            call(sysno::personality, &[0xffff_ffff]),
+            call(sysno::clock_gettime, &[libc::CLOCK_MONOTONIC as u64, clocks_at(0)]),
+            call(sysno::clock_gettime, &[libc::CLOCK_BOOTTIME as u64, clocks_at(1)]),
+            call(sysno::clock_gettime, &[libc::CLOCK_REALTIME as u64, clocks_at(2)]),
+            call(sysno::getppid, &[]),
+            call(sysno::getpgid, &[0]),
+            call(sysno::getsid, &[0]),
+        ]);
+        remote.run(&mut calls, false).on("asking", "the process")?;
+        let base = OPTIONS.len();
+        let value = |index: usize| outcome(&calls[index]).unwrap_or(0);
+        let scratch = remote.page.take(0, 64);
+        let word = |at: usize| i64::from_le_bytes(scratch[at..at + 8].try_into().unwrap_or([0; 8]));
+        let clock = |index: usize| word(16 + index * 16) * 1_000_000_000 + word(24 + index * 16);
+        let link = |name: &str| {
+            fs::read_link(remote.proc(name))
+                .map(|path| path.as_os_str().as_bytes().to_vec())
+                .on("reading", format!("/proc/{}/{name}", remote.pid))
+        };
+        let exe = link("exe")?;
+        let cwd = link("cwd")?;
+        if cwd.ends_with(b" (deleted)") {
+            return Err(RmError::Unsupported("the working directory was removed".into()));
+        }
+        let limits = (0..LIMITS)
+            .map(|resource| {
+                let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+                // SAFETY: writes one limit.
+                unsafe {
+                    libc::syscall(libc::SYS_prlimit64, remote.pid, resource, 0usize, &raw mut limit);
+                }
+                (limit.rlim_cur, limit.rlim_max)
+            })
+            .collect();
+        let four = |name: &str| {
+            let ids = numbers::<u32>(status(&text, name));
+            <[u32; 4]>::try_from(ids).unwrap_or_default()
+        };
+        let hex = |name: &str| u64::from_str_radix(status(&text, name).unwrap_or("0"), 16).unwrap_or(0);
+        let header = remote.page.header();
+        // SAFETY: plain words, constant since the process joined.
+        let (holo, page_address) = unsafe {
+            ([(*header).serve_at, (*header).holo_start, (*header).holo_end], (*header).address)
+        };
+        let kept_parent = remote.page.control().header.ppid.load(Ordering::Relaxed) as i32;
+        let state = ProcessState {
+            pid: innermost(&text, "NStgid"),
+            ppid: if kept_parent != 0 { kept_parent } else { value(base + 7) as i32 },
+            pgid: value(base + 8) as i32,
+            sid: value(base + 9) as i32,
+            exe_bytes: fs::metadata(remote.proc("exe")).map(|meta| meta.size()).unwrap_or(0),
+            exe,
+            cwd,
+            umask: status(&text, "Umask").and_then(|mask| u32::from_str_radix(mask, 8).ok()).unwrap_or(0o22),
+            limits,
+            uids: four("Uid"),
+            gids: four("Gid"),
+            capabilities: [hex("CapInh"), hex("CapPrm"), hex("CapEff")],
+            personality: value(base + 3),
+            options: (0..base).map(value).collect(),
+            dumpable: value(base),
+            subreaper: word(0) as u32,
+            pdeathsig: word(8) as u32,
+            no_new_privs: status(&text, "NoNewPrivs") == Some("1"),
+            holo,
+            ways: remote.page.control().header.ways.load(Ordering::Relaxed),
+            page_address,
+            fd_max: fs::read_dir(remote.proc("fd"))
+                .on("listing", "descriptors")?
+                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+                .max()
+                .unwrap_or(2),
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
+            clocks_ns: [clock(0), clock(1), clock(2)],
+        };
+        cx.sections.put(NAME, VERSION, &state)
+    }
+
+    fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: ProcessState = cx.section(NAME, VERSION)?;
+        let page = &cx.remote.page;
+        let mut cwd = state.cwd.clone();
+        cwd.push(0);
+        if cwd.len() > 4096 {
+            return Err(RmError::BadSection { kind: NAME, what: "a working directory longer than a path".into() });
+        }
+        let cwd_at = page.put(0, &cwd);
+        let mut calls = vec![call(sysno::chdir, &[cwd_at]), call(sysno::umask, &[u64::from(state.umask)])];
+        // As leader of its own group and session where it was one; who led it otherwise is not here.
+        if state.sid == state.pid {
+            calls.push(call(sysno::setsid, &[]));
+        } else if state.pgid == state.pid {
+            calls.push(call(sysno::setpgid, &[0, 0]));
+        }
+        if state.personality != 0 {
+            calls.push(call(sysno::personality, &[state.personality]));
+        }
+        cx.remote.run_all(&mut calls).on("restoring", "directory, umask, group")?;
+        page.control().header.ppid.store(state.ppid as u32, Ordering::SeqCst);
+        let mut calls: Vec<_> = OPTIONS
+            .iter()
+            .zip(&state.options)
+            .filter(|(_, value)| **value != 0)
+            .map(|((_, set), value)| call(sysno::prctl, &[*set, *value]))
+            .collect();
+        calls.push(call(sysno::prctl, &[PR_SET_CHILD_SUBREAPER, u64::from(state.subreaper)]));
+        if state.pdeathsig != 0 {
+            cx.remarks.push("the signal at the parent's death is kept, but the parent is holo's init now".into());
+            calls.push(call(sysno::prctl, &[PR_SET_PDEATHSIG, u64::from(state.pdeathsig)]));
+        }
+        if state.no_new_privs {
+            calls.push(call(sysno::prctl, &[PR_SET_NO_NEW_PRIVS, 1]));
+        }
+        cx.remote.run(&mut calls, false).on("restoring", "process options")
+    }
+
+    fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: ProcessState = cx.section(NAME, VERSION)?;
+        for (resource, (soft, hard)) in state.limits.iter().enumerate() {
+            let mut limit = libc::rlimit64 { rlim_cur: *soft, rlim_max: *hard };
+            // SAFETY: a complete limit.
+            let set = |limit: &libc::rlimit64| unsafe {
+                libc::syscall(libc::SYS_prlimit64, cx.remote.pid, resource, std::ptr::from_ref(limit), 0usize)
+            };
+            if set(&limit) == 0 {
+                continue;
+            }
+            let mut ours = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: writes one limit.
+            unsafe { libc::syscall(libc::SYS_prlimit64, cx.remote.pid, resource, 0usize, &raw mut ours) };
+            limit = libc::rlimit64 { rlim_cur: (*soft).min(ours.rlim_max), rlim_max: (*hard).min(ours.rlim_max) };
+            set(&limit);
+            cx.remarks.push(format!("limit {resource} is lower on this node"));
+        }
+        // A clone in a user namespace of its own has every capability there; the application had none.
+        let mut calls = vec![call(sysno::prctl, &[PR_SET_DUMPABLE, state.dumpable & 1])];
+        cx.remote.run(&mut calls, false).on("restoring", "the dumpable flag")
+    }
+}
+
+/// Calls that give a thread the capabilities of the image and no more; the last that it makes.
+#[must_use]
+pub fn drop_capabilities(state: &ProcessState, page: &crate::page::Page, scratch: usize) -> holo_abi::control::Call {
+    const VERSION_3: u32 = 0x2008_0522;
+    let [inheritable, permitted, effective] = state.capabilities;
+    let mut words = vec![VERSION_3, 0];
+    for shift in [0, 32] {
+        words.extend([effective, permitted, inheritable].map(|set| (set >> shift) as u32));
+    }
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let at = page.put(scratch, &bytes);
+    call(sysno::capset, &[at, at + 8])
+}

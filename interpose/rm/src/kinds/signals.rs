@@ -1,0 +1,150 @@
+//! Signals: actions as the kernel has them, and what is pending, with its data.
+//!
+//! Pending signals are read by taking each and queueing it again at once, in order, while everything is
+//! blocked: nothing is delivered or lost. (There is no call that only looks.)
+
+use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
+use crate::remote::call;
+use holo_abi::{PARK_SIGNAL, sysno};
+use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+
+const NAME: &str = "signals";
+const VERSION: u16 = 1;
+const ACTION_BYTES: usize = 32;
+const INFO_BYTES: usize = 128;
+/// Bound on queued signals that are kept; more are an error, as they would be lost.
+const PENDING_MAX: usize = 65536;
+
+/// A queued signal: `siginfo`, and the thread it is for (none: the process).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pending {
+    /// Index of the thread, or none for the process.
+    pub thread: Option<u32>,
+    /// The kernel's `siginfo`, 128 bytes.
+    pub info: Vec<u8>,
+}
+
+/// State.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SignalsState {
+    /// The kernel's `sigaction` of signals 1 to 64, 32 bytes each.
+    #[serde(deserialize_with = "actions_of_64")]
+    pub actions: Vec<u8>,
+    /// What is pending, oldest first.
+    pub pending: Vec<Pending>,
+}
+
+fn actions_of_64<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    let bytes = Vec::<u8>::deserialize(from)?;
+    if bytes.len() == 64 * ACTION_BYTES { Ok(bytes) } else { Err(D::Error::custom("not 64 actions")) }
+}
+
+/// The manager.
+#[derive(Default)]
+pub struct Signals;
+
+fn pending_bits(status: &str, name: &str) -> u64 {
+    let bits = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0) & !(1 << (PARK_SIGNAL - 1))
+}
+
+/// Takes and queues again every signal of `set` in the thread of `slot`.
+fn look(cx: &DumpCx, slot: usize, set: u64, own: Option<u32>, out: &mut Vec<Pending>) -> RmResult<()> {
+    let page = &cx.remote.page;
+    let tid = u64::from(cx.remote.call_in(slot, sysno::gettid, &[]).on("asking", "a thread")? as u32);
+    let pid = cx.remote.call_in(slot, sysno::getpid, &[]).on("asking", "a thread")?;
+    for signal in (1..=64u64).filter(|signal| set & (1 << (signal - 1)) != 0) {
+        let mut taken = Vec::new();
+        while taken.len() + out.len() < PENDING_MAX {
+            let set_at = page.put(0, &(1u64 << (signal - 1)).to_le_bytes());
+            let zero_at = page.put(8, &[0; 16]);
+            let info_at = page.put(64, &[0; INFO_BYTES]);
+            match cx.remote.call_in(slot, sysno::rt_sigtimedwait, &[set_at, info_at, zero_at, 8]) {
+                Ok(_) => taken.push(page.take(64, INFO_BYTES)),
+                Err(cause) if cause.raw_os_error() == Some(libc::EAGAIN) => break,
+                Err(cause) => return Err(cause).on("looking at", format!("pending signal {signal}")),
+            }
+        }
+        for info in taken {
+            let info_at = page.put(64, &info);
+            // Private signals first come out first: what the thread had for itself goes back to itself.
+            let back = match own {
+                Some(_) => cx.remote.call_in(slot, sysno::rt_tgsigqueueinfo, &[pid, tid, signal, info_at]),
+                None => cx.remote.call_in(slot, sysno::rt_sigqueueinfo, &[pid, signal, info_at]),
+            };
+            back.on("putting back", format!("pending signal {signal}"))?;
+            out.push(Pending { thread: own, info });
+        }
+    }
+    Ok(())
+}
+
+impl ResourceManager for Signals {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        let page = &cx.remote.page;
+        let mut calls: Vec<_> = (1..=64usize)
+            .map(|signal| {
+                let at = page.scratch_address((signal - 1) * ACTION_BYTES);
+                call(sysno::rt_sigaction, &[signal as u64, 0, at, 8])
+            })
+            .collect();
+        cx.remote.run(&mut calls, false).on("reading", "signal actions")?;
+        let actions = page.take(0, 64 * ACTION_BYTES);
+        let mut pending = Vec::new();
+        for (index, slot) in cx.slots.iter().enumerate() {
+            // SAFETY: filled in by the parked thread.
+            let inner = unsafe { (*page.slot(*slot)).tid } as i32;
+            let tid = crate::snapshot::outer_tid(cx.remote.pid, inner).on("finding", "a thread")?;
+            let status = cx.remote.proc_text(&format!("task/{tid}/status")).on("reading", "status")?;
+            let own = pending_bits(&status, "SigPnd");
+            if own != 0 {
+                look(cx, *slot, own, Some(index as u32), &mut pending)?;
+            }
+            let shared = pending_bits(&status, "ShdPnd");
+            if index + 1 == cx.slots.len() && shared != 0 {
+                look(cx, *slot, shared, None, &mut pending)?;
+            }
+        }
+        cx.sections.put(NAME, VERSION, &SignalsState { actions, pending })
+    }
+
+    fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: SignalsState = cx.section(NAME, VERSION)?;
+        let at = cx.remote.page.put(0, &state.actions);
+        let mut calls: Vec<_> = (1..=64u64)
+            .filter(|signal| *signal != libc::SIGKILL as u64 && *signal != libc::SIGSTOP as u64)
+            .map(|signal| call(sysno::rt_sigaction, &[signal, at + (signal - 1) * ACTION_BYTES as u64, 0, 8]))
+            .collect();
+        cx.remote.run_all(&mut calls).on("restoring", "signal actions")
+    }
+
+    /// All threads are made and block everything.
+    fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: SignalsState = cx.section(NAME, VERSION)?;
+        let threads: crate::kinds::threads::ThreadsState = cx.section("threads", 1)?;
+        let page = &cx.remote.page;
+        for one in &state.pending {
+            if one.info.len() != INFO_BYTES {
+                continue;
+            }
+            let signal = u64::from(u32::from_le_bytes([one.info[0], one.info[1], one.info[2], one.info[3]]));
+            let info_at = page.put(0, &one.info);
+            let pid = cx.remote.call(sysno::getpid, &[]).on("asking", "the clone")?;
+            let queued = match one.thread {
+                None => cx.remote.call(sysno::rt_sigqueueinfo, &[pid, signal, info_at]),
+                Some(index) => {
+                    let Some(thread) = threads.threads.get(index as usize) else { continue };
+                    let slot = index as usize + usize::from(threads.leader_gone);
+                    cx.remote.call_in(slot, sysno::rt_tgsigqueueinfo, &[pid, thread.tid as u64, signal, info_at])
+                }
+            };
+            queued.on("queueing", format!("signal {signal}"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,266 @@
+//! What all sockets have in common: type, names, options, and queues that are read without taking out.
+
+use super::kernel::{self, Bytes, checked, owned};
+use super::open::{Making, Open};
+use super::sockopts::{self, Options, SO_PEEK_OFF};
+use crate::manager::{Context, RmResult};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+const SO_PROTOCOL: i32 = 38;
+const SO_DOMAIN: i32 = 39;
+/// Most bytes that are peeked at first; longer messages make the buffer grow.
+const PEEK_BYTES: usize = 256 << 10;
+/// Most messages of one queue: kernel limits are far below.
+const PEEK_MESSAGES_MAX: usize = 1 << 20;
+
+/// A socket of any family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Socket {
+    pub(crate) domain: i32,
+    pub(crate) kind: i32,
+    pub(crate) protocol: i32,
+    pub(crate) options: Options,
+    /// Own address as the kernel gives it.
+    pub(crate) local: Bytes,
+    /// The other side's, if connected.
+    pub(crate) peer: Option<Bytes>,
+}
+
+/// A queued message.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Message {
+    /// Who sent it.
+    pub(crate) from: Bytes,
+    /// Content.
+    pub(crate) data: Bytes,
+}
+
+/// What a peek found.
+#[derive(Default)]
+pub(crate) struct Queue {
+    /// Messages, of a stream: parts.
+    pub(crate) messages: Vec<Message>,
+    /// There are descriptors among them.
+    pub(crate) descriptors: bool,
+}
+
+/// Family and type of a socket.
+pub(crate) fn family(open: &Open) -> RmResult<(i32, i32)> {
+    let get = |name| sockopts::get_int(open, libc::SOL_SOCKET, name).on("reading socket", open.named());
+    Ok((get(SO_DOMAIN)?, get(libc::SO_TYPE)?))
+}
+
+type NameCall = unsafe extern "C" fn(i32, *mut libc::sockaddr, *mut libc::socklen_t) -> i32;
+
+fn name_of(fd: &impl AsRawFd, call: NameCall) -> io::Result<Bytes> {
+    let mut name = [0u8; 128];
+    let mut bytes = name.len() as libc::socklen_t;
+    // SAFETY: room of the stated size.
+    checked(unsafe { call(fd.as_raw_fd(), name.as_mut_ptr().cast(), &raw mut bytes) })?;
+    Ok(Bytes(name[..(bytes as usize).min(name.len())].to_vec()))
+}
+
+/// The address of a socket.
+pub(crate) fn local_name(fd: &impl AsRawFd) -> io::Result<Bytes> {
+    name_of(fd, libc::getsockname)
+}
+
+/// The address of the other side.
+pub(crate) fn peer_name(fd: &impl AsRawFd) -> io::Result<Bytes> {
+    name_of(fd, libc::getpeername)
+}
+
+pub(crate) fn bind(fd: &impl AsRawFd, name: &[u8]) -> io::Result<()> {
+    // SAFETY: a buffer of the stated size.
+    checked(unsafe { libc::bind(fd.as_raw_fd(), name.as_ptr().cast(), name.len() as u32) }).map(|_| ())
+}
+
+pub(crate) fn connect(fd: &impl AsRawFd, name: &[u8]) -> io::Result<()> {
+    // SAFETY: a buffer of the stated size.
+    checked(unsafe { libc::connect(fd.as_raw_fd(), name.as_ptr().cast(), name.len() as u32) }).map(|_| ())
+}
+
+pub(crate) fn listen(fd: &impl AsRawFd, backlog: u32) -> io::Result<()> {
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    // SAFETY: no memory is passed.
+    checked(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(|_| ())
+}
+
+pub(crate) fn accept(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
+    let none = std::ptr::null_mut();
+    // SAFETY: no address is asked for.
+    owned(unsafe { libc::accept4(fd.as_raw_fd(), none, none.cast(), libc::SOCK_CLOEXEC) })
+}
+
+pub(crate) fn shutdown(fd: &impl AsRawFd, how: i32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    checked(unsafe { libc::shutdown(fd.as_raw_fd(), how) }).map(|_| ())
+}
+
+/// Sends without waiting, to `to` if that is not empty.
+pub(crate) fn send(fd: &impl AsRawFd, data: &[u8], to: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let name = if to.is_empty() { std::ptr::null() } else { to.as_ptr().cast() };
+    // SAFETY: buffers of the stated sizes.
+    let sent = checked(unsafe {
+        libc::sendto(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), flags, name, to.len() as u32)
+    })?;
+    Ok(sent as usize)
+}
+
+/// Events that are there, or come within `wait_ms`.
+pub(crate) fn poll(fd: &impl AsRawFd, events: i16, wait_ms: i32) -> i16 {
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // SAFETY: one entry.
+    unsafe { libc::poll(&raw mut entry, 1, wait_ms) };
+    entry.revents
+}
+
+/// A new socket.
+pub(crate) fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    owned(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) })
+}
+
+impl Socket {
+    pub(crate) fn describe(open: &Open) -> RmResult<Self> {
+        let (domain, kind) = family(open)?;
+        let named = || open.named();
+        Ok(Self {
+            domain,
+            kind,
+            protocol: sockopts::get_int(open, libc::SOL_SOCKET, SO_PROTOCOL).on("reading socket", named())?,
+            options: Options::of(open, domain, kind).on("reading options of", named())?,
+            local: local_name(open).on("reading the address of", named())?,
+            peer: peer_name(open).ok(),
+        })
+    }
+
+    /// A new socket of this type with these options.
+    pub(crate) fn make(&self) -> RmResult<OwnedFd> {
+        let fd = socket(self.domain, self.kind, self.protocol).on("making", "a socket")?;
+        // What fails now is tried again by `settle`, and told then.
+        let _ = self.options.apply(&fd);
+        Ok(fd)
+    }
+
+    /// The last step: options once more, since making a connection uses its own.
+    pub(crate) fn settle(&self, index: u32, fd: OwnedFd, making: &mut Making) -> RmResult<()> {
+        for failed in self.options.apply(&fd) {
+            making.remark(index, format!("not restored: {failed}"));
+        }
+        making.put(index, fd)
+    }
+}
+
+/// All that is queued at a socket, left where it is.
+pub(crate) fn peek(fd: &impl AsRawFd) -> io::Result<Queue> {
+    // The application may itself use the peek offset.
+    let before = sockopts::get_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1);
+    sockopts::set_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, 0)?;
+    let queue = peek_from_start(fd);
+    sockopts::set_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, before)?;
+    queue
+}
+
+fn peek_from_start(fd: &impl AsRawFd) -> io::Result<Queue> {
+    let stream = sockopts::get_int(fd, libc::SOL_SOCKET, libc::SO_TYPE)? == libc::SOCK_STREAM;
+    let mut queue = Queue::default();
+    let mut buffer = vec![0; PEEK_BYTES];
+    let (mut offset, mut empty) = (0, 0);
+    while queue.messages.len() < PEEK_MESSAGES_MAX {
+        let (bytes, from, descriptors) = match peek_one(fd, &mut buffer, stream) {
+            Ok(found) => found,
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => break,
+            // Not connected, or an error that waits to be reported: nothing is queued before it.
+            Err(cause) if matches!(cause.raw_os_error(), Some(libc::ENOTCONN | libc::EINVAL)) => break,
+            Err(cause) => return Err(cause),
+        };
+        queue.descriptors |= descriptors;
+        if bytes > buffer.len() {
+            buffer.resize(bytes, 0);
+            sockopts::set_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, offset)?;
+            continue;
+        }
+        if bytes == 0 {
+            // The end of a stream, or an empty message; the end is told again and again.
+            empty += 1;
+            if stream || empty > 64 || poll(fd, libc::POLLRDHUP, 0) & (libc::POLLRDHUP | libc::POLLHUP) != 0 {
+                break;
+            }
+        }
+        offset += bytes as i32;
+        queue.messages.push(Message { from, data: Bytes(buffer[..bytes].to_vec()) });
+    }
+    Ok(queue)
+}
+
+/// One message at the peek offset: its whole length, its sender, whether it carries descriptors.
+fn peek_one(fd: &impl AsRawFd, buffer: &mut [u8], stream: bool) -> io::Result<(usize, Bytes, bool)> {
+    let mut name = [0u8; 128];
+    let mut control = [0u64; 256];
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: a `msghdr` of zeros is valid.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = name.as_mut_ptr().cast();
+    message.msg_namelen = name.len() as u32;
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    let whole = if stream { 0 } else { libc::MSG_TRUNC };
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | whole;
+    // SAFETY: all buffers are live and of the stated sizes.
+    let got = checked(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) })?;
+    let mut descriptors = false;
+    // SAFETY: the kernel filled in the control messages; descriptors in them are new and ours.
+    unsafe {
+        let mut at = libc::CMSG_FIRSTHDR(&raw const message);
+        while !at.is_null() {
+            if ((*at).cmsg_level, (*at).cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                descriptors = true;
+                let bytes = (*at).cmsg_len - libc::CMSG_LEN(0) as usize;
+                let first = libc::CMSG_DATA(at).cast::<i32>();
+                for i in 0..bytes / 4 {
+                    drop(OwnedFd::from_raw_fd(first.add(i).read_unaligned()));
+                }
+            }
+            at = libc::CMSG_NXTHDR(&raw const message, at);
+        }
+    }
+    let named = (message.msg_namelen as usize).min(name.len());
+    Ok((got as usize, Bytes(name[..named].to_vec()), descriptors))
+}
+
+/// Sends all bytes of a stream, waiting a moment where buffers need it.
+pub(crate) fn send_all(fd: &impl AsRawFd, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        match send(fd, data, &[]) {
+            Ok(sent) => data = &data[sent..],
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
+                if poll(fd, libc::POLLOUT, 500) & libc::POLLOUT == 0 {
+                    return Err(cause);
+                }
+            }
+            Err(cause) => return Err(cause),
+        }
+    }
+    Ok(())
+}
+
+/// Two connected unix sockets.
+pub(crate) fn pair(kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    // SAFETY: room for two numbers, which are new.
+    unsafe {
+        checked(libc::socketpair(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()))?;
+        Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
+    }
+}
+
+/// Bytes that wait at a socket.
+pub(crate) fn waiting(fd: &impl AsRawFd) -> usize {
+    kernel::readable_bytes(fd).unwrap_or(0)
+}

@@ -1,0 +1,183 @@
+//! Socket options: one table, saved and restored alike for all families.
+
+use super::kernel::{Bytes, checked};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::AsRawFd;
+
+const SO_BUF_LOCK: i32 = 72;
+const SO_SNDBUFFORCE: i32 = 32;
+const SO_RCVBUFFORCE: i32 = 33;
+/// `SO_PEEK_OFF`; -1 is off.
+pub(crate) const SO_PEEK_OFF: i32 = 42;
+/// Longest value in the table: names of devices and congestion controls.
+const VALUE_BYTES_MAX: usize = 64;
+
+/// Options by level. The kernel says of most sockets that most of them are unknown; those are left out.
+/// Left out for all: what the kernel computes by itself (window clamp, quick ack, segment size) and what is
+/// read once (`SO_ERROR`). Multicast memberships cannot be read.
+const TABLE: &[(i32, &[i32])] = &[
+    // REUSEADDR, DONTROUTE, BROADCAST, KEEPALIVE, OOBINLINE, NO_CHECK, PRIORITY, LINGER, REUSEPORT, PASSCRED,
+    // RCVLOWAT, RCVTIMEO, SNDTIMEO, BINDTODEVICE, TIMESTAMP, PASSSEC, TIMESTAMPNS, MARK, TIMESTAMPING,
+    // RXQ_OVFL, PEEK_OFF, BUSY_POLL, MAX_PACING_RATE, ZEROCOPY, PASSPIDFD
+    (libc::SOL_SOCKET, &[
+        2, 5, 6, 9, 10, 11, 12, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 36, 37, 40, 42, 46, 47, 60, 76,
+    ]),
+    // TOS, TTL, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, TRANSPARENT, RECVORIGDSTADDR, MINTTL,
+    // NODEFRAG, BIND_ADDRESS_NO_PORT, MULTICAST_IF, MULTICAST_TTL, MULTICAST_LOOP, MULTICAST_ALL, UNICAST_IF,
+    // LOCAL_PORT_RANGE
+    (libc::IPPROTO_IP, &[1, 2, 8, 10, 11, 12, 13, 15, 19, 20, 21, 22, 24, 32, 33, 34, 49, 50, 51]),
+    // UNICAST_HOPS, MULTICAST_IF, MULTICAST_HOPS, MULTICAST_LOOP, MTU_DISCOVER, RECVERR, V6ONLY, RECVPKTINFO,
+    // RECVHOPLIMIT, DONTFRAG, RECVTCLASS, TCLASS, AUTOFLOWLABEL, MINHOPCOUNT, UNICAST_IF, FREEBIND
+    (libc::IPPROTO_IPV6, &[16, 17, 18, 19, 23, 25, 26, 49, 51, 62, 66, 67, 70, 73, 76, 78]),
+    // NODELAY, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT, SYNCNT, LINGER2, DEFER_ACCEPT, CONGESTION, THIN_LINEAR_TIMEOUTS,
+    // USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT, FASTOPEN_CONNECT, INQ
+    (libc::IPPROTO_TCP, &[1, 3, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 30, 36]),
+    // UDP_CORK, NO_CHECK6_TX, NO_CHECK6_RX, SEGMENT, GRO
+    (libc::IPPROTO_UDP, &[1, 101, 102, 103, 104]),
+    // NETLINK: PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, CAP_ACK, EXT_ACK, GET_STRICT_CHK
+    (libc::SOL_NETLINK, &[3, 4, 5, 10, 11, 12]),
+];
+
+/// Reads an option as it is.
+pub(crate) fn get(fd: &impl AsRawFd, level: i32, name: i32) -> io::Result<Vec<u8>> {
+    let mut value = [0u8; VALUE_BYTES_MAX];
+    let mut bytes = VALUE_BYTES_MAX as libc::socklen_t;
+    // SAFETY: room of the stated size.
+    checked(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut bytes)
+    })?;
+    Ok(value[..bytes as usize].to_vec())
+}
+
+/// Reads a number.
+pub(crate) fn get_int(fd: &impl AsRawFd, level: i32, name: i32) -> io::Result<i32> {
+    let value = get(fd, level, name)?;
+    Ok(value.get(..4).map_or(0, |raw| i32::from_ne_bytes([raw[0], raw[1], raw[2], raw[3]])))
+}
+
+/// Sets an option.
+pub(crate) fn set(fd: &impl AsRawFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: a buffer of the stated size.
+    let ret = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), value.len() as libc::socklen_t)
+    };
+    checked(ret).map(|_| ())
+}
+
+/// Sets a number.
+pub(crate) fn set_int(fd: &impl AsRawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    set(fd, level, name, &value.to_ne_bytes())
+}
+
+/// An option's level, name and value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SocketOption(i32, i32, Bytes);
+
+/// All options of a socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Options {
+    values: Vec<SocketOption>,
+    /// `SO_SNDBUF` and `SO_RCVBUF` as set by the application; the kernel sizes the others.
+    send_bytes: Option<i32>,
+    receive_bytes: Option<i32>,
+}
+
+/// Levels that sockets of a family and type have.
+fn has_level(level: i32, domain: i32, kind: i32) -> bool {
+    let internet = domain == libc::AF_INET || domain == libc::AF_INET6;
+    match level {
+        libc::IPPROTO_IP => internet,
+        libc::IPPROTO_IPV6 => domain == libc::AF_INET6,
+        libc::IPPROTO_TCP => internet && kind == libc::SOCK_STREAM,
+        libc::IPPROTO_UDP => internet && kind == libc::SOCK_DGRAM,
+        libc::SOL_NETLINK => domain == libc::AF_NETLINK,
+        _ => true,
+    }
+}
+
+impl Options {
+    /// Those of a socket.
+    pub(crate) fn of(fd: &impl AsRawFd, domain: i32, kind: i32) -> io::Result<Self> {
+        let mut values = Vec::new();
+        for (level, names) in TABLE.iter().filter(|(level, _)| has_level(*level, domain, kind)) {
+            for name in *names {
+                if let Ok(value) = get(fd, *level, *name) {
+                    values.push(SocketOption(*level, *name, Bytes(value)));
+                }
+            }
+        }
+        // Before Linux 5.14 nobody can tell whether a size was set; then it is kept.
+        let locked = get_int(fd, libc::SOL_SOCKET, SO_BUF_LOCK).unwrap_or(3);
+        let size = |bit: i32, name: i32| {
+            (locked & bit != 0).then(|| get_int(fd, libc::SOL_SOCKET, name)).transpose()
+        };
+        Ok(Self { values, send_bytes: size(1, libc::SO_SNDBUF)?, receive_bytes: size(2, libc::SO_RCVBUF)? })
+    }
+
+    /// Gives a socket these options where it has others; what could not be set.
+    pub(crate) fn apply(&self, fd: &impl AsRawFd) -> Vec<String> {
+        let mut failed = Vec::new();
+        let buffers = [
+            (self.send_bytes, libc::SO_SNDBUF, SO_SNDBUFFORCE),
+            (self.receive_bytes, libc::SO_RCVBUF, SO_RCVBUFFORCE),
+        ];
+        for (bytes, name, force) in buffers {
+            let Some(bytes) = bytes else { continue };
+            // The kernel doubles what is set. Forcing needs a privilege and exceeds the system's limit.
+            let half = bytes / 2;
+            if set_int(fd, libc::SOL_SOCKET, force, half).is_err() {
+                let _ = set_int(fd, libc::SOL_SOCKET, name, half);
+            }
+            if get_int(fd, libc::SOL_SOCKET, name).ok() != Some(bytes) {
+                failed.push(format!("buffer size {bytes}"));
+            }
+        }
+        for SocketOption(level, name, wanted) in &self.values {
+            if get(fd, *level, *name).is_ok_and(|now| now == wanted.0) {
+                continue;
+            }
+            if let Err(cause) = set(fd, *level, *name, &wanted.0) {
+                failed.push(format!("option {level}/{name}: {cause}"));
+            }
+        }
+        failed
+    }
+
+    /// A saved number.
+    #[cfg(test)]
+    pub(crate) fn int(&self, level: i32, name: i32) -> Option<i32> {
+        let found = self.values.iter().find(|option| (option.0, option.1) == (level, name))?;
+        found.2.0.get(..4).map(|raw| i32::from_ne_bytes([raw[0], raw[1], raw[2], raw[3]]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::net::TcpListener;
+
+    // Goal: options survive. Method: set several of every level on one socket, apply to a second, compare all.
+    #[test]
+    fn round_trip() {
+        let one = TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        for (level, name, value) in [
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+            (libc::SOL_SOCKET, libc::SO_RCVBUF, 50_000),
+            (libc::IPPROTO_IP, libc::IP_TOS, 16),
+            (libc::IPPROTO_TCP, libc::TCP_NODELAY, 1),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 77),
+            (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 3),
+        ] {
+            set_int(&one, level, name, value).unwrap();
+        }
+        set(&one, libc::SOL_SOCKET, libc::SO_LINGER, &[1, 0, 0, 0, 9, 0, 0, 0]).unwrap();
+        let saved = Options::of(&one, libc::AF_INET, libc::SOCK_STREAM).unwrap();
+        assert_ne!(saved, Options::of(&other, libc::AF_INET, libc::SOCK_STREAM).unwrap());
+        assert_eq!(saved.apply(&other), Vec::<String>::new());
+        assert_eq!(saved, Options::of(&other, libc::AF_INET, libc::SOCK_STREAM).unwrap());
+        assert_eq!(saved.int(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE), Some(77));
+    }
+}

@@ -1,0 +1,233 @@
+//! Threads: where each resumes, its thread-local base, what the kernel knows by its id.
+
+use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
+use crate::remote::call;
+use crate::snapshot::outer_tid;
+use holo_abi::control::{CALL_CLONE, slot};
+use holo_abi::sysno;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::time::Duration;
+
+const NAME: &str = "threads";
+const VERSION: u16 = 1;
+const THREADS_MAX: usize = holo_abi::control::SLOTS_MAX / 2;
+const PR_SET_NAME: u64 = 15;
+const PR_SET_TIMERSLACK: u64 = 29;
+const PR_GET_TIMERSLACK: u64 = 30;
+const ARCH_SET_GS: u64 = 0x1001;
+const ARCH_SET_FS: u64 = 0x1002;
+/// VM, FS, FILES, SIGHAND, THREAD, SYSVSEM.
+const THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// State of a thread.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ThreadState {
+    /// Id as the application sees it.
+    pub tid: i32,
+    /// Address of its signal frame.
+    pub frame: u64,
+    /// FS base.
+    pub fs_base: u64,
+    /// GS base.
+    pub gs_base: u64,
+    /// Word that the kernel clears at its end.
+    pub tid_address: u64,
+    /// Robust list and length.
+    pub robust: (u64, u64),
+    /// rseq area, length, signature.
+    pub rseq: (u64, u32, u32),
+    /// Name.
+    pub comm: Vec<u8>,
+    /// Scheduling: policy, nice, priority, flags.
+    pub sched: (u32, i32, u32, u64),
+    /// CPUs that it may use.
+    pub affinity: Vec<u8>,
+    /// Timer slack, nanoseconds.
+    pub slack_ns: u64,
+}
+
+/// State of all threads, the leader first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ThreadsState {
+    /// Threads.
+    pub threads: Vec<ThreadState>,
+    /// The leader has ended (`pthread_exit` in `main`); it is made and ended again.
+    pub leader_gone: bool,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+    util_min: u32,
+    util_max: u32,
+}
+
+/// The manager.
+#[derive(Default)]
+pub struct Threads;
+
+fn capture(cx: &DumpCx, index: usize) -> RmResult<ThreadState> {
+    let remote = cx.remote;
+    // SAFETY: filled in by the parked thread.
+    let (tid, frame, fs_base, gs_base, tid_address, robust, rseq) = unsafe {
+        let slot = &*remote.page.slot(index);
+        (
+            slot.tid as i32,
+            slot.frame,
+            slot.fs_base,
+            slot.gs_base,
+            slot.tid_address,
+            (slot.robust_head, slot.robust_len),
+            (slot.rseq, slot.rseq_len, slot.rseq_sig),
+        )
+    };
+    let outer = outer_tid(remote.pid, tid).on("finding", format!("thread {tid}"))?;
+    let mut attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..SchedAttr::default() };
+    let mut affinity = vec![0u8; 1024];
+    // SAFETY: writes into structures of the given sizes.
+    let mask_bytes = unsafe {
+        libc::syscall(libc::SYS_sched_getattr, outer, &raw mut attr, size_of::<SchedAttr>(), 0);
+        libc::syscall(libc::SYS_sched_getaffinity, outer, affinity.len(), affinity.as_mut_ptr())
+    };
+    affinity.truncate(mask_bytes.max(0) as usize);
+    let comm = fs::read(remote.proc(&format!("task/{outer}/comm"))).on("reading", format!("name of {tid}"))?;
+    Ok(ThreadState {
+        tid,
+        frame,
+        fs_base,
+        gs_base,
+        tid_address,
+        robust,
+        rseq,
+        comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
+        sched: (attr.policy, attr.nice, attr.priority, attr.flags),
+        affinity,
+        slack_ns: 0,
+    })
+}
+
+impl ResourceManager for Threads {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        let page = &cx.remote.page;
+        for index in cx.slots {
+            page.start(*index, &[call(sysno::prctl, &[PR_GET_TIMERSLACK])], false);
+        }
+        let mut threads = Vec::with_capacity(cx.slots.len());
+        for index in cx.slots {
+            let mut slack = [call(sysno::prctl, &[PR_GET_TIMERSLACK])];
+            page.finish(*index, &mut slack, PATIENCE).on("asking", "a thread")?;
+            let mut state = capture(cx, *index)?;
+            state.slack_ns = slack[0].ret.max(0).cast_unsigned();
+            threads.push(state);
+        }
+        // SAFETY: a plain word, constant since the process joined.
+        let leader = unsafe { (*page.header()).pid } as i32;
+        let leader_gone = threads.first().is_none_or(|first| first.tid != leader);
+        cx.sections.put(NAME, VERSION, &ThreadsState { threads, leader_gone })
+    }
+
+    fn pre_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: ThreadsState = cx.section(NAME, VERSION)?;
+        if state.threads.is_empty() || state.threads.len() > THREADS_MAX {
+            let what = format!("{} threads", state.threads.len());
+            return Err(RmError::BadSection { kind: NAME, what });
+        }
+        Ok(())
+    }
+
+    /// Makes the threads; they serve calls, in slots 1 and up, in the order of the state.
+    fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: ThreadsState = cx.section(NAME, VERSION)?;
+        let others = if state.leader_gone { &state.threads[..] } else { &state.threads[1..] };
+        let page = &cx.remote.page;
+        for (number, thread) in others.iter().enumerate() {
+            let index = page
+                .reserve()
+                .filter(|index| *index == number + 1)
+                .ok_or_else(|| RmError::Unsupported("no free slot for a thread".into()))?;
+            // SAFETY: reserved by us.
+            unsafe { (*page.slot(index)).leave = 1 };
+            let tids_at = page.put(256, &thread.tid.to_le_bytes());
+            let mut arguments = [0u64; 11];
+            arguments[0] = THREAD_FLAGS;
+            arguments[8] = tids_at;
+            arguments[9] = 1;
+            let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let at = page.put(0, &bytes);
+            cx.remote
+                .call(CALL_CLONE, &[at, bytes.len() as u64, page.slot_address(index)])
+                .on("making", format!("thread {}", thread.tid))?;
+            page.wait_state(index, PATIENCE, |now| now == slot::DONE).on("starting", format!("thread {}", thread.tid))?;
+        }
+        Ok(())
+    }
+
+    /// Gives each thread what the kernel keeps for it.
+    fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: ThreadsState = cx.section(NAME, VERSION)?;
+        let page = &cx.remote.page;
+        for (number, thread) in state.threads.iter().enumerate() {
+            let index = if state.leader_gone { number + 1 } else { number };
+            let mut comm = thread.comm.clone();
+            comm.resize(16, 0);
+            let comm_at = page.put(0, &comm);
+            let mut calls = vec![
+                call(sysno::set_tid_address, &[thread.tid_address]),
+                call(sysno::prctl, &[PR_SET_NAME, comm_at]),
+                call(sysno::arch_prctl, &[ARCH_SET_FS, thread.fs_base]),
+                call(sysno::arch_prctl, &[ARCH_SET_GS, thread.gs_base]),
+                call(sysno::prctl, &[PR_SET_TIMERSLACK, thread.slack_ns.max(1)]),
+            ];
+            if thread.robust.0 != 0 {
+                calls.push(call(sysno::set_robust_list, &[thread.robust.0, thread.robust.1]));
+            }
+            if thread.rseq.0 != 0 {
+                let (area, bytes, signature) = thread.rseq;
+                calls.push(call(sysno::rseq, &[area, u64::from(bytes), 0, u64::from(signature)]));
+            }
+            let affinity = &thread.affinity;
+            if !affinity.is_empty() {
+                let at = page.put(64, affinity);
+                calls.push(call(sysno::sched_setaffinity, &[0, affinity.len() as u64, at]));
+            }
+            let (policy, nice, priority, flags) = thread.sched;
+            let attr = SchedAttr { size: 48, policy, flags, nice, priority, ..SchedAttr::default() };
+            if policy != 0 || nice != 0 {
+                // SAFETY: plain words, the first 48 bytes.
+                let bytes = unsafe { std::slice::from_raw_parts((&raw const attr).cast::<u8>(), 48) };
+                calls.push(call(sysno::sched_setattr, &[0, page.put(2048, bytes), 0]));
+            }
+            cx.remote.run_in(index, &mut calls, false).on("setting up", format!("thread {}", thread.tid))?;
+            for made in &calls {
+                if made.ret >= 0 {
+                    continue;
+                }
+                let cause = std::io::Error::from_raw_os_error(-made.ret as i32);
+                match made.nr {
+                    sysno::sched_setaffinity | sysno::sched_setattr => {
+                        cx.remarks.push(format!("thread {}: scheduling as on the other node: {cause}", thread.tid));
+                    }
+                    _ => {
+                        let object = format!("thread {} (call {})", thread.tid, made.nr);
+                        return Err(RmError::Kernel { operation: "setting up", object, source: cause });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,245 @@
+//! Timers of the process: `setitimer` and POSIX timers, with what is left of them.
+//!
+//! Time goes on while the application is down: what is left is reduced by it, and a timer that would have
+//! expired expires at once.
+
+use crate::kinds::process::{ProcessState, clock_ns};
+use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
+use crate::remote::{call, outcome};
+use holo_abi::sysno;
+use serde::{Deserialize, Serialize};
+
+const NAME: &str = "timers";
+const VERSION: u16 = 1;
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+const SIGEV_NONE: u32 = 1;
+const SIGEV_THREAD_ID: u32 = 4;
+const TIMERS_MAX: usize = 4096;
+const SECOND_NS: i64 = 1_000_000_000;
+
+/// A POSIX timer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PosixTimer {
+    /// The kernel's id, which libc keeps in memory.
+    pub id: u32,
+    /// Clock.
+    pub clock: i32,
+    /// Signal.
+    pub signal: u32,
+    /// `sigev_value`.
+    pub value: u64,
+    /// `SIGEV_*`.
+    pub notify: u32,
+    /// Thread for `SIGEV_THREAD_ID`.
+    pub tid: i32,
+    /// Interval, nanoseconds.
+    pub interval_ns: i64,
+    /// What is left, nanoseconds; 0: not armed.
+    pub left_ns: i64,
+}
+
+/// State.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TimersState {
+    /// Real, virtual, profiling: interval and what is left, microseconds.
+    pub itimers_us: [(i64, i64); 3],
+    /// POSIX timers.
+    pub posix: Vec<PosixTimer>,
+}
+
+/// The manager.
+#[derive(Default)]
+pub struct Timers;
+
+fn word(bytes: &[u8], at: usize) -> i64 {
+    bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, i64::from_le_bytes)
+}
+
+/// Parses `/proc/<pid>/timers`; what is left is added later.
+fn parse(text: &str) -> Option<Vec<PosixTimer>> {
+    let mut out = Vec::new();
+    for line in text.lines() {
+        let (name, value) = line.split_once(':')?;
+        let value = value.trim();
+        if name == "ID" {
+            out.push(PosixTimer {
+                id: value.parse().ok()?,
+                clock: 0,
+                signal: 0,
+                value: 0,
+                notify: 0,
+                tid: 0,
+                interval_ns: 0,
+                left_ns: 0,
+            });
+            continue;
+        }
+        let timer = out.last_mut()?;
+        match name {
+            "signal" => {
+                let (signal, pointer) = value.split_once('/')?;
+                timer.signal = signal.parse().ok()?;
+                timer.value = u64::from_str_radix(pointer, 16).ok()?;
+            }
+            "notify" => {
+                let (how, whom) = value.split_once('/')?;
+                let (kind, id) = whom.split_once('.')?;
+                timer.notify = match how {
+                    "signal" => 0,
+                    "none" => SIGEV_NONE,
+                    "thread" => 2,
+                    _ => return None,
+                };
+                if kind == "tid" {
+                    timer.notify |= SIGEV_THREAD_ID;
+                    timer.tid = id.parse().ok()?;
+                }
+            }
+            "ClockID" => timer.clock = value.parse().ok()?,
+            _ => {}
+        }
+    }
+    Some(out)
+}
+
+impl ResourceManager for Timers {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        let remote = cx.remote;
+        let page = &remote.page;
+        let text = remote.proc_text("timers").on("reading", "timers")?;
+        let mut posix =
+            parse(&text).ok_or_else(|| RmError::Unsupported(format!("POSIX timers of unknown form: {text}")))?;
+        if posix.len() > TIMERS_MAX {
+            return Err(RmError::Unsupported(format!("{} POSIX timers", posix.len())));
+        }
+        let mut calls: Vec<_> =
+            (0..3).map(|which| call(sysno::getitimer, &[which, page.scratch_address(which as usize * 32)])).collect();
+        for (index, timer) in posix.iter().enumerate() {
+            let at = page.scratch_address(96 + index * 32);
+            calls.push(call(sysno::timer_gettime, &[u64::from(timer.id), at]));
+        }
+        remote.run(&mut calls, false).on("reading", "timers")?;
+        let bytes = page.take(0, 96 + posix.len() * 32);
+        let itimer = |which: usize| {
+            let at = which * 32;
+            let us = |at: usize| word(&bytes, at) * 1_000_000 + word(&bytes, at + 8);
+            (us(at), us(at + 16))
+        };
+        for (index, timer) in posix.iter_mut().enumerate() {
+            outcome(&calls[3 + index]).on("reading", format!("timer {}", timer.id))?;
+            let at = 96 + index * 32;
+            let ns = |at: usize| word(&bytes, at) * SECOND_NS + word(&bytes, at + 8);
+            (timer.interval_ns, timer.left_ns) = (ns(at), ns(at + 16));
+            if timer.notify & SIGEV_THREAD_ID != 0 {
+                // The kernel shows the id of the reader's namespace.
+                timer.tid = crate::barrier::inner_tid(remote.pid, timer.tid);
+            }
+        }
+        let state = TimersState { itimers_us: [itimer(0), itimer(1), itimer(2)], posix };
+        cx.sections.put(NAME, VERSION, &state)
+    }
+
+    /// When all threads are there: a timer may be for one of them.
+    fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: TimersState = cx.section(NAME, VERSION)?;
+        let process: ProcessState = cx.section("process", 1)?;
+        if state.posix.len() > TIMERS_MAX {
+            return Err(RmError::BadSection { kind: NAME, what: format!("{} timers", state.posix.len()) });
+        }
+        let down_ns = (clock_ns(libc::CLOCK_REALTIME) - process.clocks_ns[2]).max(0);
+        let left = |left_ns: i64, runs: bool| {
+            if left_ns == 0 || !runs { left_ns } else { (left_ns - down_ns).max(1) }
+        };
+        let remote = cx.remote;
+        let page = &remote.page;
+        let mut calls = vec![call(sysno::prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 1])];
+        remote.run(&mut calls, false).on("restoring", "timers")?;
+        let chosen = outcome(&calls[0]).is_ok();
+        let mut made_max = None;
+        for timer in &state.posix {
+            let mut event = [0u8; 64];
+            event[..8].copy_from_slice(&timer.value.to_le_bytes());
+            event[8..12].copy_from_slice(&timer.signal.to_le_bytes());
+            event[12..16].copy_from_slice(&timer.notify.to_le_bytes());
+            event[16..20].copy_from_slice(&timer.tid.to_le_bytes());
+            let event_at = page.put(0, &event);
+            let id_at = page.put(64, &timer.id.to_le_bytes());
+            loop {
+                remote
+                    .call(sysno::timer_create, &[i64::from(timer.clock).cast_unsigned(), event_at, id_at])
+                    .on("making", format!("timer {}", timer.id))?;
+                let got = word(&page.take(64, 8), 0) as u32;
+                if got == timer.id {
+                    break;
+                }
+                // Older kernels count up: make and drop until the number comes.
+                remote.call(sysno::timer_delete, &[u64::from(got)]).on("counting", "timers")?;
+                page.put(64, &timer.id.to_le_bytes());
+                if chosen || got > timer.id || made_max.is_some_and(|max| got <= max) {
+                    return Err(RmError::Unsupported(format!("timer id {} cannot be had (got {got})", timer.id)));
+                }
+                made_max = Some(got);
+            }
+            let left_ns = left(timer.left_ns, timer.clock >= 0 && timer.clock != libc::CLOCK_PROCESS_CPUTIME_ID);
+            if left_ns != 0 {
+                let value: Vec<u8> = [
+                    timer.interval_ns / SECOND_NS,
+                    timer.interval_ns % SECOND_NS,
+                    left_ns / SECOND_NS,
+                    left_ns % SECOND_NS,
+                ]
+                .iter()
+                .flat_map(|word| word.to_le_bytes())
+                .collect();
+                let at = page.put(128, &value);
+                remote
+                    .call(sysno::timer_settime, &[u64::from(timer.id), 0, at, 0])
+                    .on("arming", format!("timer {}", timer.id))?;
+            }
+        }
+        if chosen {
+            remote.call(sysno::prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 0]).on("restoring", "timers")?;
+        }
+        for (which, (interval_us, left_us)) in state.itimers_us.iter().enumerate() {
+            if *left_us == 0 {
+                continue;
+            }
+            let left_us = (left(*left_us * 1000, which == 0) / 1000).max(1);
+            let value: Vec<u8> =
+                [interval_us / 1_000_000, interval_us % 1_000_000, left_us / 1_000_000, left_us % 1_000_000]
+                    .iter()
+                    .flat_map(|word| word.to_le_bytes())
+                    .collect();
+            let at = page.put(0, &value);
+            remote.call(sysno::setitimer, &[which as u64, at, 0]).on("arming", format!("interval timer {which}"))?;
+        }
+        Ok(())
+    }
+
+    fn switch(&mut self, _: &mut SwitchCx) -> RmResult<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_kernels_list() {
+        let text = "ID: 1\nsignal: 14/00007ffe12345678\nnotify: signal/pid.2634\nClockID: 0\n\
+            ID: 7\nsignal: 32/0000000000000005\nnotify: signal/tid.99\nClockID: 1\n";
+        let timers = parse(text).unwrap();
+        assert_eq!(timers.len(), 2);
+        assert_eq!((timers[0].id, timers[0].signal, timers[0].value), (1, 14, 0x7ffe_1234_5678));
+        assert_eq!((timers[0].notify, timers[0].tid), (0, 0));
+        assert_eq!((timers[1].notify, timers[1].tid, timers[1].clock), (SIGEV_THREAD_ID, 99, 1));
+        assert!(parse("nonsense").is_none());
+        assert!(parse("").unwrap().is_empty());
+    }
+}
