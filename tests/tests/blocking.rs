@@ -33,6 +33,7 @@ holo_tests::workloads! {
     sigsuspend: Workload::new("blocking_wake.c").arg("sigsuspend");
     sigwaitinfo: Workload::new("blocking_wake.c").arg("sigwaitinfo");
     own_eintr: Workload::new("blocking_wake.c").arg("own_eintr");
+    own_eintr_dense: Workload::new("blocking_wake.c").arg("own_eintr_dense").checkpoints(100);
     own_restart: Workload::new("blocking_wake.c").arg("own_restart");
 }
 
