@@ -62,12 +62,21 @@ pub(crate) fn classify(trace: bool) {
     }
 }
 
+// The gate's hidden name for it.
+core::arch::global_asm!(
+    ".globl holo_dispatch",
+    ".hidden holo_dispatch",
+    ".type holo_dispatch, @function",
+    "holo_dispatch:",
+    "jmp {dispatch}",
+    dispatch = sym dispatch,
+);
+
 /// Called by the gate with the call's registers.
 ///
 /// # Safety
 /// By the gate only.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn holo_dispatch(regs: *mut Regs) {
+unsafe extern "C" fn dispatch(regs: *mut Regs) {
     // SAFETY: the gate's frame on this thread's stack, ours until we return.
     let regs = unsafe { &mut *regs };
     trace::count(regs.rax);

@@ -59,7 +59,7 @@ global_asm!(
     "mov r12, rsi",
     "mov r13, rdx",
     "mov rcx, rsp",
-    "call holo_signal_before",
+    "call {before}",
     "test rax, rax",
     "jz 2f",
     "mov edi, ebx",
@@ -70,7 +70,7 @@ global_asm!(
     "call r11",
     "mov rdi, r13",
     "mov rsi, rsp",
-    "call holo_signal_after",
+    "call {after}",
     "2:",
     "add rsp, {saved}",
     ".cfi_adjust_cfa_offset -{saved}",
@@ -91,7 +91,16 @@ global_asm!(
     "holo_restorer:",
     ".byte 0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05",
     ".text",
+    // Compiled functions get a hidden name for the gate: nothing but hooks may be in the dynamic table.
+    ".globl holo_raise_deferred",
+    ".hidden holo_raise_deferred",
+    ".type holo_raise_deferred, @function",
+    "holo_raise_deferred:",
+    "jmp {raise}",
     saved = const size_of::<Saved>(),
+    before = sym signal_before,
+    after = sym signal_after,
+    raise = sym raise_deferred,
 );
 
 /// What is put back when the handler returns; on the entry's stack.
@@ -169,8 +178,7 @@ fn is_park(signal: i32, info: &SigInfo) -> bool {
 ///
 /// # Safety
 /// By the entry only, with the kernel's arguments.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn holo_signal_before(
+unsafe extern "C" fn signal_before(
     signal: i32,
     info: *mut SigInfo,
     frame: *mut UContext,
@@ -241,8 +249,7 @@ unsafe extern "C" fn holo_signal_before(
 ///
 /// # Safety
 /// By the entry only.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn holo_signal_after(frame: *mut UContext, saved: *const Saved) {
+unsafe extern "C" fn signal_after(frame: *mut UContext, saved: *const Saved) {
     // SAFETY: as in the first half.
     let (frame, saved, words) = unsafe { (&mut *frame, &*saved, &mut *tls()) };
     words.in_holo = saved.in_holo;
@@ -294,8 +301,7 @@ fn raise_now(info: &SigInfo) {
 ///
 /// # Safety
 /// On a thread that is leaving the dispatcher; `regs` is its frame.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn holo_raise_deferred(regs: *mut Regs) {
+pub(crate) unsafe extern "C" fn raise_deferred(regs: *mut Regs) {
     // SAFETY: own thread's words.
     let words = unsafe { &mut *tls() };
     words.regs = regs;

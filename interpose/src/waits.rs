@@ -24,7 +24,7 @@ pub(crate) fn until_done(nr: i64, mut args: impl FnMut() -> [u64; 6]) -> i64 {
         match unsafe { holo_block(nr, &raw const now) } {
             RESTART => {}
             // SAFETY: `regs` is the frame of the call that we are in.
-            DEFERRED => unsafe { signals::holo_raise_deferred((*tls()).regs) },
+            DEFERRED => unsafe { signals::raise_deferred((*tls()).regs) },
             ret => return ret,
         }
     }
