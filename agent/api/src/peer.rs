@@ -5,8 +5,8 @@
 //!
 //! * **control**: the dialling side sends a [`Batch`], the other answers with one. Batches carry the failover
 //!   messages of all applications ([`AppMsg`]), also as heartbeat of the node when empty.
-//! * **transfer**: one epoch after the other of one application: [`Transfer::Offer`], the manifest in pieces,
-//!   then for each [`TransferReply::NeedKeys`] the pages in pieces, until [`TransferReply::Sealed`] or
+//! * **transfer**: one epoch after the other of one application: [`Transfer::Offer`], answered with
+//!   [`TransferReply::Piece`] (go on), `Sealed` (known already) or `Rejected`; the manifest in pieces; then for each [`TransferReply::NeedKeys`] the pages in pieces, until [`TransferReply::Sealed`] or
 //!   [`TransferReply::Rejected`]. At most [`WINDOW`] pieces are unacknowledged.
 //! * **order**: one [`Order`], one [`OrderReply`].
 //!
@@ -43,6 +43,9 @@ pub const NEED_KEYS_MAX: usize = 65_536;
 pub const WINDOW: u32 = 8;
 /// Longest reason.
 pub const REASON_BYTES_MAX: usize = 4096;
+
+/// Largest incarnation, term or epoch that is accepted: none is ever reached, and one more cannot overflow.
+pub const COUNT_MAX: u64 = 1 << 56;
 
 /// Position of a node in an application's list of members.
 pub type Member = u16;
@@ -154,6 +157,8 @@ pub struct Ack {
     pub incarnation: u64,
     /// Its owner.
     pub owner: Option<Member>,
+    /// Epoch that it started from, if known.
+    pub base: Option<EpochRef>,
     /// Newest incarnation promised to a candidate.
     pub promised: u64,
     /// Newest epoch sealed at the answering node.
@@ -199,6 +204,10 @@ pub struct VoteReply {
     pub granted: bool,
     /// Newest incarnation known to have run.
     pub incarnation: u64,
+    /// Its owner.
+    pub owner: Option<Member>,
+    /// Epoch that it started from, if known.
+    pub base: Option<EpochRef>,
     /// Newest incarnation promised.
     pub promised: u64,
     /// Repeated.
@@ -222,20 +231,24 @@ pub enum AppMsg {
         term: u64,
         /// The last epoch of the old owner.
         sealed: EpochRef,
-        /// When it was sent.
-        token: Token,
+        /// Names this attempt; the other messages repeat it.
+        order: Token,
     },
     /// New to old: recreated.
     SwitchReady {
         /// Incarnation.
         term: u64,
+        /// Attempt.
+        order: Token,
         /// When it was sent (the new owner's clock).
         token: Token,
     },
-    /// New to old: cannot or will not; the term is void at the sender.
+    /// New to old: cannot or will not; the sender will make no use of this attempt any more.
     SwitchRefused {
         /// Incarnation.
         term: u64,
+        /// Attempt.
+        order: Token,
         /// Why.
         reason: String,
     },
@@ -243,13 +256,15 @@ pub enum AppMsg {
     SwitchCommit {
         /// Incarnation.
         term: u64,
+        /// Attempt.
+        order: Token,
         /// The token of [`AppMsg::SwitchReady`], repeated.
         token: Token,
     },
     /// Old to new: forget the preparation.
     SwitchAbort {
-        /// Incarnation.
-        term: u64,
+        /// Attempt.
+        order: Token,
     },
 }
 
@@ -262,6 +277,38 @@ pub struct AppEnvelope {
     pub run: u64,
     /// Message.
     pub msg: AppMsg,
+}
+
+impl EpochRef {
+    fn is_sane(self) -> bool {
+        self.incarnation <= COUNT_MAX && self.epoch <= COUNT_MAX
+    }
+}
+
+impl AppEnvelope {
+    /// Checks everything that can be checked without knowing the application. Messages that fail are dropped.
+    pub fn is_sane(&self) -> bool {
+        let count = |n: u64| n <= COUNT_MAX;
+        let name = |n: &str| !n.is_empty() && n.len() <= NODE_NAME_BYTES_MAX;
+        let base = |b: Option<EpochRef>| b.is_none_or(EpochRef::is_sane);
+        let app = !self.app.is_empty() && self.app.len() <= APP_NAME_BYTES_MAX;
+        app && match &self.msg {
+            AppMsg::Beat(b) => {
+                let members = (1..=MEMBERS_MAX).contains(&b.members.len());
+                let names = b.members.iter().all(|m| name(m));
+                members && names && count(b.incarnation) && b.newest.is_sane() && b.base.is_sane()
+            }
+            AppMsg::Ack(a) => count(a.incarnation) && count(a.promised) && base(a.base) && a.sealed.is_sane(),
+            AppMsg::VoteRequest(v) => count(v.term) && v.sealed.is_sane(),
+            AppMsg::VoteReply(v) => {
+                count(v.term) && count(v.incarnation) && count(v.promised) && base(v.base)
+            }
+            AppMsg::SwitchPrepare { term, sealed, .. } => count(*term) && sealed.is_sane(),
+            AppMsg::SwitchReady { term, .. } | AppMsg::SwitchCommit { term, .. } => count(*term),
+            AppMsg::SwitchRefused { term, reason, .. } => count(*term) && reason.len() <= REASON_BYTES_MAX,
+            AppMsg::SwitchAbort { .. } => true,
+        }
+    }
 }
 
 /// A control frame: heartbeat of the node and what there is to say.

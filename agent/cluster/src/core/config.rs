@@ -85,7 +85,8 @@ impl Timing {
     /// over before a fast clock has counted it.
     pub fn failover_ms_least(&self) -> u64 {
         let million = 1_000_000;
-        let real = self.lease_ms * million / (million - self.drift_ppm) + self.fence_ms_max + 2 * self.tick_ms;
+        let real =
+            self.lease_ms * million / (million - self.drift_ppm) + self.fence_ms_max + 2 * self.tick_ms;
         (real * (million + self.drift_ppm)).div_ceil(million) + 1
     }
 

@@ -111,7 +111,7 @@ impl AppCore {
 
     pub(super) fn on_vote_reply(&mut self, now_ms: u64, from: Member, reply: &VoteReply) {
         if reply.incarnation > self.record.incarnation {
-            return self.superseded(now_ms, reply.incarnation, None);
+            return self.superseded(now_ms, reply.incarnation, reply.owner, reply.base);
         }
         if reply.kind == VoteKind::Reclaim {
             return self.on_reclaim_reply(now_ms, from, reply);
@@ -191,13 +191,14 @@ impl AppCore {
         let Role::Candidate(c) = &self.role else { return };
         let term = c.term;
         // Elected with a majority but without contact to it: others will be elected.
-        let forgotten = c.needed > 1
-            && now_ms >= self.lease_until(&c.votes).saturating_add(self.timing.failover_ms);
+        let forgotten =
+            c.needed > 1 && now_ms >= self.lease_until(&c.votes).saturating_add(self.timing.failover_ms);
         let over = if c.is_preparing() { forgotten } else { now_ms >= c.until_ms };
         if over {
             self.note(format!("gives up incarnation {term}: no majority"));
             self.abort_candidacy();
-            let retry_ms = now_ms + self.timing.failover_ms / 2 + u64::from(self.me) * self.timing.heartbeat_ms;
+            let retry_ms =
+                now_ms + self.timing.failover_ms / 2 + u64::from(self.me) * self.timing.heartbeat_ms;
             if let Role::Standby(standby) = &mut self.role {
                 standby.retry_ms = retry_ms;
             }
@@ -254,6 +255,8 @@ impl AppCore {
             kind: request.kind,
             granted,
             incarnation: self.record.incarnation,
+            owner: self.record.owner,
+            base: self.record.base,
             promised: self.record.promised,
             token: request.token,
         };
@@ -273,7 +276,7 @@ impl AppCore {
         let failover_ms = self.timing.failover_ms;
         let waited = again || now_ms >= self.heard.granted_ms + failover_ms;
         match request.kind {
-            VoteKind::Canvass | VoteKind::Timeout => waited && request.sealed >= self.sealed(),
+            VoteKind::Canvass | VoteKind::Timeout => waited && request.sealed >= self.demanded(),
             // The owner itself has stopped and agreed; but only if nobody can have been elected in between.
             VoteKind::Handover => request.term == self.record.incarnation + 1 || waited,
             // The owner that we know; but not while a candidate that we voted for may be about to run.

@@ -54,6 +54,7 @@ pub use types::{Action, Event, Record, RoleView};
 use election::Candidate;
 use owner::Owner;
 use standby::Standby;
+use switch::Attempt;
 
 /// The failover state of one application on one node.
 #[derive(Debug)]
@@ -67,6 +68,8 @@ pub struct AppCore {
     role: Role,
     heard: Heard,
     next_beat_ms: u64,
+    /// The base up to which [`Action::SetAside`] was asked for.
+    aside: Option<EpochRef>,
     out: Vec<Action>,
 }
 
@@ -117,7 +120,7 @@ impl AppCore {
             members,
             incarnation: after + 1,
             owner: Some(me),
-            base: EpochRef::default(),
+            base: Some(EpochRef::default()),
             promised: after + 1,
             promised_to: Some(me),
             guarded: false,
@@ -144,7 +147,7 @@ impl AppCore {
             members,
             incarnation: 0,
             owner: None,
-            base: EpochRef::default(),
+            base: None,
             promised: 0,
             promised_to: None,
             guarded: false,
@@ -191,6 +194,7 @@ impl AppCore {
             role: Role::Standby(Standby::default()),
             heard: Heard { granted_ms: now_ms, vote_ms: now_ms, eligible: false, need_epoch: None },
             next_beat_ms: now_ms,
+            aside: None,
             out: Vec::new(),
         }
     }
@@ -203,7 +207,10 @@ impl AppCore {
             Event::Tick => {}
             Event::Message { from, msg } => self.on_message(now_ms, from, msg),
             Event::PeerRefused { peer, attempt_ms } => self.on_refused(now_ms, peer, attempt_ms),
-            Event::Sealed(at) => self.held = at,
+            Event::Sealed(at) => {
+                self.held = at;
+                self.aside = None;
+            }
             Event::Prepared { term, outcome } => self.on_prepared(now_ms, term, outcome),
             Event::FinalEpoch(outcome) => self.on_final_epoch(now_ms, outcome),
             Event::SwitchTo(to) => self.on_switch_to(now_ms, to),
@@ -224,17 +231,31 @@ impl AppCore {
             AppMsg::Ack(ack) => self.on_ack(now_ms, from, &ack),
             AppMsg::VoteRequest(request) => self.on_vote_request(now_ms, from, &request),
             AppMsg::VoteReply(reply) => self.on_vote_reply(now_ms, from, &reply),
-            AppMsg::SwitchPrepare { term, sealed, token } => {
-                self.on_switch_prepare(now_ms, from, term, sealed, token);
+            AppMsg::SwitchPrepare { term, sealed, order } => {
+                self.on_switch_prepare(now_ms, Attempt { peer: from, term, order }, sealed);
             }
-            AppMsg::SwitchReady { term, token } => self.on_switch_ready(now_ms, from, term, token),
-            AppMsg::SwitchRefused { term, reason } => self.on_switch_refused(now_ms, from, term, reason),
-            AppMsg::SwitchCommit { term, token } => self.on_switch_commit(now_ms, from, term, token),
-            AppMsg::SwitchAbort { term } => self.on_switch_abort(from, term),
+            AppMsg::SwitchReady { term, order, token } => {
+                self.on_switch_ready(now_ms, Attempt { peer: from, term, order }, token);
+            }
+            AppMsg::SwitchRefused { term, order, reason } => {
+                self.on_switch_refused(now_ms, Attempt { peer: from, term, order }, reason);
+            }
+            AppMsg::SwitchCommit { term, order, token } => {
+                self.on_switch_commit(now_ms, Attempt { peer: from, term, order }, token);
+            }
+            AppMsg::SwitchAbort { order } => self.on_switch_abort(from, order),
         }
     }
 
     fn tick(&mut self, now_ms: u64) {
+        if let Some(base) = self.record.base
+            && self.is_fork(self.held)
+            && self.aside != Some(base)
+            && self.record.owner != Some(self.me)
+        {
+            self.aside = Some(base);
+            self.out.push(Action::SetAside { base });
+        }
         match &self.role {
             Role::Owner(_) => self.tick_owner(now_ms),
             Role::Standby(_) => self.tick_standby(now_ms),
@@ -243,9 +264,9 @@ impl AppCore {
         }
     }
 
-    /// Taken by an older incarnation after the epoch that its successor started from.
+    /// Taken by an older incarnation after the epoch that its successor started from (or nobody told which).
     fn is_fork(&self, at: EpochRef) -> bool {
-        at.incarnation < self.record.incarnation && at > self.record.base
+        at.incarnation < self.record.incarnation && self.record.base.is_none_or(|base| at > base)
     }
 
     fn on_ended(&mut self) {
@@ -347,6 +368,28 @@ impl AppCore {
         matches!(self.role, Role::Standby(_)) && self.record.owner != Some(self.me) && current
     }
 
+    /// Does the store still hold epochs of a line that the cluster left?
+    pub fn has_fork(&self) -> bool {
+        self.is_fork(self.held)
+    }
+
+    /// Does this node own the application's instance, running or parked?
+    pub fn is_owner(&self) -> bool {
+        matches!(self.role, Role::Owner(_))
+    }
+
+    /// Was a new use of the name's earlier life forgotten here, so that its record may be replaced?
+    pub fn is_replaceable_by(&self, owner: Option<Member>) -> bool {
+        match &self.role {
+            Role::Ended { .. } => true,
+            // The owner itself begins anew: its old instance is gone.
+            Role::Standby(_) => {
+                self.record.owner.is_none() || (owner.is_some() && self.record.owner == owner)
+            }
+            Role::Owner(_) | Role::Candidate(_) => false,
+        }
+    }
+
     /// What is remembered.
     pub fn record(&self) -> &Record {
         &self.record
@@ -355,6 +398,15 @@ impl AppCore {
     /// This node's position among the members.
     pub fn me(&self) -> Member {
         self.me
+    }
+
+    /// What a candidate must at least start from to get our vote. What is about to be put aside stands for the
+    /// epoch where it forked: this node held that one, too.
+    fn demanded(&self) -> EpochRef {
+        match self.record.base {
+            Some(base) if self.is_fork(self.held) => base,
+            Some(_) | None => self.held,
+        }
     }
 
     /// Newest epoch here that a successor may start from: not one of a line that the cluster has left.

@@ -59,6 +59,8 @@ impl AppCore {
         self.role = Role::Owner(owner);
         if free {
             self.out.push(Action::Lease(None));
+            // It may have been parked for a switch when the agent died.
+            self.out.push(Action::Unfence);
         } else {
             self.note("the agent restarted: parked until the lease is granted again");
             self.out.push(Action::Fence);
@@ -106,7 +108,7 @@ impl AppCore {
             state,
             armed: self.record.guarded,
             newest: self.sealed(),
-            base: self.record.base,
+            base: self.record.base.unwrap_or_default(),
             token: self.token(now_ms),
         };
         self.send(to, AppMsg::Beat(beat));
@@ -131,7 +133,7 @@ impl AppCore {
     pub(super) fn on_ack(&mut self, now_ms: u64, from: Member, ack: &Ack) {
         let Some(date) = self.date(now_ms, ack.token) else { return };
         if ack.incarnation > self.record.incarnation {
-            return self.superseded(now_ms, ack.incarnation, ack.owner);
+            return self.superseded(now_ms, ack.incarnation, ack.owner, ack.base);
         }
         match &mut self.role {
             Role::Owner(owner) => {
@@ -196,13 +198,24 @@ impl AppCore {
     }
 
     /// Somebody owns a newer incarnation: ours is over, for good.
-    pub(super) fn superseded(&mut self, now_ms: u64, incarnation: u64, owner: Option<Member>) {
+    pub(super) fn superseded(
+        &mut self,
+        now_ms: u64,
+        incarnation: u64,
+        owner: Option<Member>,
+        base: Option<EpochRef>,
+    ) {
         let switched = match &self.role {
             Role::Owner(o) => o.switch.as_ref().filter(|s| s.is_committed(incarnation)).map(|s| s.to),
             Role::Standby(_) | Role::Candidate(_) | Role::Ended { .. } => None,
         };
+        if matches!(self.role, Role::Owner(_)) {
+            // Before the record: stopping is right whatever happens to the disk.
+            self.out.push(Action::StopInstance);
+        }
         self.record.incarnation = incarnation;
         self.record.owner = owner.filter(|o| *o != self.me);
+        self.record.base = base;
         self.record.promised = self.record.promised.max(incarnation);
         self.record.guarded = false;
         self.record.ended = false;
@@ -212,9 +225,6 @@ impl AppCore {
             None => self.end_switch(Err("another node owns a newer incarnation".to_owned())),
         }
         self.abort_candidacy();
-        if matches!(self.role, Role::Owner(_)) {
-            self.out.push(Action::StopInstance);
-        }
         self.heard.granted_ms = now_ms;
         self.heard.eligible = false;
         self.heard.need_epoch = None;
@@ -273,7 +283,7 @@ impl AppCore {
         // Evidence of the old incarnation says nothing about promises to the new one.
         owner.evidence = votes;
         self.record.incarnation = term;
-        self.record.base = self.sealed();
+        self.record.base = Some(self.sealed());
         self.record.guarded = true;
         self.persist();
         self.note(format!("reclaimed as incarnation {term}"));
@@ -293,7 +303,7 @@ impl AppCore {
         self.record.incarnation = term;
         self.record.promised = term;
         self.record.promised_to = Some(self.me);
-        self.record.base = self.sealed();
+        self.record.base = Some(self.sealed());
         self.record.guarded = false;
         self.persist();
         self.out.push(Action::Lease(None));
@@ -309,7 +319,7 @@ impl AppCore {
         self.record.owner = Some(self.me);
         self.record.promised = term;
         self.record.promised_to = Some(self.me);
-        self.record.base = from;
+        self.record.base = Some(from);
         self.record.guarded = guarded;
         self.record.ended = false;
         self.persist();
@@ -327,6 +337,7 @@ impl AppCore {
             granted,
             incarnation: self.record.incarnation,
             owner: self.record.owner,
+            base: self.record.base,
             promised: self.record.promised,
             sealed: self.sealed(),
             token,

@@ -34,12 +34,10 @@ impl AppCore {
             return self.ack(from, false, beat.token);
         }
         if beat.incarnation > self.record.incarnation {
-            self.superseded(now_ms, beat.incarnation, Some(from));
-            self.record.base = beat.base;
-            self.persist();
-        } else if self.record.owner.is_none() {
+            self.superseded(now_ms, beat.incarnation, Some(from), Some(beat.base));
+        } else if self.record.owner.is_none() || self.record.base.is_none() {
             self.record.owner = Some(from);
-            self.record.base = beat.base;
+            self.record.base = Some(beat.base);
             self.persist();
         }
         if beat.state == BeatState::Ended {
@@ -83,9 +81,8 @@ impl AppCore {
     /// A node that we promised this incarnation to recreates the application: that counts as hearing an owner.
     fn on_preparing(&mut self, now_ms: u64, from: Member, beat: &Beat) {
         let promised = self.record.promised == beat.incarnation && self.record.promised_to == Some(from);
-        let granted = promised
-            && beat.incarnation > self.record.incarnation
-            && matches!(self.role, Role::Standby(_));
+        let granted =
+            promised && beat.incarnation > self.record.incarnation && matches!(self.role, Role::Standby(_));
         if granted {
             self.heard.granted_ms = now_ms;
             self.heard.vote_ms = now_ms;
@@ -143,7 +140,8 @@ impl AppCore {
     /// Long enough without a grant or vote; members later in the order wait a little longer, so that they do
     /// not stand against one another.
     fn silent(&self, now_ms: u64) -> bool {
-        let place = if self.record.owner == Some(self.me) { self.members() as u64 } else { u64::from(self.me) };
+        let place =
+            if self.record.owner == Some(self.me) { self.members() as u64 } else { u64::from(self.me) };
         let patience = if self.members() == 2 && self.record.owner != Some(self.me) { 0 } else { place };
         now_ms >= self.heard.granted_ms + self.timing.failover_ms + patience * self.timing.heartbeat_ms
     }

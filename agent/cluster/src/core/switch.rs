@@ -21,6 +21,17 @@ use super::{
     election::{Candidate, Stage},
 };
 
+/// One attempt to hand over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Attempt {
+    /// The other side.
+    pub(super) peer: Member,
+    /// Incarnation to come.
+    pub(super) term: u64,
+    /// When the old owner began it, by its clock: its name.
+    pub(super) order: Token,
+}
+
 /// At the old owner.
 #[derive(Debug)]
 pub(super) struct SwitchOut {
@@ -35,19 +46,16 @@ enum OutStage {
     /// Takes and sends the last epoch.
     Cutting,
     /// The new owner recreates.
-    Preparing { term: u64, sealed: EpochRef },
+    Preparing { attempt: Attempt, sealed: EpochRef },
     /// Given away.
-    Committed { term: u64, ready: Token },
+    Committed { attempt: Attempt, ready: Token },
 }
 
 /// At the new owner.
 #[derive(Debug)]
 pub(super) struct SwitchIn {
-    from: Member,
-    term: u64,
+    attempt: Attempt,
     sealed: EpochRef,
-    /// The order's date at the old owner.
-    ordered: Token,
     /// First time that we said to be ready.
     ready_ms: Option<u64>,
     until_ms: u64,
@@ -55,26 +63,32 @@ pub(super) struct SwitchIn {
 
 impl SwitchOut {
     pub(super) fn is_committed(&self, incarnation: u64) -> bool {
-        matches!(self.stage, OutStage::Committed { term, .. } if term == incarnation)
+        matches!(self.stage, OutStage::Committed { attempt, .. } if attempt.term == incarnation)
+    }
+
+    fn is(&self, other: Attempt) -> bool {
+        match self.stage {
+            OutStage::Cutting => false,
+            OutStage::Preparing { attempt, .. } | OutStage::Committed { attempt, .. } => attempt == other,
+        }
     }
 }
 
 impl AppCore {
     pub(super) fn on_switch_to(&mut self, now_ms: u64, to: Member) {
-        let refuse = |why: &str| Some(Action::SwitchEnded(Err(why.to_owned())));
         let refused = match &self.role {
-            Role::Owner(_) if to == self.me => refuse("it runs here already"),
-            Role::Owner(_) if to as usize >= self.members() => refuse("no such member"),
-            Role::Owner(o) if o.switch.is_some() => refuse("a switch is under way"),
-            Role::Owner(o) if o.fenced => refuse("the application is fenced: no contact with its nodes"),
+            Role::Owner(_) if to == self.me => Some("it runs here already"),
+            Role::Owner(_) if to as usize >= self.members() => Some("no such member"),
+            Role::Owner(o) if o.switch.is_some() => Some("a switch is under way"),
+            Role::Owner(o) if o.fenced => Some("the application is fenced: no contact with its nodes"),
             Role::Owner(o) if o.evidence[to as usize] + self.timing.lease_ms <= now_ms => {
-                refuse("the node does not answer")
+                Some("the node does not answer")
             }
             Role::Owner(_) => None,
-            Role::Standby(_) | Role::Candidate(_) | Role::Ended { .. } => refuse("it does not run here"),
+            Role::Standby(_) | Role::Candidate(_) | Role::Ended { .. } => Some("it does not run here"),
         };
-        if let Some(refused) = refused {
-            self.out.push(refused);
+        if let Some(why) = refused {
+            self.out.push(Action::SwitchEnded(Err(why.to_owned())));
             return;
         }
         let until_ms = now_ms + self.timing.switch_ms_max;
@@ -88,17 +102,16 @@ impl AppCore {
     }
 
     pub(super) fn on_final_epoch(&mut self, now_ms: u64, outcome: Result<EpochRef, String>) {
-        let highest = match &self.role {
-            Role::Owner(o) => o.seen_promised.max(self.record.promised),
-            Role::Standby(_) | Role::Candidate(_) | Role::Ended { .. } => return,
-        };
+        let order = self.token(now_ms);
         let Role::Owner(owner) = &mut self.role else { return };
+        let term = owner.seen_promised.max(self.record.promised) + 1;
         let Some(switch) = owner.switch.as_mut().filter(|s| matches!(s.stage, OutStage::Cutting)) else {
             return;
         };
         match outcome {
             Ok(sealed) => {
-                switch.stage = OutStage::Preparing { term: highest + 1, sealed };
+                let attempt = Attempt { peer: switch.to, term, order };
+                switch.stage = OutStage::Preparing { attempt, sealed };
                 switch.again_ms = now_ms;
                 self.held = sealed;
                 self.tick_switch(now_ms);
@@ -108,7 +121,6 @@ impl AppCore {
     }
 
     pub(super) fn tick_switch(&mut self, now_ms: u64) {
-        let token = self.token(now_ms);
         let pause_ms = 2 * self.timing.heartbeat_ms;
         let Role::Owner(owner) = &mut self.role else { return };
         let Some(switch) = &mut owner.switch else { return };
@@ -122,52 +134,47 @@ impl AppCore {
         let to = switch.to;
         match switch.stage {
             OutStage::Cutting => {}
-            OutStage::Preparing { term, sealed } => {
-                self.send(to, AppMsg::SwitchPrepare { term, sealed, token });
+            OutStage::Preparing { attempt: Attempt { term, order, .. }, sealed } => {
+                self.send(to, AppMsg::SwitchPrepare { term, sealed, order });
             }
-            OutStage::Committed { term, ready } => {
-                self.send(to, AppMsg::SwitchCommit { term, token: ready });
+            OutStage::Committed { attempt: Attempt { term, order, .. }, ready } => {
+                self.send(to, AppMsg::SwitchCommit { term, order, token: ready });
             }
         }
     }
 
-    pub(super) fn on_switch_ready(&mut self, now_ms: u64, from: Member, term: u64, ready: Token) {
+    /// The commit point of a planned switch.
+    pub(super) fn on_switch_ready(&mut self, now_ms: u64, attempt: Attempt, ready: Token) {
         let until_ms = now_ms + self.timing.failover_ms;
         let Role::Owner(owner) = &mut self.role else { return };
-        let Some(switch) = owner.switch.as_mut().filter(|s| s.to == from) else { return };
-        let first = match switch.stage {
-            OutStage::Preparing { term: ours, .. } if ours == term => true,
-            OutStage::Committed { term: ours, .. } if ours == term => false,
-            OutStage::Cutting | OutStage::Preparing { .. } | OutStage::Committed { .. } => return,
-        };
-        // A later "ready" must not stretch the promise: it is dated with the one that we committed on.
-        if first {
-            switch.stage = OutStage::Committed { term, ready };
-            switch.until_ms = until_ms;
-            // From here on the instance is parked for good, unless the incarnation is reclaimed.
-            owner.fenced = true;
-            self.record.promised = term;
-            self.record.promised_to = Some(from);
-            self.heard.granted_ms = now_ms;
-            self.heard.vote_ms = now_ms;
-            self.persist();
-            self.out.push(Action::Fence);
-            self.send(from, AppMsg::SwitchCommit { term, token: ready });
+        let Some(switch) = owner.switch.as_mut().filter(|s| s.is(attempt)) else { return };
+        match switch.stage {
+            OutStage::Preparing { .. } => {}
+            // A later "ready" must not stretch the promise: it is dated with the one that we committed on.
+            OutStage::Cutting | OutStage::Committed { .. } => return,
         }
+        switch.stage = OutStage::Committed { attempt, ready };
+        switch.until_ms = until_ms;
+        // From here on the instance is parked for good, unless a later incarnation is reclaimed.
+        owner.fenced = true;
+        let Attempt { peer, term, order } = attempt;
+        self.record.promised = term;
+        self.record.promised_to = Some(peer);
+        self.heard.granted_ms = now_ms;
+        self.heard.vote_ms = now_ms;
+        self.persist();
+        self.out.push(Action::Fence);
+        self.send(peer, AppMsg::SwitchCommit { term, order, token: ready });
     }
 
-    pub(super) fn on_switch_refused(&mut self, now_ms: u64, from: Member, term: u64, reason: String) {
+    pub(super) fn on_switch_refused(&mut self, now_ms: u64, attempt: Attempt, reason: String) {
         let Role::Owner(owner) = &self.role else { return };
-        let Some(switch) = owner.switch.as_ref().filter(|s| s.to == from) else { return };
-        match switch.stage {
-            OutStage::Preparing { term: ours, .. } if ours == term => self.end_switch(Err(reason)),
-            OutStage::Committed { term: ours, .. } if ours == term => {
-                // Void at the only node that could have used the promise.
-                self.heard.granted_ms = now_ms.saturating_sub(self.timing.failover_ms);
-                self.end_switch(Err(reason));
-            }
-            OutStage::Cutting | OutStage::Preparing { .. } | OutStage::Committed { .. } => {}
+        let Some(switch) = owner.switch.as_ref().filter(|s| s.is(attempt)) else { return };
+        if switch.is_committed(attempt.term) {
+            // Void at the only node that could have used the promise: no need to wait before reclaiming.
+            self.heard.granted_ms = now_ms.saturating_sub(self.timing.failover_ms);
         }
+        self.end_switch(Err(reason));
     }
 
     /// Ends a switch that was ordered here, if one is under way.
@@ -177,7 +184,9 @@ impl AppCore {
         let fenced = owner.fenced;
         if outcome.is_err() {
             match switch.stage {
-                OutStage::Preparing { term, .. } => self.send(switch.to, AppMsg::SwitchAbort { term }),
+                OutStage::Preparing { attempt, .. } => {
+                    self.send(switch.to, AppMsg::SwitchAbort { order: attempt.order });
+                }
                 OutStage::Cutting | OutStage::Committed { .. } => {}
             }
             if !fenced {
@@ -188,67 +197,62 @@ impl AppCore {
         self.out.push(Action::SwitchEnded(outcome));
     }
 
-    pub(super) fn on_switch_prepare(
-        &mut self,
-        now_ms: u64,
-        from: Member,
-        term: u64,
-        sealed: EpochRef,
-        token: Token,
-    ) {
-        let until_ms = now_ms + 2 * self.timing.switch_ms_max;
-        let fits = self.record.owner == Some(from) && term > self.record.promised && self.sealed() >= sealed;
-        let current = match &mut self.role {
-            Role::Standby(standby) => standby.switching.as_mut(),
-            Role::Owner(_) | Role::Candidate(_) | Role::Ended { .. } => {
-                return self.refuse_switch(from, term, "not a stand-by");
-            }
+    pub(super) fn on_switch_prepare(&mut self, now_ms: u64, attempt: Attempt, sealed: EpochRef) {
+        let Attempt { peer, term, order } = attempt;
+        let used = self.record.promised == term && self.record.promised_to == Some(self.me);
+        if self.record.incarnation >= term || used {
+            // An echo of an attempt that went on; "refused" would be a lie.
+            return;
+        }
+        let fits = self.record.owner == Some(peer) && term > self.record.promised && self.sealed() >= sealed;
+        let Role::Standby(standby) = &mut self.role else {
+            return self.refuse_switch(attempt, "not a stand-by");
         };
-        if let Some(current) = current
-            && current.from == from
-            && current.term == term
-            && current.ordered.boot == token.boot
-        {
+        if let Some(current) = standby.switching.as_ref().filter(|s| s.attempt == attempt) {
             if current.ready_ms.is_some() {
                 let token = self.token(now_ms);
-                self.send(from, AppMsg::SwitchReady { term, token });
+                self.send(peer, AppMsg::SwitchReady { term, order, token });
             }
             return;
         }
         if !fits {
-            return self.refuse_switch(from, term, "does not hold that epoch, or promised otherwise");
+            return self.refuse_switch(attempt, "does not hold that epoch, or promised otherwise");
         }
         self.drop_switching();
+        let until_ms = now_ms + 2 * self.timing.switch_ms_max;
         if let Role::Standby(standby) = &mut self.role {
-            let switching = SwitchIn { from, term, sealed, ordered: token, ready_ms: None, until_ms };
-            standby.switching = Some(switching);
+            standby.switching = Some(SwitchIn { attempt, sealed, ready_ms: None, until_ms });
         }
         self.out.push(Action::Prepare { term, from: sealed });
     }
 
-    fn refuse_switch(&mut self, to: Member, term: u64, why: &str) {
-        self.send(to, AppMsg::SwitchRefused { term, reason: why.to_owned() });
+    /// To be sent only if this attempt can never be used here any more.
+    fn refuse_switch(&mut self, attempt: Attempt, why: &str) {
+        let Attempt { peer, term, order } = attempt;
+        self.send(peer, AppMsg::SwitchRefused { term, order, reason: why.to_owned() });
     }
 
     pub(super) fn on_switch_prepared(&mut self, now_ms: u64, term: u64, outcome: Result<(), String>) {
         let token = self.token(now_ms);
         let Role::Standby(standby) = &mut self.role else { return };
-        let Some(switching) = standby.switching.as_mut().filter(|s| s.term == term) else { return };
-        let from = switching.from;
+        let Some(switching) = standby.switching.as_mut().filter(|s| s.attempt.term == term) else { return };
+        let attempt = switching.attempt;
         match outcome {
             Ok(()) => {
                 switching.ready_ms = Some(now_ms);
-                self.send(from, AppMsg::SwitchReady { term, token });
+                self.send(attempt.peer, AppMsg::SwitchReady { term, order: attempt.order, token });
             }
             Err(why) => {
                 standby.switching = None;
-                self.refuse_switch(from, term, &why);
+                self.refuse_switch(attempt, &why);
             }
         }
     }
 
-    pub(super) fn on_switch_commit(&mut self, now_ms: u64, from: Member, term: u64, ready: Token) {
-        if self.record.incarnation >= term {
+    pub(super) fn on_switch_commit(&mut self, now_ms: u64, attempt: Attempt, ready: Token) {
+        let Attempt { peer, term, .. } = attempt;
+        // Used already, or about to be: an echo.
+        if self.record.incarnation >= term || matches!(&self.role, Role::Candidate(c) if c.term == term) {
             return;
         }
         let date = self.date(now_ms, ready);
@@ -256,18 +260,17 @@ impl AppCore {
             Role::Standby(standby) => standby.switching.as_ref(),
             Role::Owner(_) | Role::Candidate(_) | Role::Ended { .. } => None,
         };
-        let usable = switching
-            .filter(|s| s.from == from && s.term == term && s.ready_ms.is_some_and(|r| date >= Some(r)));
+        let current = switching.filter(|s| s.attempt == attempt);
+        let usable = current.filter(|s| s.ready_ms.is_some_and(|ready| date >= Some(ready)));
         let (Some(switching), Some(date)) = (usable, date) else {
-            // A candidate that already collects votes for it is no reason to call it void.
-            if !matches!(&self.role, Role::Candidate(c) if c.term == term) {
-                self.refuse_switch(from, term, "the preparation is gone");
+            if current.is_some() {
+                self.drop_switching();
             }
-            return;
+            return self.refuse_switch(attempt, "the preparation is gone");
         };
         let mut votes = vec![0; self.members()];
         votes[self.me as usize] = now_ms;
-        votes[from as usize] = date;
+        votes[peer as usize] = date;
         let sealed = switching.sealed;
         self.vote_for_self(now_ms, term);
         self.role = Role::Candidate(Candidate {
@@ -284,15 +287,15 @@ impl AppCore {
         if matches!(self.role, Role::Candidate(_)) {
             let token = self.token(now_ms);
             let request = VoteRequest { term, kind: VoteKind::Handover, sealed, token };
-            for to in self.others().filter(|m| *m != from) {
+            for to in self.others().filter(|m| *m != peer) {
                 self.send(to, AppMsg::VoteRequest(request));
             }
         }
     }
 
-    pub(super) fn on_switch_abort(&mut self, from: Member, term: u64) {
+    pub(super) fn on_switch_abort(&mut self, from: Member, order: Token) {
         let Role::Standby(standby) = &self.role else { return };
-        if standby.switching.as_ref().is_some_and(|s| s.from == from && s.term == term) {
+        if standby.switching.as_ref().is_some_and(|s| s.attempt.peer == from && s.attempt.order == order) {
             self.drop_switching();
         }
     }
@@ -301,8 +304,9 @@ impl AppCore {
     pub(super) fn cancel_switching(&mut self, from: Member, beat: &Beat) {
         let Role::Standby(standby) = &self.role else { return };
         let Some(s) = &standby.switching else { return };
-        let later = beat.token.boot != s.ordered.boot || beat.token.sent_ms > s.ordered.sent_ms;
-        if s.from != from || (beat.state != BeatState::Switching && later) {
+        let order = s.attempt.order;
+        let later = beat.token.boot != order.boot || beat.token.sent_ms > order.sent_ms;
+        if s.attempt.peer != from || (beat.state != BeatState::Switching && later) {
             self.drop_switching();
         }
     }

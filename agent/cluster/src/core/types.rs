@@ -14,8 +14,8 @@ pub struct Record {
     pub incarnation: u64,
     /// Its owner.
     pub owner: Option<Member>,
-    /// Epoch that it started from.
-    pub base: EpochRef,
+    /// Epoch that it started from, if known.
+    pub base: Option<EpochRef>,
     /// Newest incarnation promised to a candidate.
     pub promised: u64,
     /// To whom.
@@ -104,6 +104,12 @@ pub enum Action {
         incarnation: u64,
         /// Started from.
         from: EpochRef,
+    },
+    /// The cluster went on from `base`: put aside, durably, what older incarnations sealed here after it, and
+    /// tell the newest epoch that is left with [`Event::Sealed`].
+    SetAside {
+        /// Where the line that counts left ours.
+        base: EpochRef,
     },
     /// Park the application, take its last epoch, bring it to that member; answer with [`Event::FinalEpoch`].
     FinalEpoch {

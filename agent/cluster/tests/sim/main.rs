@@ -38,14 +38,18 @@ fn random_histories_keep_one_owner_and_come_back() {
     }
     println!("{takeovers} take-overs, {switches} planned switches, {fences} fences, {reclaims} reclaims");
     if std::env::var("HOLO_SIM_SEED").is_err() {
-        assert!(takeovers > 500 && switches > 200 && fences > 500 && reclaims > 0, "the stories are too tame");
+        assert!(
+            takeovers > 500 && switches > 200 && fences > 500 && reclaims > 0,
+            "the stories are too tame"
+        );
     }
 }
 
 /// The checkers must bite: with each safeguard taken away some seed must fail.
 #[test]
 fn checkers_find_every_mutation() {
-    for mutation in [Mutation::NoFence, Mutation::EarlyStandby, Mutation::Forgetful, Mutation::RefusedAlways] {
+    for mutation in [Mutation::NoFence, Mutation::EarlyStandby, Mutation::Forgetful, Mutation::RefusedAlways]
+    {
         let caught = (0..3_000).find(|seed| story::run(&mut World::new(*seed, mutation)).is_err());
         let caught = caught.unwrap_or_else(|| panic!("no seed caught {mutation:?}"));
         println!("{mutation:?}: caught by seed {caught}");

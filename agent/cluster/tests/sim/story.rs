@@ -50,5 +50,6 @@ fn peace(world: &mut World, nodes: usize) {
     world.heal();
     world.loss_percent = 0;
     world.delay_ms_max = 5;
+    world.bad_luck_percent = 0;
     (0..nodes).for_each(|n| world.restart(n));
 }

@@ -41,6 +41,8 @@ struct Node {
     rate_ppm: u64,
     disk: Option<Record>,
     sealed: EpochRef,
+    /// Everything in the store, in the order of sealing.
+    store: Vec<EpochRef>,
     instance: Instance,
     /// Orders to the instance; an overtaken one has no effect.
     orders: u64,
@@ -134,6 +136,7 @@ impl World {
                 rate_ppm: rng.range(950_000, 1_050_000),
                 disk: None,
                 sealed: EpochRef::default(),
+                store: Vec::new(),
                 instance: Instance::None,
                 orders: 0,
                 prepared: None,
@@ -227,7 +230,11 @@ impl World {
             }
             What::Prepared { node, boot, term } => {
                 if self.alive(node, boot) {
-                    let outcome = if self.rng.chance(self.bad_luck_percent) { Err("bad luck".to_owned()) } else { Ok(()) };
+                    let outcome = if self.rng.chance(self.bad_luck_percent) {
+                        Err("bad luck".to_owned())
+                    } else {
+                        Ok(())
+                    };
                     self.nodes[node].prepared = outcome.is_ok().then_some(term);
                     self.step(node, Event::Prepared { term, outcome });
                 }
@@ -326,6 +333,13 @@ impl World {
             }
             Action::AbortPrepare => self.nodes[node].prepared = None,
             Action::Activate { incarnation, from } => self.activate(node, incarnation, from),
+            Action::SetAside { base } => {
+                let n = &mut self.nodes[node];
+                n.store.retain(|at| *at <= base);
+                n.sealed = n.store.iter().max().copied().unwrap_or_default();
+                let left = n.sealed;
+                self.step(node, Event::Sealed(left));
+            }
             Action::FinalEpoch { to } => {
                 self.order(node, life, fence_us, Instance::Parked);
                 self.at(fence_us, What::Final { node, boot, to: to as usize });
@@ -396,8 +410,7 @@ impl World {
         {
             let incarnation = core.record().incarnation;
             let at = EpochRef { incarnation, epoch: self.nodes[node].sealed.epoch + 1 };
-            self.nodes[node].sealed = at;
-            self.step(node, Event::Sealed(at));
+            self.seal(node, at);
             for to in 0..self.nodes.len() {
                 if to != node && !self.cut[node][to] && !self.rng.chance(self.loss_percent) {
                     let delay = self.rng.range(1_000, 300_000);
@@ -408,11 +421,18 @@ impl World {
         self.at(250_000, What::Epoch { node, life });
     }
 
+    fn seal(&mut self, node: usize, at: EpochRef) {
+        let n = &mut self.nodes[node];
+        n.store.retain(|old| old.epoch < at.epoch);
+        n.store.push(at);
+        n.sealed = at;
+        self.step(node, Event::Sealed(at));
+    }
+
     fn replica(&mut self, to: usize, at: EpochRef) {
         let Some(core) = &self.nodes[to].core else { return };
         if at > self.nodes[to].sealed && core.accepts(at) {
-            self.nodes[to].sealed = at;
-            self.step(to, Event::Sealed(at));
+            self.seal(to, at);
         }
     }
 
@@ -421,9 +441,9 @@ impl World {
             return;
         }
         let Some(core) = &self.nodes[node].core else { return };
-        let at = EpochRef { incarnation: core.record().incarnation, epoch: self.nodes[node].sealed.epoch + 1 };
-        self.nodes[node].sealed = at;
-        self.step(node, Event::Sealed(at));
+        let at =
+            EpochRef { incarnation: core.record().incarnation, epoch: self.nodes[node].sealed.epoch + 1 };
+        self.seal(node, at);
         let reachable = !self.cut[node][to] && !self.cut[to][node] && self.nodes[to].core.is_some();
         if reachable {
             self.replica(to, at);
@@ -544,12 +564,11 @@ impl World {
         (0..self.nodes.len()).filter(|n| self.nodes[*n].instance == Instance::Running).collect()
     }
 
-    /// The newest epoch that a majority holds (of two: both), so that every successor must know it.
+    /// The newest epoch that a majority holds, so that every successor must know it.
     pub fn guaranteed(&self) -> EpochRef {
-        let mut sealed: Vec<EpochRef> = self.nodes.iter().map(|n| n.sealed).collect();
-        sealed.sort_unstable();
-        sealed.reverse();
-        sealed[self.nodes.len() / 2]
+        let held = |at: &EpochRef| self.nodes.iter().filter(|n| n.store.contains(at)).count();
+        let all = self.nodes.iter().flat_map(|n| n.store.iter());
+        all.filter(|at| held(at) > self.nodes.len() / 2).max().copied().unwrap_or_default()
     }
 
     /// Is there anything that could run?

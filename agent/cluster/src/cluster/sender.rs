@@ -1,0 +1,285 @@
+//! Brings epochs to one peer: always the newest; those in between are skipped when the peer is behind.
+
+use std::{sync::Arc, thread, time::Duration};
+
+use holo_api::peer::{
+    BLOCK_BYTES_MAX, EpochRef, Key, MANIFEST_BYTES_MAX, NEED_KEYS_MAX, OPTIONS_BYTES_MAX, PIECE_BYTES, Page,
+    Purpose, TRANSFER_FRAME_BYTES_MAX, Transfer, TransferReply, WINDOW,
+};
+
+use super::{Shared, app::App};
+use crate::{
+    error::LinkError,
+    link::{Connection, Patience},
+    ports::{EpochReader, StoreError},
+};
+
+/// A connection without an epoch for so long is closed.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How an attempt to bring an epoch ended.
+enum Outcome {
+    Sealed(EpochRef),
+    /// Not taken; false: never will be.
+    Rejected(String, bool),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SendError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("read epoch from the local store: {0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Limit(String),
+    #[error("this node does not own the application any more")]
+    NotOwner,
+}
+
+pub(super) fn start(shared: &Arc<Shared>, app: &Arc<App>, peer: &str) {
+    let sender = Sender { shared: shared.clone(), app: app.clone(), peer: peer.to_owned() };
+    let named = thread::Builder::new().name("holo-send".to_owned());
+    named.spawn(move || sender.run()).expect("the system has threads left");
+}
+
+struct Sender {
+    shared: Arc<Shared>,
+    app: Arc<App>,
+    peer: String,
+}
+
+impl Sender {
+    fn run(self) {
+        let mut connection: Option<Connection> = None;
+        let mut hopeless = EpochRef::default();
+        let mut trouble = String::new();
+        let mut failures = 0u32;
+        while !self.over() {
+            let Some(at) = self.wait_work(hopeless, if connection.is_some() { IDLE } else { Duration::MAX })
+            else {
+                connection = None;
+                continue;
+            };
+            let fresh = connection.is_none();
+            let outcome = self.bring(&mut connection, at);
+            let text = match outcome {
+                Ok(Outcome::Sealed(at)) => {
+                    failures = 0;
+                    trouble.clear();
+                    self.app.replicas.lock().insert(self.peer.clone(), at);
+                    self.app.replicated.notify_all();
+                    continue;
+                }
+                Ok(Outcome::Rejected(why, retry)) => {
+                    if !retry {
+                        hopeless = at;
+                    }
+                    format!("node {} does not take epoch {}: {why}", self.peer, at.epoch)
+                }
+                Err(SendError::NotOwner) => {
+                    connection = None;
+                    continue;
+                }
+                Err(SendError::Link(e)) => {
+                    connection = None;
+                    // The peer may just have closed an idle connection: dial again before making a fuss.
+                    if !fresh {
+                        continue;
+                    }
+                    e.to_string()
+                }
+                Err(e @ (SendError::Store(_) | SendError::Limit(_))) => {
+                    connection = None;
+                    hopeless = at;
+                    format!("cannot send epoch {} to {}: {e}", at.epoch, self.peer)
+                }
+            };
+            if text != trouble && !self.over() {
+                self.shared.log(&format!("{}: {text}", self.app.name));
+                trouble = text;
+            }
+            failures = (failures + 1).min(5);
+            self.shared.sleep(Duration::from_millis(100 << failures));
+        }
+    }
+
+    fn over(&self) -> bool {
+        self.app.is_gone() || self.shared.stopping()
+    }
+
+    /// The newest epoch that the peer does not hold, once there is one; `None` after `patience`.
+    fn wait_work(&self, hopeless: EpochRef, patience: Duration) -> Option<EpochRef> {
+        let step = Duration::from_millis(200);
+        let mut waited = Duration::ZERO;
+        while !self.over() && waited < patience {
+            let member = self.app.member(&self.peer)?;
+            let (owner, newest, told) =
+                self.app.read(|core| (core.is_owner(), core.sealed(), core.sealed_at(member)));
+            let mut replicas = self.app.replicas.lock();
+            if owner && told > replicas.get(&self.peer).copied().unwrap_or_default() {
+                replicas.insert(self.peer.clone(), told);
+                self.app.replicated.notify_all();
+            }
+            let held = replicas.get(&self.peer).copied().unwrap_or_default();
+            if owner && newest.epoch > 0 && newest > held && newest != hopeless {
+                return Some(newest);
+            }
+            self.app.replicated.wait_for(&mut replicas, step);
+            waited += step;
+        }
+        None
+    }
+
+    fn bring(&self, connection: &mut Option<Connection>, at: EpochRef) -> Result<Outcome, SendError> {
+        let mut reader = self.shared.ports.source.open(&self.app.name, at.epoch)?;
+        let connection = match connection {
+            Some(connection) => connection,
+            None => connection.insert(self.dial()?),
+        };
+        self.transfer(connection, reader.as_mut(), at)
+    }
+
+    fn dial(&self) -> Result<Connection, LinkError> {
+        let shared = &self.shared;
+        let patience = Patience { connect: Duration::from_secs(5), io: shared.transfer_patience };
+        let Some(peer) = shared.peers.get(&self.peer) else {
+            let (node, why) = (self.peer.clone(), "not configured on this node".to_owned());
+            return Err(LinkError::Address { node, address: "?".to_owned(), why });
+        };
+        let hello = shared.hello(Purpose::Transfer);
+        let (mut connection, _) =
+            Connection::dial(&shared.tls, &self.peer, &peer.config.address, &hello, patience)?;
+        connection.set_frame_bytes_max(TRANSFER_FRAME_BYTES_MAX);
+        Ok(connection)
+    }
+
+    fn transfer(
+        &self,
+        connection: &mut Connection,
+        reader: &mut dyn EpochReader,
+        at: EpochRef,
+    ) -> Result<Outcome, SendError> {
+        let (options, manifest) = (reader.options()?, reader.manifest()?);
+        if options.len() > OPTIONS_BYTES_MAX || manifest.len() as u64 > MANIFEST_BYTES_MAX {
+            return Err(SendError::Limit("its options or manifest are too large".to_owned()));
+        }
+        let manifest_bytes = manifest.len() as u64;
+        let (app, run) = (self.app.name.clone(), self.app.run);
+        connection.send(&Transfer::Offer { app, run, at, options, manifest_bytes })?;
+        match connection.receive()? {
+            TransferReply::Piece => {}
+            TransferReply::Sealed(held) if held >= at => return Ok(Outcome::Sealed(held)),
+            TransferReply::Rejected { reason, retry, .. } => return Ok(Outcome::Rejected(reason, retry)),
+            TransferReply::Sealed(_) | TransferReply::NeedKeys(_) => {
+                return Err(connection.unexpected("a wrong answer to an offer").into());
+            }
+        }
+        let mut window = Window::default();
+        for piece in manifest.chunks(PIECE_BYTES) {
+            if let Some(end) = window.send(connection, &Transfer::Manifest(piece.to_vec()))? {
+                return Ok(end);
+            }
+        }
+        loop {
+            let keys = match window.next(connection)? {
+                Reply::Need(keys) => keys,
+                Reply::End(outcome) => return Ok(outcome),
+            };
+            if keys.is_empty() {
+                connection.send(&Transfer::Done)?;
+                return match window.next(connection)? {
+                    Reply::End(outcome) => Ok(outcome),
+                    Reply::Need(_) => Err(connection.unexpected("a question after the end").into()),
+                };
+            }
+            if let Some(end) = self.send_pages(connection, reader, &mut window, &keys)? {
+                return Ok(end);
+            }
+        }
+    }
+
+    fn send_pages(
+        &self,
+        connection: &mut Connection,
+        reader: &mut dyn EpochReader,
+        window: &mut Window,
+        keys: &[Key],
+    ) -> Result<Option<Outcome>, SendError> {
+        let (mut pages, mut bytes) = (Vec::new(), 0);
+        for (i, key) in keys.iter().enumerate() {
+            let block = reader.read(key)?;
+            if block.len() > BLOCK_BYTES_MAX {
+                return Err(SendError::Limit(format!("a block of {} bytes is too large", block.len())));
+            }
+            bytes += block.len() + size_of::<Page>();
+            pages.push(Page { key: *key, bytes: block });
+            if bytes < PIECE_BYTES && i + 1 < keys.len() {
+                continue;
+            }
+            if self.over() || !self.app.read(|core| core.is_owner()) {
+                return Err(SendError::NotOwner);
+            }
+            bytes = 0;
+            let end = window.send(connection, &Transfer::Pages(std::mem::take(&mut pages)))?;
+            if end.is_some() {
+                return Ok(end);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Pieces under way: the receiver's acknowledgements are the only credit, so that a slow one slows us.
+#[derive(Default)]
+struct Window {
+    unacknowledged: u32,
+}
+
+enum Reply {
+    Need(Vec<Key>),
+    End(Outcome),
+}
+
+impl Window {
+    fn send(&mut self, connection: &mut Connection, piece: &Transfer) -> Result<Option<Outcome>, SendError> {
+        while self.unacknowledged >= WINDOW {
+            match self.read(connection)? {
+                None => {}
+                Some(Reply::End(outcome)) => return Ok(Some(outcome)),
+                Some(Reply::Need(_)) => return Err(connection.unexpected("a question too early").into()),
+            }
+        }
+        connection.send(piece)?;
+        self.unacknowledged += 1;
+        Ok(None)
+    }
+
+    fn next(&mut self, connection: &mut Connection) -> Result<Reply, SendError> {
+        loop {
+            if let Some(reply) = self.read(connection)? {
+                return Ok(reply);
+            }
+        }
+    }
+
+    fn read(&mut self, connection: &mut Connection) -> Result<Option<Reply>, SendError> {
+        match connection.receive()? {
+            TransferReply::Piece => {
+                let left = self.unacknowledged.checked_sub(1);
+                self.unacknowledged =
+                    left.ok_or_else(|| connection.unexpected("too many acknowledgements"))?;
+                Ok(None)
+            }
+            TransferReply::NeedKeys(keys) if keys.len() > NEED_KEYS_MAX => {
+                Err(connection.unexpected(format!("a question for {} keys", keys.len())).into())
+            }
+            TransferReply::NeedKeys(keys) => Ok(Some(Reply::Need(keys))),
+            TransferReply::Sealed(at) => Ok(Some(Reply::End(Outcome::Sealed(at)))),
+            TransferReply::Rejected { reason, retry, .. } => {
+                Ok(Some(Reply::End(Outcome::Rejected(reason, retry))))
+            }
+        }
+    }
+}
+
+const _: () = assert!(PIECE_BYTES as u64 + BLOCK_BYTES_MAX as u64 + 65_536 < TRANSFER_FRAME_BYTES_MAX);

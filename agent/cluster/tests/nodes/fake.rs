@@ -1,0 +1,496 @@
+//! Nodes with applications and stores in memory.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use holo_api::peer::Key;
+use holo_cluster::{
+    AppStatus, Cluster, ClusterConfig, ClusterHandle, PeerConfig,
+    core::Timing,
+    keys,
+    ports::{AppPort, EpochReader, EpochSink, EpochSource, EpochWriter, Offered, Ports, StoreError},
+};
+
+pub const BLOCK_BYTES: usize = 64 * 1024;
+
+pub fn timing() -> Timing {
+    // Slower than the defaults, so that a busy machine does not fence; the inequality is the same.
+    Timing { heartbeat_ms: 50, lease_ms: 600, failover_ms: 1000, switch_ms_max: 8_000, ..Timing::default() }
+}
+
+#[derive(Clone, Default)]
+struct Instance {
+    running: bool,
+    from: Option<u64>,
+    fences: u32,
+}
+
+/// Instances; they outlive their agent.
+#[derive(Default)]
+pub struct Apps {
+    live: Mutex<HashMap<String, Instance>>,
+    prepared: Mutex<HashMap<String, u64>>,
+    failing: Mutex<HashSet<String>>,
+    from: Mutex<HashMap<String, u64>>,
+    store: Mutex<Option<Arc<Store>>>,
+}
+
+impl Apps {
+    pub fn running(&self, app: &str) -> bool {
+        self.live.lock().unwrap().get(app).is_some_and(|i| i.running)
+    }
+
+    pub fn found_instance(&self, app: &str) -> bool {
+        self.live.lock().unwrap().contains_key(app)
+    }
+
+    pub fn started_from(&self, app: &str) -> Option<u64> {
+        self.live.lock().unwrap().get(app).and_then(|i| i.from)
+    }
+
+    pub fn fences(&self, app: &str) -> u32 {
+        self.live.lock().unwrap().get(app).map_or(0, |i| i.fences)
+    }
+
+    pub fn fail_prepare(&self, app: &str, fail: bool) {
+        let mut failing = self.failing.lock().unwrap();
+        if fail {
+            failing.insert(app.to_owned())
+        } else {
+            failing.remove(app)
+        };
+    }
+
+    pub fn clear(&self, app: &str) {
+        self.live.lock().unwrap().remove(app);
+    }
+}
+
+pub struct Port(Arc<Apps>);
+
+impl AppPort for Port {
+    fn found(&self, app: &str) -> bool {
+        self.0.found_instance(app)
+    }
+
+    fn lease(&self, _app: &str, _until_ms: Option<u64>) {}
+
+    fn fence(&self, app: &str) {
+        if let Some(i) = self.0.live.lock().unwrap().get_mut(app) {
+            i.running = false;
+            i.fences += 1;
+        }
+    }
+
+    fn unfence(&self, app: &str) -> Result<(), String> {
+        self.0.live.lock().unwrap().get_mut(app).map(|i| i.running = true).ok_or("no instance".to_owned())
+    }
+
+    fn stop_instance(&self, app: &str) {
+        self.0.clear(app);
+    }
+
+    fn prepare(&self, app: &str, epoch: u64) -> Result<(), String> {
+        if self.0.failing.lock().unwrap().contains(app) {
+            return Err("told to fail".to_owned());
+        }
+        let store = self.0.store.lock().unwrap().clone().unwrap();
+        assert_eq!(store.newest_of(app), epoch, "prepared from the newest");
+        self.0.prepared.lock().unwrap().insert(app.to_owned(), epoch);
+        Ok(())
+    }
+
+    fn abort_prepare(&self, app: &str) {
+        self.0.prepared.lock().unwrap().remove(app);
+    }
+
+    fn activate(&self, app: &str, _incarnation: u64, epoch: u64) -> Result<(), String> {
+        assert_eq!(self.0.prepared.lock().unwrap().remove(app), Some(epoch));
+        self.0.from.lock().unwrap().insert(app.to_owned(), epoch);
+        let instance = Instance { running: true, from: Some(epoch), fences: 0 };
+        self.0.live.lock().unwrap().insert(app.to_owned(), instance);
+        Ok(())
+    }
+
+    fn final_epoch(&self, app: &str) -> Result<u64, String> {
+        if let Some(i) = self.0.live.lock().unwrap().get_mut(app) {
+            i.running = false;
+        }
+        let store = self.0.store.lock().unwrap().clone().unwrap();
+        let epoch = store.newest_of(app) + 1;
+        store.make(app, epoch, 7);
+        Ok(epoch)
+    }
+}
+
+type Epochs = BTreeMap<(String, u64), Vec<Key>>;
+
+/// A content-addressed store in memory: a key begins with a sum of its block.
+#[derive(Default)]
+pub struct Store {
+    epochs: Mutex<Epochs>,
+    blocks: Mutex<HashMap<Key, Vec<u8>>>,
+    slow_us: AtomicU64,
+    reads: AtomicUsize,
+    puts: AtomicUsize,
+    damaged: AtomicBool,
+    refusing: AtomicBool,
+}
+
+fn key_of(block: &[u8], serial: u64) -> Key {
+    let sum = block.iter().fold(serial, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(*b)));
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&sum.to_le_bytes());
+    key[8..16].copy_from_slice(&serial.to_le_bytes());
+    key
+}
+
+fn error(why: &str, retry: bool) -> StoreError {
+    StoreError { why: why.to_owned(), retry }
+}
+
+impl Store {
+    pub fn make(&self, app: &str, epoch: u64, blocks: u64) {
+        let keys = (0..blocks).map(|n| {
+            let serial = epoch * 1_000_000 + n;
+            let block = vec![(serial % 251) as u8; BLOCK_BYTES];
+            let key = key_of(&block, serial);
+            self.blocks.lock().unwrap().insert(key, block);
+            key
+        });
+        let keys: Vec<Key> = keys.collect();
+        self.epochs.lock().unwrap().insert((app.to_owned(), epoch), keys);
+    }
+
+    pub fn newest_of(&self, app: &str) -> u64 {
+        self.sealed(app).last().copied().unwrap_or(0)
+    }
+
+    pub fn sealed(&self, app: &str) -> Vec<u64> {
+        self.epochs.lock().unwrap().keys().filter(|(a, _)| a == app).map(|(_, e)| *e).collect()
+    }
+
+    pub fn content(&self, app: &str, epoch: u64) -> Vec<Vec<u8>> {
+        let epochs = self.epochs.lock().unwrap();
+        let keys = &epochs[&(app.to_owned(), epoch)];
+        keys.iter().map(|k| self.blocks.lock().unwrap()[k].clone()).collect()
+    }
+
+    pub fn set_slow(&self, time: Duration) {
+        self.slow_us.store(time.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    pub fn reads(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    pub fn puts(&self) -> usize {
+        self.puts.load(Ordering::Relaxed)
+    }
+
+    pub fn damage(&self, on: bool) {
+        self.damaged.store(on, Ordering::Relaxed);
+    }
+
+    pub fn refuse(&self, on: bool) {
+        self.refusing.store(on, Ordering::Relaxed);
+    }
+}
+
+pub struct StorePort(Arc<Store>);
+
+struct Reader(Arc<Store>, Vec<Key>);
+
+impl EpochSource for StorePort {
+    fn open(&self, app: &str, epoch: u64) -> Result<Box<dyn EpochReader>, StoreError> {
+        let epochs = self.0.epochs.lock().unwrap();
+        let keys = epochs.get(&(app.to_owned(), epoch)).ok_or_else(|| error("no such epoch", false))?;
+        Ok(Box::new(Reader(self.0.clone(), keys.clone())))
+    }
+}
+
+impl EpochReader for Reader {
+    fn options(&mut self) -> Result<Vec<u8>, StoreError> {
+        Ok(b"options".to_vec())
+    }
+
+    fn manifest(&mut self) -> Result<Vec<u8>, StoreError> {
+        Ok(self.1.concat())
+    }
+
+    fn read(&mut self, key: &Key) -> Result<Vec<u8>, StoreError> {
+        self.0.reads.fetch_add(1, Ordering::Relaxed);
+        let mut block = self.0.blocks.lock().unwrap().get(key).cloned().ok_or(error("no block", false))?;
+        if self.0.damaged.load(Ordering::Relaxed) {
+            block[0] ^= 1;
+        }
+        Ok(block)
+    }
+}
+
+struct Writer {
+    store: Arc<Store>,
+    app: String,
+    epoch: u64,
+    keys: Vec<Key>,
+}
+
+impl EpochSink for StorePort {
+    fn newest(&self, app: &str) -> u64 {
+        self.0.newest_of(app)
+    }
+
+    fn set_aside(&self, app: &str, after: u64) -> Result<u64, StoreError> {
+        self.0.epochs.lock().unwrap().retain(|(a, e), _| a != app || *e <= after);
+        Ok(self.0.newest_of(app))
+    }
+
+    fn begin(&self, offered: &Offered, manifest: &[u8]) -> Result<Box<dyn EpochWriter>, StoreError> {
+        if self.0.refusing.load(Ordering::Relaxed) {
+            return Err(error("the store is full", true));
+        }
+        assert_eq!(offered.options, b"options");
+        if manifest.len() % 32 != 0 {
+            return Err(error("damaged manifest", false));
+        }
+        let keys = manifest.chunks_exact(32).map(|c| c.try_into().unwrap()).collect();
+        let (store, app) = (self.0.clone(), offered.app.clone());
+        Ok(Box::new(Writer { store, app, epoch: offered.epoch, keys }))
+    }
+}
+
+impl EpochWriter for Writer {
+    fn missing(&mut self, max: usize) -> Result<Vec<Key>, StoreError> {
+        let blocks = self.store.blocks.lock().unwrap();
+        Ok(self.keys.iter().filter(|k| !blocks.contains_key(*k)).take(max.min(150)).copied().collect())
+    }
+
+    fn put(&mut self, key: &Key, bytes: &[u8]) -> Result<(), StoreError> {
+        let serial = u64::from_le_bytes(key[8..16].try_into().unwrap());
+        if key_of(bytes, serial) != *key {
+            return Err(error("a block does not match its key", false));
+        }
+        thread::sleep(Duration::from_micros(self.store.slow_us.load(Ordering::Relaxed)));
+        self.store.puts.fetch_add(1, Ordering::Relaxed);
+        self.store.blocks.lock().unwrap().insert(*key, bytes.to_vec());
+        Ok(())
+    }
+
+    fn seal(self: Box<Self>) -> Result<(), StoreError> {
+        self.store.epochs.lock().unwrap().insert((self.app.clone(), self.epoch), self.keys.clone());
+        Ok(())
+    }
+}
+
+/// All nodes of a test, with one forwarding port in front of each, so that a node can be muted: its
+/// connections stay open but carry nothing, as with a cable that was cut.
+pub struct Set {
+    dir: tempfile::TempDir,
+    nodes: Vec<String>,
+    relays: HashMap<String, Relay>,
+    stores: HashMap<String, Arc<Store>>,
+}
+
+struct Relay {
+    address: SocketAddr,
+    real: Arc<Mutex<Option<SocketAddr>>>,
+    muted: Arc<AtomicBool>,
+}
+
+impl Set {
+    pub fn new(nodes: &[&str]) -> Set {
+        let dir = tempfile::tempdir().unwrap();
+        let mut set = Set {
+            dir,
+            nodes: nodes.iter().map(|n| (*n).to_owned()).collect(),
+            relays: HashMap::new(),
+            stores: HashMap::new(),
+        };
+        keys::init(&set.state_dir(nodes[0]), nodes[0]).unwrap();
+        for node in &nodes[1..] {
+            let bundle = keys::add(&set.state_dir(nodes[0]), node).unwrap();
+            keys::install(&set.state_dir(node), &bundle).unwrap();
+        }
+        for node in nodes {
+            set.relays.insert((*node).to_owned(), Relay::start());
+            set.stores.insert((*node).to_owned(), Arc::new(Store::default()));
+        }
+        set
+    }
+
+    pub fn state_dir(&self, node: &str) -> PathBuf {
+        self.dir.path().join(node)
+    }
+
+    pub fn start(&mut self, node: &str) -> Node {
+        self.start_with(node, Arc::new(Apps::default()))
+    }
+
+    pub fn start_with(&mut self, node: &str, apps: Arc<Apps>) -> Node {
+        let dir = self.state_dir(node);
+        let mut config = ClusterConfig::new(dir.clone());
+        config.listen = Some("127.0.0.1:0".to_owned());
+        config.timing = timing();
+        for peer in self.nodes.iter().filter(|n| *n != node) {
+            let address = self.relays[peer].address.to_string();
+            config.peers.push(PeerConfig { name: peer.clone(), address });
+        }
+        let store = self.stores[node].clone();
+        *apps.store.lock().unwrap() = Some(store.clone());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, name) = (log.clone(), node.to_owned());
+        let ports = Ports {
+            apps: Arc::new(Port(apps.clone())),
+            source: Arc::new(StorePort(store.clone())),
+            sink: Arc::new(StorePort(store.clone())),
+            log: Arc::new(move |line: &str| {
+                eprintln!("{name}: {line}");
+                lines.lock().unwrap().push(line.to_owned());
+            }),
+        };
+        let keys = keys::load(&dir).unwrap().unwrap();
+        let handle = Cluster::start(config, &keys, ports).unwrap();
+        let relay = &self.relays[node];
+        *relay.real.lock().unwrap() = handle.address();
+        Node { handle: Some(handle), apps, store, log, real: relay.real.clone() }
+    }
+
+    pub fn mute(&self, node: &str, on: bool) {
+        self.relays[node].muted.store(on, Ordering::SeqCst);
+        // Both directions: the node's own connections go through the relays of the others.
+        for (name, relay) in &self.relays {
+            if name != node && self.nodes.len() == 2 {
+                relay.muted.store(on, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+pub struct Node {
+    handle: Option<ClusterHandle>,
+    pub apps: Arc<Apps>,
+    pub store: Arc<Store>,
+    log: Arc<Mutex<Vec<String>>>,
+    real: Arc<Mutex<Option<SocketAddr>>>,
+}
+
+impl Node {
+    pub fn handle(&self) -> &ClusterHandle {
+        self.handle.as_ref().unwrap()
+    }
+
+    pub fn launch(&self, app: &str, standby: &[&str]) {
+        let standby: Vec<String> = standby.iter().map(|s| (*s).to_owned()).collect();
+        self.handle().launch(app, &standby).unwrap();
+        let instance = Instance { running: true, from: None, fences: 0 };
+        self.apps.live.lock().unwrap().insert(app.to_owned(), instance);
+    }
+
+    pub fn epoch(&self, app: &str, epoch: u64, blocks: u64) {
+        self.store.make(app, epoch, blocks);
+        self.handle().announce_epoch(app, epoch).unwrap();
+    }
+
+    pub fn status_opt(&self, app: &str) -> Option<AppStatus> {
+        self.handle().app_status(app)
+    }
+
+    pub fn status(&self, app: &str) -> AppStatus {
+        self.status_opt(app).unwrap()
+    }
+
+    pub fn logged(&self, text: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|l| l.contains(text))
+    }
+
+    /// Bounded wait for a condition.
+    pub fn until(&self, what: &str, condition: impl Fn(&Node) -> bool) {
+        let end = Instant::now() + Duration::from_secs(15);
+        while !condition(self) {
+            assert!(
+                Instant::now() < end,
+                "{}: not {what}: {:?}",
+                self.handle().node(),
+                self.handle().status()
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The agent ends; instances live on.
+    pub fn stop(mut self) {
+        *self.real.lock().unwrap() = None;
+        self.handle = None;
+    }
+
+    /// Everything on the node ends.
+    pub fn kill(self) {
+        self.apps.live.lock().unwrap().clear();
+        self.stop();
+    }
+}
+
+impl Relay {
+    fn start() -> Relay {
+        // A second listener: while the node is down, the first one is closed and the port refuses.
+        let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = reserved.local_addr().unwrap();
+        drop(reserved);
+        let real: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
+        let muted = Arc::new(AtomicBool::new(false));
+        let (target, quiet) = (real.clone(), muted.clone());
+        thread::spawn(move || relay_loop(address, &target, &quiet));
+        Relay { address, real, muted }
+    }
+}
+
+fn relay_loop(address: SocketAddr, target: &Arc<Mutex<Option<SocketAddr>>>, muted: &Arc<AtomicBool>) {
+    loop {
+        let Some(_) = *target.lock().unwrap() else {
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        let Ok(listener) = TcpListener::bind(address) else {
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        listener.set_nonblocking(true).unwrap();
+        while let Some(real) = *target.lock().unwrap() {
+            let Ok((near, _)) = listener.accept() else {
+                thread::sleep(Duration::from_millis(2));
+                continue;
+            };
+            let Ok(far) = TcpStream::connect(real) else { continue };
+            near.set_nonblocking(false).unwrap();
+            for (from, to) in [(&near, &far), (&far, &near)] {
+                let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                let muted = muted.clone();
+                thread::spawn(move || pump(from, to, &muted));
+            }
+        }
+    }
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream, muted: &AtomicBool) {
+    use std::io::{Read, Write};
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        while muted.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        if to.write_all(&buffer[..n]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(std::net::Shutdown::Both);
+    let _ = from.shutdown(std::net::Shutdown::Both);
+}
