@@ -231,6 +231,24 @@ pub enum NodeCommand {
         /// Node
         node: String,
     },
+    /// Found a cluster: make its authority and the keys of this node
+    Init {
+        /// Name of this node [default: the host's name]
+        name: Option<String>,
+    },
+    /// Make the keys of another node; for the node that founded the cluster
+    Add {
+        /// Name of the other node
+        name: String,
+        /// File that receives them, - for standard output [default: NAME.pem]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Make this node a member, with the keys that `holo node add` made for it
+    Join {
+        /// File with the keys, - for standard input
+        file: PathBuf,
+    },
 }
 
 /// `holo top`.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use holo_api::local::ErrorKind;
+use holo_cluster::keys::KeyError;
 
 /// No agent answers at the socket.
 pub const EXIT_NO_AGENT: u8 = 8;
@@ -55,6 +56,9 @@ pub enum CliError {
         /// What failed, on which object, why, what to do.
         message: String,
     },
+    /// Keys of a node.
+    #[error("{0}")]
+    Keys(#[from] KeyError),
     /// The agent knows why the program cannot be protected, and protection is required.
     #[error("{0}; protection is required")]
     Unprotected(String),
@@ -93,6 +97,15 @@ impl CliError {
                 ErrorKind::BadImage => 6,
                 ErrorKind::Unreachable => 7,
                 ErrorKind::Failed => 1,
+            },
+            Self::Keys(error) => match error {
+                KeyError::Name(_) => 2,
+                KeyError::Exists(_)
+                | KeyError::NoAuthority(_)
+                | KeyError::TooOpen { .. }
+                | KeyError::Owner { .. } => 4,
+                KeyError::Damaged { .. } | KeyError::Mismatch { .. } | KeyError::Untrusted { .. } => 6,
+                KeyError::File { .. } | KeyError::Generate { .. } => 1,
             },
             Self::Usage(_) => 2,
             Self::Unprotected(_) => 5,

@@ -1,5 +1,7 @@
 //! `holo node`.
 
+mod keys;
+
 use std::io::Write;
 
 use holo_api::local::{NodeInfo, Request};
@@ -14,6 +16,9 @@ use crate::{human, json};
 pub(super) fn main(command: &NodeCommand, agent: &Agent) -> Result<u8, CliError> {
     match command {
         NodeCommand::Ls(args) => ls(args, agent),
+        NodeCommand::Init { name } => keys::init(name.as_deref(), agent),
+        NodeCommand::Add { name, out } => keys::add(name, out.as_deref(), agent),
+        NodeCommand::Join { file } => keys::join(file, agent),
         NodeCommand::Drain { node } => super::stop::done(&Request::Drain { node: node.clone() }, agent),
     }
 }

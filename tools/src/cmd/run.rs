@@ -72,6 +72,7 @@ fn ours_to_mend(error: &CliError) -> bool {
         | CliError::ForeignAgent { .. }
         | CliError::Broken { .. }
         | CliError::Start(_)
+        | CliError::Keys(_)
         | CliError::Output(_) => false,
     }
 }
