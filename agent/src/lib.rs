@@ -1,2 +1,26 @@
-//! The agent of a node.
+//! The agent of a node: `holod`.
+//!
+//! | file | what |
+//! |---|---|
+//! | `config` | file and options |
+//! | `server` | the unix socket: processes that join, requests of the command line |
+//! | `join` | the packet of a starting process |
+//! | `apps`, `app` | the applications of this node and their states |
+//! | `record` | what of an application survives the agent |
+//! | `dump`, `restore` | an epoch taken, an epoch run |
+//! | `files` | the application's files, as a resource manager |
+//! | `graph` | what the application has, for people |
+//! | `ports` | what the cluster asks of this node |
+
+pub mod app;
+pub mod apps;
+pub mod config;
+pub mod dump;
+pub mod files;
+pub mod graph;
 pub mod join;
+pub mod kinds;
+pub mod ports;
+pub mod record;
+pub mod restore;
+pub mod server;

@@ -1,2 +1,45 @@
-//! holod.
-fn main() {}
+//! `holod`: the agent of a node.
+
+use clap::Parser;
+use holo_agent::apps::Apps;
+use holo_agent::config::Options;
+use holo_agent::{ports, server};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("holod: {cause}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
+    let config = Arc::new(Options::parse().complete()?);
+    prepare_process();
+    let listener = server::bind(&config.socket)?;
+    let node = ports::node_name(&config)?;
+    let apps = Apps::open(config, node)?;
+    let cluster = ports::start(&apps)?;
+    eprintln!("holod: node {} serves {}", apps.node, apps.config.socket.display());
+    server::serve(&listener, &apps, &cluster);
+    Ok(())
+}
+
+/// Many descriptors (clones are made through high numbers), no death by a reader that hangs up, children of
+/// children come to us.
+fn prepare_process() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let ignore = libc::SIG_IGN;
+    // SAFETY: own limits and signal actions, before any thread.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+        libc::signal(libc::SIGPIPE, ignore);
+    }
+}

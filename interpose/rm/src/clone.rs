@@ -198,7 +198,7 @@ fn prepare_page(state: &ProcessState, path: &Path) -> io::Result<Page> {
         (*header).ticks_max = TICKS_RESTORE;
         (*page.slot(0)).leave = 1;
     }
-    page.reserve();
+    let _first = page.reserve();
     Ok(page)
 }
 

@@ -74,9 +74,9 @@ pub struct Memory {
     /// Times within the stop: name and microseconds.
     pub parts_us: Vec<(String, u64)>,
     /// Directories whose files come with the image.
-    pub roots: Vec<std::path::PathBuf>,
+    roots: Vec<std::path::PathBuf>,
     /// Objects that descriptors hold too.
-    pub shared: Common,
+    shared: Common,
 }
 
 /// Layout out of `/proc/<pid>/stat` and `brk`.
@@ -109,6 +109,12 @@ fn read_zones(pid: i32, page_at: u64) -> RmResult<Vec<Zone>> {
 }
 
 impl Memory {
+    /// A manager; files under `roots` come with the image, `shared` are the objects that descriptors hold too.
+    #[must_use]
+    pub fn new(roots: Vec<std::path::PathBuf>, shared: Common) -> Self {
+        Self { roots, shared, ..Self::default() }
+    }
+
     /// Reads ranges of the parked process itself.
     fn copy_now(&mut self, cx: &DumpCx, space: u64, base: u64, zone: &Zone, ranges: &[(u64, u64)]) -> RmResult<()> {
         for (start, end) in ranges {

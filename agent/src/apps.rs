@@ -1,0 +1,324 @@
+//! The applications of this node.
+
+use crate::app::{Announce, App, Failure, Paths, now_ns};
+use crate::config::Config;
+use crate::join;
+use crate::record::{Instance, Record, start_time};
+use holo_api::local::{AppInfo, AppOptions, ErrorKind};
+use holo_image::Store;
+use holo_rm::page::Page;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+/// All of them.
+pub struct Apps {
+    /// Settings.
+    pub config: Arc<Config>,
+    /// Name of this node.
+    pub node: String,
+    /// Places.
+    pub paths: Paths,
+    store: Store,
+    all: Mutex<BTreeMap<String, Arc<App>>>,
+    /// Announced by `holo run`: token to name and the pid that will be it.
+    announced: Mutex<HashMap<u64, (String, i32)>>,
+    announce: Mutex<Announce>,
+}
+
+fn make_dirs(config: &Config) -> io::Result<Paths> {
+    use std::os::unix::fs::DirBuilderExt;
+    let state = config.state_dir.clone();
+    let make = |dir: &Path| {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", dir.display())))
+    };
+    make(&state)?;
+    let state = state.canonicalize()?;
+    let paths = Paths {
+        records: state.join("records"),
+        pages: state.join("pages"),
+        sites: state.join("sites"),
+        staging: state.join("staging"),
+        replaced: state.join("replaced"),
+        output: state.join("output"),
+        state,
+    };
+    for dir in [&paths.records, &paths.pages, &paths.sites, &paths.staging, &paths.replaced, &paths.output] {
+        make(dir)?;
+    }
+    Ok(paths)
+}
+
+fn name_from(command: &[u8]) -> String {
+    let base = command.rsplit(|byte| *byte == b'/').next().unwrap_or(b"");
+    let name: String = base
+        .iter()
+        .map(|byte| if byte.is_ascii_alphanumeric() || b"._-".contains(byte) { char::from(*byte) } else { '_' })
+        .take(48)
+        .collect();
+    let name = name.trim_start_matches(['.', '-']).to_owned();
+    if name.is_empty() { "app".into() } else { name }
+}
+
+impl Apps {
+    /// Opens the state directory; finds what ran before this agent did.
+    ///
+    /// # Errors
+    /// The directory or the store cannot be used.
+    pub fn open(config: Arc<Config>, node: String) -> Result<Arc<Self>, Failure> {
+        let failed = |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, cause.to_string());
+        let paths = make_dirs(&config).map_err(|cause| failed(&cause))?;
+        let store = Store::open(&paths.state).map_err(|cause| failed(&cause))?;
+        let apps = Arc::new(Self {
+            config,
+            node,
+            paths,
+            store,
+            all: Mutex::default(),
+            announced: Mutex::default(),
+            announce: Mutex::new(Arc::new(|_, _| {})),
+        });
+        let mut records = Record::load_all(&apps.paths.records).map_err(|cause| failed(&cause))?;
+        for name in apps.store.apps().map_err(|cause| failed(&cause))? {
+            if !records.iter().any(|record| record.name == name) {
+                records.push(Record { name, ..Record::default() });
+            }
+        }
+        for record in records {
+            if let Err(cause) = apps.add(record) {
+                eprintln!("holod: {cause}");
+            }
+        }
+        Ok(apps)
+    }
+
+    /// Whom to tell of sealed epochs.
+    pub fn on_sealed(&self, announce: Announce) {
+        *self.announce.lock() = announce;
+    }
+
+    fn add(self: &Arc<Self>, mut record: Record) -> Result<Arc<App>, Failure> {
+        let name = record.name.clone();
+        let store = self
+            .store
+            .app(&name)
+            .map_err(|cause| Failure::new(ErrorKind::BadImage, format!("{name}: {cause}")))?;
+        let found = record.instance.take().filter(|at| start_time(at.real_pid) == Some(at.started));
+        let weak = Arc::downgrade(self);
+        let announce: Announce = Arc::new(move |name, epoch| {
+            if let Some(apps) = weak.upgrade() {
+                let announce = apps.announce.lock().clone();
+                announce(name, epoch);
+            }
+        });
+        let app = App::new(record, store, self.paths.clone(), self.config.clone(), self.node.clone(), announce);
+        if let Some(instance) = found {
+            match Page::open(&instance.page) {
+                Ok(page) => app.adopt(instance, Arc::new(page), None),
+                Err(cause) => eprintln!(
+                    "holod: {name}: process {} runs, but {} cannot be used: {cause}; it is unprotected",
+                    instance.real_pid,
+                    instance.page.display()
+                ),
+            }
+        }
+        self.all.lock().insert(name, Arc::clone(&app));
+        Ok(app)
+    }
+
+    /// An application.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn get(&self, name: &str) -> Result<Arc<App>, Failure> {
+        self.all.lock().get(name).cloned().ok_or_else(|| {
+            Failure::new(ErrorKind::NotFound, format!("no application `{name}` on this node; `holo ps` lists them"))
+        })
+    }
+
+    /// An application, made if this node has not heard of it.
+    ///
+    /// # Errors
+    /// A bad name, a store that cannot be used.
+    pub fn get_or_add(self: &Arc<Self>, name: &str) -> Result<Arc<App>, Failure> {
+        match self.get(name) {
+            Ok(app) => Ok(app),
+            Err(_) => {
+                holo_image::check_app_name(name)
+                    .map_err(|cause| Failure::new(ErrorKind::Usage, cause.to_string()))?;
+                self.add(Record { name: name.into(), ..Record::default() })
+            }
+        }
+    }
+
+    /// All of them, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<App>> {
+        self.all.lock().values().cloned().collect()
+    }
+
+    /// For `holo ps`.
+    #[must_use]
+    pub fn info(&self) -> Vec<AppInfo> {
+        self.list().iter().map(|app| app.info()).collect()
+    }
+
+    /// A free name like `wanted`.
+    fn free_name(&self, wanted: &str) -> String {
+        let taken = |name: &str| self.all.lock().get(name).is_some_and(|app| app.instance().is_some());
+        let mut name = wanted.to_owned();
+        let mut number = 2;
+        while taken(&name) {
+            name = format!("{wanted}-{number}");
+            number += 1;
+        }
+        name
+    }
+
+    /// `holo run` announces a command that process `pid` will be.
+    ///
+    /// # Errors
+    /// The name is taken by a running application, or no name.
+    pub fn register(
+        self: &Arc<Self>,
+        name: &str,
+        options: AppOptions,
+        argv: Vec<Vec<u8>>,
+        pid: i32,
+    ) -> Result<(String, u64), Failure> {
+        let name = if name.is_empty() {
+            self.free_name(&name_from(argv.first().map_or(b"".as_slice(), Vec::as_slice)))
+        } else {
+            name.to_owned()
+        };
+        let app = self.get_or_add(&name)?;
+        if let Some((instance, _)) = app.instance() {
+            let message = format!("{name} runs already, as process {}; choose another --name", instance.real_pid);
+            return Err(Failure::new(ErrorKind::Refused, message));
+        }
+        let run = now_ns();
+        app.change_record(|record| {
+            record.options = options;
+            record.argv = argv;
+            record.run = run;
+            record.instance = None;
+        });
+        self.announced.lock().insert(run, (name.clone(), pid));
+        Ok((name, run))
+    }
+
+    /// A process joins. The answer is sent from here.
+    ///
+    /// # Errors
+    /// A broken connection.
+    pub fn join(self: &Arc<Self>, stream: &UnixStream, request: &join::Request) -> io::Result<()> {
+        let app = match self.place(request) {
+            Ok(Some(app)) => app,
+            Ok(None) => return join::leave_alone(stream),
+            Err(failure) => return join::refuse(stream, &failure.message),
+        };
+        let path = self.paths.pages.join(format!("{}.{}.page", app.name, request.real_pid));
+        let page = Arc::new(Page::create_at(&path)?);
+        let tables = join::tables(&self.paths.sites, request);
+        let Some(started) = start_time(request.real_pid) else { return Ok(()) };
+        join::welcome(stream, &page, &tables)?;
+        let instance =
+            Instance { real_pid: request.real_pid, started, cluster_pid: request.pid, page: path };
+        app.adopt(instance, page, None);
+        Ok(())
+    }
+
+    /// Which application a joining process is; none: part of one that is more than a process.
+    fn place(self: &Arc<Self>, request: &join::Request) -> Result<Option<Arc<App>>, Failure> {
+        // The same process again: it has executed another program.
+        let same = |app: &Arc<App>| {
+            app.record().instance.is_some_and(|at| {
+                at.real_pid == request.real_pid && start_time(at.real_pid) == Some(at.started)
+            })
+        };
+        if let Some(app) = self.list().into_iter().find(same) {
+            return Ok(Some(app));
+        }
+        if request.token != 0 {
+            let announced = self.announced.lock().get(&request.token).cloned();
+            return match announced {
+                Some((name, pid)) if pid == request.real_pid => {
+                    self.announced.lock().remove(&request.token);
+                    self.get(&name).map(Some)
+                }
+                // A child of the announced process, or of an earlier run.
+                _ => Ok(None),
+            };
+        }
+        if self.is_descendant(request.real_pid) {
+            return Ok(None);
+        }
+        let exe = fs::read_link(format!("/proc/{}/exe", request.real_pid)).unwrap_or_default();
+        let argv: Vec<Vec<u8>> = fs::read(format!("/proc/{}/cmdline", request.real_pid))
+            .unwrap_or_default()
+            .split(|byte| *byte == 0)
+            .filter(|arg| !arg.is_empty())
+            .map(<[u8]>::to_vec)
+            .collect();
+        let wanted = if request.name.is_empty() {
+            self.free_name(&name_from(exe.as_os_str().as_encoded_bytes()))
+        } else {
+            request.name.clone()
+        };
+        let options = AppOptions { every_ms: 1000, ..AppOptions::default() };
+        let (name, token) = self.register(&wanted, options, argv, request.real_pid)?;
+        self.announced.lock().remove(&token);
+        self.get(&name).map(Some)
+    }
+
+    /// Does the process descend from one that is an application?
+    fn is_descendant(&self, pid: i32) -> bool {
+        let owners: Vec<i32> =
+            self.list().iter().filter_map(|app| Some(app.instance()?.0.real_pid)).collect();
+        let mut at = pid;
+        for _ in 0..64 {
+            let Ok(stat) = fs::read_to_string(format!("/proc/{at}/stat")) else { return false };
+            let parent = stat.rsplit_once(") ").and_then(|(_, tail)| tail.split_whitespace().nth(1)?.parse().ok());
+            match parent {
+                Some(parent) if owners.contains(&parent) => return true,
+                Some(parent) if parent > 1 => at = parent,
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    /// Forgets an application.
+    ///
+    /// # Errors
+    /// It runs, or its files cannot be removed.
+    pub fn remove(&self, name: &str) -> Result<(), Failure> {
+        let app = self.get(name)?;
+        if app.instance().is_some() {
+            return Err(Failure::new(ErrorKind::Refused, format!("{name} runs; `holo stop {name}` it first")));
+        }
+        app.store.remove().map_err(|cause| Failure::new(ErrorKind::Failed, format!("{name}: {cause}")))?;
+        Record::remove(&self.paths.records, name)
+            .map_err(|cause| Failure::new(ErrorKind::Failed, format!("{name}: {cause}")))?;
+        self.all.lock().remove(name);
+        let _ = fs::remove_dir_all(self.paths.replaced.join(name));
+        let _ = fs::remove_file(self.paths.output.join(format!("{name}.log")));
+        Ok(())
+    }
+}
+
+/// Is the file one that this user owns?
+#[must_use]
+pub fn is_ours(path: &Path) -> bool {
+    // SAFETY: no memory is passed.
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.uid() == unsafe { libc::geteuid() })
+}

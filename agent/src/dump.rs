@@ -1,0 +1,260 @@
+//! DUMP: one epoch of one application.
+
+use crate::app::{App, Failure, now_ns};
+use crate::files::Files;
+use crate::kinds::registry;
+use holo_api::local::ErrorKind;
+use holo_image::wire::{self, Kind};
+use holo_image::{Blob, EpochMeta, EpochSide, PAGE_BYTES};
+use holo_rm::barrier;
+use holo_rm::manager::{DumpCx, ResourceManager, RmError, Sections};
+use holo_rm::page::Page;
+use holo_rm::remote::Remote;
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Section with the contents that kinds staged: name to blob.
+pub const CONTENTS: &str = "contents";
+/// Version of it.
+pub const CONTENTS_VERSION: u16 = 1;
+/// Envelope of it.
+pub const CONTENTS_KIND: Kind = Kind::new(34, 1);
+const PARK_MS: u64 = 100;
+/// How pages are found that changed; until write tracking is built, all are looked at.
+const ENGINE: &str = "full-scan";
+/// No stop lasts longer: past it the parked threads are no longer told that we are alive.
+const STOP_MAX: Duration = Duration::from_secs(30);
+
+/// The files manager of an application.
+pub(crate) fn files(app: &App) -> Files {
+    Files::new(roots(app), vec![app.paths.state.clone()], Some(app.paths.replaced.join(&app.name)))
+}
+
+pub(crate) fn roots(app: &App) -> Vec<PathBuf> {
+    app.record().options.roots.iter().map(|root| PathBuf::from(std::ffi::OsStr::from_bytes(root))).collect()
+}
+
+/// Tells the parked threads, during the stop, that we are alive.
+struct Alive {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Alive {
+    fn start(page: &Arc<Page>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (page, told) = (Arc::clone(page), Arc::clone(&stop));
+        let until = Instant::now() + STOP_MAX;
+        let thread = thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) && Instant::now() < until {
+                page.keep_alive();
+                thread::park_timeout(Duration::from_millis(50));
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+fn micros(since: Instant) -> u64 {
+    since.elapsed().as_micros() as u64
+}
+
+/// Takes an epoch, seals it in the local store. On any failure the application runs on and is shown as
+/// unprotected with the reason.
+///
+/// # Errors
+/// Why there is no new epoch.
+pub fn take(app: &App) -> Result<EpochMeta, Failure> {
+    let taken = attempt(app);
+    match &taken {
+        Ok(_) => app.set_reasons(Vec::new()),
+        // Gone is not unprotected.
+        Err(failure) if app.instance().is_some() && failure.kind != ErrorKind::Refused => {
+            app.set_reasons(vec![failure.message.clone()]);
+        }
+        Err(_) => {}
+    }
+    taken
+}
+
+/// What the phases fill in.
+#[derive(Default)]
+struct Out {
+    sections: Sections,
+    remarks: Vec<String>,
+    staged: Vec<holo_rm::manager::Staged>,
+    files_changed: u64,
+}
+
+fn attempt(app: &App) -> Result<EpochMeta, Failure> {
+    let mut work = app.work();
+    let since = Instant::now();
+    let not_running = || Failure::new(ErrorKind::Refused, format!("{} does not run on this node", app.name));
+    let (instance, page) = app.instance().ok_or_else(not_running)?;
+    if work.managers.is_empty() {
+        work.managers = registry(files(app), roots(app));
+    }
+    let managers = &mut work.managers;
+    let mut out = Out::default();
+    let outcome = phases(app, &page, instance.real_pid, managers, &mut out, since);
+    if outcome.is_err() {
+        let idle = Remote::new(Arc::clone(&page), instance.real_pid, 0);
+        if let Ok(remote) = idle {
+            let mut cx = context(&remote, &[], &mut out, app);
+            for manager in managers.iter_mut().rev() {
+                manager.abort_dump(&mut cx);
+            }
+        }
+        // A process that ended meanwhile is no obstacle.
+        if app.instance().is_none() {
+            work.managers.clear();
+            return Err(not_running());
+        }
+    }
+    let mut meta = outcome?;
+    meta.dump_us = micros(since);
+    let side = app.store.update_side(meta.epoch, |side: &mut EpochSide| {
+        side.dump_us = Some(meta.dump_us);
+    });
+    if let Err(cause) = side {
+        eprintln!("holod: {}: {cause}", app.name);
+    }
+    drop(work);
+    app.sealed(meta.epoch);
+    Ok(meta)
+}
+
+fn context<'a>(remote: &'a Remote, slots: &'a [usize], out: &'a mut Out, app: &'a App) -> DumpCx<'a> {
+    DumpCx {
+        remote,
+        slots,
+        sections: &mut out.sections,
+        remarks: &mut out.remarks,
+        staged: &mut out.staged,
+        staging_dir: &app.paths.staging,
+        writer: None,
+        files_changed: out.files_changed,
+    }
+}
+
+fn unprotected(cause: &RmError) -> Failure {
+    Failure::new(ErrorKind::Unprotected, cause.to_string())
+}
+
+fn phases(
+    app: &App,
+    page: &Arc<Page>,
+    pid: i32,
+    managers: &mut [Box<dyn ResourceManager>],
+    out: &mut Out,
+    since: Instant,
+) -> Result<EpochMeta, Failure> {
+    let failed = |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, cause.to_string());
+    let record = app.record();
+    let remote = Remote::new(Arc::clone(page), pid, 0).map_err(|cause| failed(&cause))?;
+    for manager in managers.iter_mut() {
+        manager.pre_dump(&mut context(&remote, &[], out, app)).map_err(|cause| unprotected(&cause))?;
+    }
+    let mut parts = vec![("prepare".to_owned(), micros(since))];
+    let fenced = || Failure::new(ErrorKind::Refused, format!("{} is parked: its lease has expired", app.name));
+    let cut = app.cut.try_lock_for(Duration::from_secs(5)).ok_or_else(fenced)?;
+    let deadline = match record.options.park_ms_max {
+        0 => PARK_MS,
+        ms => ms,
+    };
+    let alive = Alive::start(page);
+    let parked = barrier::park(page, pid, Duration::from_millis(deadline))
+        .map_err(|cause| Failure::new(ErrorKind::Unprotected, cause.to_string()))?;
+    let at_unix_ns = now_ns();
+    parts.push(("park".into(), micros(parked.since)));
+    let slots = parked.slots.clone();
+    let remote = Remote::new(Arc::clone(page), pid, slots[0]).map_err(|cause| failed(&cause))?;
+    for manager in managers.iter_mut() {
+        let start = Instant::now();
+        let name = manager.name();
+        manager.dump(&mut context(&remote, &slots, out, app)).map_err(|cause| unprotected(&cause))?;
+        parts.push((name.into(), micros(start)));
+    }
+    let release = Instant::now();
+    let stop = parked.release().map_err(|cause| failed(&cause))?;
+    parts.push(("unpark".into(), micros(release)));
+    drop(alive);
+    drop(cut);
+    let mut meta = EpochMeta {
+        at_unix_ns,
+        node: app.node.clone(),
+        stop_us: stop.as_micros() as u64,
+        processes: 1,
+        threads: slots.len() as u32,
+        engine: ENGINE.into(),
+        stop_parts_us: parts,
+        sealed_where: vec!["local".into()],
+        ..EpochMeta::default()
+    };
+    store(app, &remote, managers, out, &mut meta)?;
+    Ok(meta)
+}
+
+/// POST_DUMP: the application runs; what was captured goes into the store.
+fn store(
+    app: &App,
+    remote: &Remote,
+    managers: &mut [Box<dyn ResourceManager>],
+    out: &mut Out,
+    meta: &mut EpochMeta,
+) -> Result<(), Failure> {
+    let bad = |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, format!("{}: {cause}", app.name));
+    let mut writer = app.store.begin(app.store.newest_number() + 1).map_err(|cause| bad(&cause))?;
+    for manager in managers.iter_mut().rev() {
+        let before = writer.figures();
+        let mut cx = context(remote, &[], out, app);
+        cx.writer = Some(&mut writer);
+        manager.post_dump(&mut cx).map_err(|cause| unprotected(&cause))?;
+        let changed = cx.files_changed;
+        out.files_changed = changed;
+        let after = writer.figures();
+        let bytes = (after.pages_put - before.pages_put) * PAGE_BYTES as u64;
+        if bytes > 0 {
+            meta.bytes_by_kind.push((manager.name().into(), bytes));
+        }
+    }
+    let mut contents: BTreeMap<String, Blob> = BTreeMap::new();
+    for staged in out.staged.drain(..) {
+        let blob = writer.put_file(&staged.copy).map_err(|cause| bad(&cause))?;
+        contents.insert(staged.name, blob);
+    }
+    let bytes = wire::encode(&contents, CONTENTS_KIND).map_err(|cause| bad(&cause))?;
+    out.sections.0.insert(CONTENTS, (CONTENTS_VERSION, bytes));
+    let mut section_bytes = 0;
+    for (kind, (version, bytes)) in std::mem::take(&mut out.sections.0) {
+        section_bytes += bytes.len() as u64;
+        writer.put_section(kind, version, bytes).map_err(|cause| bad(&cause))?;
+    }
+    let figures = writer.figures();
+    meta.pages_dirty = figures.pages_new;
+    meta.bytes_raw = figures.pages_put * PAGE_BYTES as u64 + section_bytes;
+    meta.bytes_sent = figures.bytes_written + section_bytes;
+    meta.files_changed = out.files_changed;
+    meta.bytes_by_kind.push(("states".into(), section_bytes));
+    for remark in &out.remarks {
+        eprintln!("holod: {}: {remark}", app.name);
+    }
+    let sealed = writer.seal(meta.clone()).map_err(|cause| bad(&cause))?;
+    *meta = sealed.meta;
+    Ok(())
+}

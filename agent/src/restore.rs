@@ -1,0 +1,137 @@
+//! SWITCH on this node: an application run from an epoch.
+
+use crate::app::{App, Failure};
+use crate::dump::{CONTENTS, CONTENTS_KIND, CONTENTS_VERSION, files, roots};
+use crate::kinds::registry;
+use crate::record::{Instance, start_time};
+use holo_api::local::{ErrorKind, RestoreInfo};
+use holo_image::wire;
+use holo_image::{Blob, EpochReader};
+use holo_rm::clone::{Order, Prepared, prepare};
+use holo_rm::kinds::process::ProcessState;
+use holo_rm::manager::section;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+const CONTENTS_BYTES_MAX: u64 = 256 << 20;
+
+/// An application that is complete but has not run yet.
+pub struct Ready {
+    prepared: Prepared,
+    epoch: u64,
+    cluster_pid: u32,
+    page: PathBuf,
+    since: Instant,
+}
+
+fn contents(image: &EpochReader) -> Result<BTreeMap<String, Blob>, Failure> {
+    let bad = |what: String| Failure::new(ErrorKind::BadImage, format!("section `{CONTENTS}`: {what}"));
+    let (version, bytes) = image.section(CONTENTS).ok_or_else(|| bad("missing".into()))?;
+    if version != CONTENTS_VERSION {
+        return Err(bad(format!("version {version} is unknown here; update holo on this node")));
+    }
+    wire::decode(bytes, CONTENTS_KIND, CONTENTS_BYTES_MAX).map_err(|cause| bad(cause.to_string()))
+}
+
+/// Makes the application from its epoch (none: the last), up to the last step.
+///
+/// # Errors
+/// Nothing has changed then but files of the application, which are as of the epoch.
+pub fn ready(app: &App, epoch: Option<u64>, stdio: &[OwnedFd]) -> Result<Ready, Failure> {
+    let since = Instant::now();
+    if let Some((instance, _)) = app.instance() {
+        return Err(Failure::new(
+            ErrorKind::Refused,
+            format!("{} runs on this node as process {}; `holo stop {0}` it first", app.name, instance.real_pid),
+        ));
+    }
+    let epoch = match epoch {
+        Some(epoch) => epoch,
+        None => {
+            let last = app.store.last().map(|meta| meta.epoch);
+            last.ok_or_else(|| {
+                let damaged = app.store.damaged();
+                match damaged.last() {
+                    Some(bad) => Failure::new(ErrorKind::BadImage, format!("{}: no usable epoch; the newest: {}", app.name, bad.reason)),
+                    None => Failure::new(ErrorKind::NotFound, format!("{} has no epoch yet", app.name)),
+                }
+            })?
+        }
+    };
+    let image = app.store.open_epoch(epoch).map_err(|cause| {
+        let known = app.store.epochs().iter().any(|meta| meta.epoch == epoch)
+            || app.store.damaged().iter().any(|bad| bad.epoch == epoch);
+        let kind = if known { ErrorKind::BadImage } else { ErrorKind::NotFound };
+        Failure::new(kind, format!("{} epoch {epoch}: {cause}", app.name))
+    })?;
+    let blobs = contents(&image)?;
+    let state: ProcessState = section(&image, "process", 1)
+        .map_err(|cause| Failure::new(ErrorKind::BadImage, format!("{} epoch {epoch}: {cause}", app.name)))?;
+    let page = app.paths.pages.join(format!("{}.{}.page", app.name, std::process::id()));
+    let output = app.paths.output.join(format!("{}.log", app.name));
+    let order = Order {
+        restorer: &app.config.restorer,
+        blobs: &blobs,
+        stdio,
+        output: &output,
+        page_path: &page,
+    };
+    let mut work = app.work();
+    // What the managers knew of the epoch before is of another past now.
+    work.managers.clear();
+    let mut managers = registry(files(app), roots(app));
+    let prepared = prepare(&image, &order, &mut managers).map_err(|cause| {
+        let _ = fs::remove_file(&page);
+        let kind = match &cause {
+            holo_rm::manager::RmError::Image(_) | holo_rm::manager::RmError::BadSection { .. } => ErrorKind::BadImage,
+            holo_rm::manager::RmError::Unsupported(_) | holo_rm::manager::RmError::Kernel { .. } => ErrorKind::Failed,
+        };
+        Failure::new(kind, format!("{} epoch {epoch} cannot be restored here: {cause}", app.name))
+    })?;
+    Ok(Ready { prepared, epoch, cluster_pid: state.pid as u32, page, since })
+}
+
+impl Ready {
+    /// Keeps it waiting.
+    pub fn keep_alive(&self) {
+        self.prepared.keep_alive();
+    }
+
+    /// Number of the epoch.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Lets it run.
+    ///
+    /// # Errors
+    /// It was killed.
+    pub fn run(self, app: &Arc<App>) -> Result<RestoreInfo, Failure> {
+        let failed = |what: String| Failure::new(ErrorKind::Failed, format!("{}: {what}", app.name));
+        let restored = self.prepared.run().map_err(|cause| failed(cause.to_string()))?;
+        let started = start_time(restored.pid).ok_or_else(|| failed("the clone ended at once".into()))?;
+        let path = app.paths.pages.join(format!("{}.{}.page", app.name, restored.pid));
+        fs::rename(&self.page, &path).map_err(|cause| failed(format!("{}: {cause}", path.display())))?;
+        let instance =
+            Instance { real_pid: restored.pid, started, cluster_pid: self.cluster_pid, page: path };
+        app.adopt(instance, restored.page, Some(restored.keeper));
+        for remark in &restored.remarks {
+            eprintln!("holod: {}: {remark}", app.name);
+        }
+        let first = restored.first_instruction.duration_since(self.since);
+        Ok(RestoreInfo {
+            name: app.name.clone(),
+            epoch: self.epoch,
+            restore_us: self.since.elapsed().as_micros() as u64,
+            first_instruction_us: first.as_micros() as u64,
+            node: app.node.clone(),
+            real_pid: restored.pid as u32,
+            remarks: restored.remarks,
+        })
+    }
+}

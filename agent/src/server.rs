@@ -1,0 +1,258 @@
+//! The unix socket: processes that join and requests of the command line, a thread per connection.
+
+use crate::app::{Failure, epoch_info};
+use crate::apps::{Apps, is_ours};
+use crate::{graph, join, restore};
+use holo_abi::join::MAGIC as JOIN_MAGIC;
+use holo_api::local::{AgentStatus, ErrorKind, MAGIC as API_MAGIC, Reply, Request};
+use holo_image::wire::{self, Kind};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use std::fs;
+use std::io::{self, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+const REQUEST_BYTES_MAX: u64 = 16 << 20;
+/// Connections served at once; more wait in the socket's queue.
+const CONNECTIONS_MAX: usize = 256;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What other parts of the agent answer.
+pub trait Cluster: Send + Sync {
+    /// `holo switch`.
+    ///
+    /// # Errors
+    /// Why not.
+    fn switch(&self, name: &str, to: Option<&str>) -> Result<holo_api::local::RestoreInfo, Failure>;
+    /// `holo node ls`.
+    fn nodes(&self) -> Vec<holo_api::local::NodeInfo>;
+    /// `holo node drain`.
+    ///
+    /// # Errors
+    /// Why not.
+    fn drain(&self, node: &str) -> Result<(), Failure>;
+    /// Before a local restore: may this node run the application?
+    ///
+    /// # Errors
+    /// Another node has it.
+    fn may_restore(&self, name: &str) -> Result<(), Failure>;
+    /// The application was started or restored here by an order.
+    fn started(&self, name: &str);
+    /// It was stopped by an order.
+    fn stopped(&self, name: &str);
+    /// Address where other nodes are served.
+    fn listen(&self) -> Option<String>;
+}
+
+/// Binds the socket; takes the place of a dead agent's.
+///
+/// # Errors
+/// Another agent serves it.
+pub fn bind(path: &std::path::Path) -> io::Result<UnixListener> {
+    let at = |cause: io::Error| io::Error::new(cause.kind(), format!("{}: {cause}", path.display()));
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(at)?;
+    }
+    if UnixStream::connect(path).is_ok() {
+        return Err(at(io::Error::new(io::ErrorKind::AddrInUse, "another agent serves this socket")));
+    }
+    if path.exists() {
+        if !is_ours(path) {
+            return Err(at(io::Error::new(io::ErrorKind::PermissionDenied, "belongs to another user")));
+        }
+        fs::remove_file(path).map_err(at)?;
+    }
+    let listener = UnixListener::bind(path).map_err(at)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(at)?;
+    Ok(listener)
+}
+
+/// Serves until the process ends.
+pub fn serve(listener: &UnixListener, apps: &Arc<Apps>, cluster: &Arc<dyn Cluster>) {
+    let open = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else {
+            // Out of descriptors, most likely: it gets better or not, but not by spinning.
+            thread::sleep(Duration::from_millis(20));
+            continue;
+        };
+        while open.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
+            thread::sleep(Duration::from_millis(2));
+        }
+        open.fetch_add(1, Ordering::Relaxed);
+        let (apps, cluster, done) = (Arc::clone(apps), Arc::clone(cluster), Arc::clone(&open));
+        thread::spawn(move || {
+            if let Err(cause) = converse(stream, &apps, &cluster)
+                && !matches!(cause.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe)
+            {
+                eprintln!("holod: a local conversation broke: {cause}");
+            }
+            done.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+fn same_user(stream: &UnixStream) -> io::Result<()> {
+    let peer = nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials)?;
+    // SAFETY: no memory is passed.
+    let uid = unsafe { libc::geteuid() };
+    if peer.uid() == uid || peer.uid() == 0 || uid == 0 {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {} is not ours", peer.uid())))
+}
+
+fn converse(mut stream: UnixStream, apps: &Arc<Apps>, cluster: &Arc<dyn Cluster>) -> io::Result<()> {
+    same_user(&stream)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut magic = [0; 8];
+    stream.read_exact(&mut magic)?;
+    match magic {
+        JOIN_MAGIC => {
+            let request = join::read(&mut stream)?;
+            apps.join(&stream, &request)?;
+            if let Ok(Some(app)) = Ok::<_, io::Error>(joined(apps, request.real_pid)) {
+                cluster.started(&app);
+            }
+            Ok(())
+        }
+        API_MAGIC => {
+            let request: Request =
+                wire::read_frame(&mut stream, Kind::LOCAL, REQUEST_BYTES_MAX).map_err(io::Error::other)?;
+            let reply = match answer(request, &mut stream, apps, cluster) {
+                Ok(reply) => reply,
+                Err(failure) => Reply::Error { kind: failure.kind, message: failure.message },
+            };
+            send(&mut stream, &reply)
+        }
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "neither a join nor a request")),
+    }
+}
+
+fn joined(apps: &Arc<Apps>, pid: i32) -> Option<String> {
+    apps.list()
+        .into_iter()
+        .find(|app| app.instance().is_some_and(|(at, _)| at.real_pid == pid))
+        .map(|app| app.name.clone())
+}
+
+fn send(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
+    wire::write_frame(stream, reply, Kind::LOCAL).map_err(io::Error::other)?;
+    stream.flush()
+}
+
+/// Descriptors of an attached restore: they come with one byte.
+fn receive_stdio(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+    let mut byte = [0u8; 1];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!([i32; 3]);
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut out = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            // SAFETY: just received, ours alone.
+            out.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    if out.len() == 3 { Ok(out) } else { Err(io::Error::other("an attached restore needs three descriptors")) }
+}
+
+fn answer(
+    request: Request,
+    stream: &mut UnixStream,
+    apps: &Arc<Apps>,
+    cluster: &Arc<dyn Cluster>,
+) -> Result<Reply, Failure> {
+    let broken = |cause: io::Error| Failure::new(ErrorKind::Failed, cause.to_string());
+    match request {
+        Request::Register { name, options, argv, unprotected } => {
+            let peer = nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials)
+                .map_err(|cause| broken(cause.into()))?;
+            if let Some(why) = &unprotected {
+                return Ok(announce_unprotected(apps, &name, options, argv, why));
+            }
+            let (name, token) = apps.register(&name, options, argv, peer.pid())?;
+            Ok(Reply::Registered { env: environment(apps, &name, token), name, warning: None })
+        }
+        Request::Ps => Ok(Reply::Apps(apps.info())),
+        Request::Checkpoint { name } => apps.get(&name)?.checkpoint().map(Reply::Epoch),
+        Request::Restore { name, epoch, attach } => {
+            let app = apps.get(&name)?;
+            cluster.may_restore(&name)?;
+            let stdio = if attach { receive_stdio(stream).map_err(broken)? } else { Vec::new() };
+            let info = restore::ready(&app, epoch, &stdio)?.run(&app)?;
+            drop(stdio);
+            cluster.started(&name);
+            if !attach {
+                return Ok(Reply::Restored(info));
+            }
+            send(stream, &Reply::Restored(info)).map_err(broken)?;
+            loop {
+                if let Some(status) = app.exit_status() {
+                    return Ok(Reply::Exited(status));
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Request::Switch { name, to } => cluster.switch(&name, to.as_deref()).map(Reply::Restored),
+        Request::Stop { name } => {
+            let app = apps.get(&name)?;
+            cluster.stopped(&name);
+            app.stop().map(|()| Reply::Done)
+        }
+        Request::Rm { name } => apps.remove(&name).map(|()| Reply::Done),
+        Request::Epochs { name } => {
+            Ok(Reply::Epochs(apps.get(&name)?.store.epochs().iter().map(epoch_info).collect()))
+        }
+        Request::Graph { name } => Ok(Reply::Graph(graph::of(&*apps.get(&name)?))),
+        Request::Nodes => Ok(Reply::Nodes(cluster.nodes())),
+        Request::Drain { node } => cluster.drain(&node).map(|()| Reply::Done),
+        Request::Status => Ok(Reply::Status(AgentStatus {
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: apps.node.clone(),
+            pid: std::process::id(),
+            state_dir: apps.paths.state.to_string_lossy().into_owned(),
+            listen: cluster.listen(),
+        })),
+        Request::Shutdown => {
+            send(stream, &Reply::Done).map_err(broken)?;
+            std::process::exit(0);
+        }
+    }
+}
+
+fn announce_unprotected(
+    apps: &Arc<Apps>,
+    name: &str,
+    options: holo_api::local::AppOptions,
+    argv: Vec<Vec<u8>>,
+    why: &str,
+) -> Reply {
+    let registered = apps.register(name, options, argv, 0);
+    let name = match registered {
+        Ok((name, _)) => {
+            if let Ok(app) = apps.get(&name) {
+                app.set_reasons(vec![why.to_owned()]);
+            }
+            name
+        }
+        Err(_) => name.to_owned(),
+    };
+    Reply::Registered { name, env: Vec::new(), warning: Some(why.to_owned()) }
+}
+
+fn environment(apps: &Arc<Apps>, name: &str, token: u64) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let path = |path: &std::path::Path| path.as_os_str().as_encoded_bytes().to_vec();
+    vec![
+        (b"LD_PRELOAD".to_vec(), path(&apps.config.library)),
+        (b"HOLO_SOCKET".to_vec(), path(&apps.config.socket)),
+        (b"HOLO_NAME".to_vec(), name.as_bytes().to_vec()),
+        (b"HOLO_TOKEN".to_vec(), token.to_string().into_bytes()),
+    ]
+}
