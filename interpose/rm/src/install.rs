@@ -22,9 +22,16 @@ pub struct Install<'a> {
 
 /// Installs descriptors; duplicates of one description in one list share it, as they must.
 ///
+/// The kernel puts received descriptors at the lowest free numbers, which may be where others belong. So all
+/// places of the list are taken first, with duplicates of the channel.
+///
 /// # Errors
 /// The kernel's.
 pub fn install(cx: &SwitchCx, list: &[Install]) -> RmResult<()> {
+    let channel = cx.channel_fd as u64;
+    let mut occupy: Vec<_> =
+        list.iter().map(|one| call(sysno::dup3, &[channel, one.at as u64, libc::O_CLOEXEC as u64])).collect();
+    cx.remote.run_all(&mut occupy).on("taking places for", format!("{} descriptors", list.len()))?;
     for part in list.chunks(BATCH) {
         let fds: Vec<i32> = part.iter().map(|one| one.fd.as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
@@ -45,8 +52,7 @@ pub fn install(cx: &SwitchCx, list: &[Install]) -> RmResult<()> {
 
 /// Lets the clone receive; the numbers where the descriptors arrived.
 ///
-/// They must not lie where descriptors belong: all places that the application uses are taken first by the
-/// caller (see `descriptors`), or the numbers are above them.
+/// They are none of the places in the list, which are taken already.
 fn receive(cx: &SwitchCx, count: usize) -> RmResult<Vec<u32>> {
     const PARTS: usize = 0;
     const BYTE: usize = 64;
@@ -55,19 +61,15 @@ fn receive(cx: &SwitchCx, count: usize) -> RmResult<Vec<u32>> {
     let page = &cx.remote.page;
     let ancillary_bytes = 16 + (count * 4).next_multiple_of(8);
     let part = [page.scratch_address(BYTE), 1];
-    let message = [
-        0,
-        0,
-        page.scratch_address(PARTS),
-        1,
-        page.scratch_address(ANCILLARY),
-        ancillary_bytes as u64,
-        0,
-    ];
+    let message =
+        [0, 0, page.scratch_address(PARTS), 1, page.scratch_address(ANCILLARY), ancillary_bytes as u64, 0];
     page.put(PARTS, bytes_of(&part));
     page.put(MESSAGE, bytes_of(&message));
     cx.remote
-        .call(sysno::recvmsg, &[cx.channel_fd as u64, page.scratch_address(MESSAGE), libc::MSG_CMSG_CLOEXEC as u64])
+        .call(
+            sysno::recvmsg,
+            &[cx.channel_fd as u64, page.scratch_address(MESSAGE), libc::MSG_CMSG_CLOEXEC as u64],
+        )
         .on("receiving", format!("{count} descriptors"))?;
     let got = page.take(ANCILLARY + 16, count * 4);
     Ok(got.chunks_exact(4).map(|raw| u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]])).collect())

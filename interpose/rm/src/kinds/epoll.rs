@@ -85,7 +85,9 @@ impl EpollState {
             }
             if member.description.is_none() {
                 let number = member.number;
-                remarks.push(format!("epoll set {set}: its member {number} is open outside only and was left out"));
+                remarks.push(format!(
+                    "epoll set {set}: its member {number} is open outside only and was left out"
+                ));
             }
         }
         Ok(())

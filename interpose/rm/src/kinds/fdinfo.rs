@@ -28,25 +28,18 @@ impl FdInfo {
     }
 
     /// Value of the first line with this name (with its colon).
-    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn field<'a>(&'a self, name: &'a str) -> Option<&'a str> {
         self.lines(name).next()
     }
 
     /// Values of all lines with this name.
-    pub(crate) fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+    pub(crate) fn lines<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
         self.text.lines().filter_map(move |line| line.trim_start().strip_prefix(name).map(str::trim))
     }
 
     /// A number.
     pub(crate) fn number(&self, name: &str, radix: u32) -> Option<u64> {
         u64::from_str_radix(self.field(name)?.split_whitespace().next()?, radix).ok()
-    }
-
-    /// Two numbers in brackets: `(seconds, nanoseconds)`, as nanoseconds.
-    pub(crate) fn nanoseconds(&self, name: &str) -> Option<u64> {
-        let (seconds, rest) = self.field(name)?.trim_matches(['(', ')']).split_once(',')?;
-        let seconds: u64 = seconds.trim().parse().ok()?;
-        Some(seconds * 1_000_000_000 + rest.trim().parse::<u64>().ok()?)
     }
 }
 
@@ -64,8 +57,6 @@ mod tests {
         assert_eq!((info.pos, info.flags), (7, libc::O_CLOEXEC | libc::O_RDWR));
         assert_eq!(info.number("ticks:", 10), Some(3));
         assert_eq!(info.number("settime flags:", 8), Some(1));
-        assert_eq!(info.nanoseconds("it_value:"), Some(49_406_829));
-        assert_eq!(info.nanoseconds("it_interval:"), Some(1_000_000_000));
         assert_eq!(info.field("sigmask:"), None);
     }
 }

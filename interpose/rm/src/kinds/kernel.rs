@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -109,9 +109,4 @@ pub(crate) fn kcmp(pid: i32, kind: i32, one: u64, other: u64) -> io::Result<Orde
 pub(crate) fn bytes_of<T: Copy>(value: &T) -> &[u8] {
     // SAFETY: callers use `repr(C)` structures of the kernel without padding that matters.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
-}
-
-/// The raw number, for messages.
-pub(crate) fn number(fd: &impl AsRawFd) -> RawFd {
-    fd.as_raw_fd()
 }

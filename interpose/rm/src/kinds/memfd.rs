@@ -59,10 +59,12 @@ impl MemfdState {
 pub(crate) fn recreate(all: &Each<MemfdState>, making: &mut Making) -> RmResult<()> {
     for (index, state) in all {
         let object = making.shared.memfd(state.key, &state.name.0, state.make_flags(), making.contents)?;
-        let fd = reopen(&object, making.flags(*index)).on("opening memory file of", making.common(*index).number)?;
+        let fd = reopen(&object, making.flags(*index))
+            .on("opening memory file of", making.common(*index).number)?;
         // SAFETY: no memory is passed.
         unsafe {
-            checked(libc::lseek(fd.as_raw_fd(), state.pos, libc::SEEK_SET)).on("positioning", "memory file")?;
+            checked(libc::lseek(fd.as_raw_fd(), state.pos, libc::SEEK_SET))
+                .on("positioning", "memory file")?;
             checked(libc::fchmod(object.as_raw_fd(), state.mode)).on("setting the mode of", "memory file")?;
         }
         making.put(*index, fd)?;

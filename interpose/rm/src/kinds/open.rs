@@ -5,6 +5,7 @@ use super::fdinfo::FdInfo;
 use super::kernel;
 use super::shared::{Contents, SharedObjects};
 use super::sockdiag::SockDiag;
+use super::watched::Names;
 use crate::manager::{Context, DumpCx, RmError, RmResult};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,11 +65,6 @@ impl Open {
         reads(self.info.flags)
     }
 
-    /// Whether it was opened for writing.
-    pub(crate) fn writes(&self) -> bool {
-        writes(self.info.flags)
-    }
-
     /// The link starts so.
     pub(crate) fn link_starts(&self, prefix: &str) -> bool {
         self.link.as_bytes().starts_with(prefix.as_bytes())
@@ -93,6 +89,8 @@ pub(crate) struct Dumping<'a, 'b> {
     pub(crate) shared: &'a SharedObjects,
     /// Objects of which the content was recorded with another description.
     pub(crate) recorded: BTreeSet<(u64, u64)>,
+    /// Names of watched files that are known.
+    pub(crate) watched: &'a Names,
     /// The kernel's tables of sockets.
     pub(crate) diag: SockDiag,
 }

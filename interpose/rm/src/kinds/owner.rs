@@ -50,7 +50,9 @@ impl Owner {
         let fd = number as u64;
         let at = remote.page.put(0, kernel::bytes_of(&[self.kind, self.id]));
         if self.id != 0 {
-            remote.call(sysno::fcntl, &[fd, F_SETOWN_EX, at]).on("setting the owner of descriptor", number)?;
+            remote
+                .call(sysno::fcntl, &[fd, F_SETOWN_EX, at])
+                .on("setting the owner of descriptor", number)?;
         }
         let set = |command: i32, value: u64| remote.call(sysno::fcntl, &[fd, command as u64, value]);
         if self.signal != 0 {

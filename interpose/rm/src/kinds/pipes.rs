@@ -1,6 +1,6 @@
 //! Pipes: what is queued is copied with `tee`, which takes nothing out.
 
-use super::kernel::{self, Bytes, checked, owned, reopen};
+use super::kernel::{self, Bytes, checked, reopen};
 use super::open::{Dumping, Each, Making, Open, reads, writes};
 use super::terminals::lead_outside;
 use crate::manager::{Context, RmResult};
@@ -63,7 +63,8 @@ pub(crate) fn peek(from: &impl AsRawFd, capacity: i32) -> io::Result<Vec<Bytes>>
     while done < queued {
         // A read ends where a packet ends, and elsewhere not before the queue does.
         // SAFETY: the buffer is ours.
-        let got = checked(unsafe { libc::read(scratch.as_raw_fd(), buffer.as_mut_ptr().cast(), queued) })? as usize;
+        let got =
+            checked(unsafe { libc::read(scratch.as_raw_fd(), buffer.as_mut_ptr().cast(), queued) })? as usize;
         if got == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -103,10 +104,13 @@ pub(crate) fn recreate(all: &Each<PipeState>, making: &mut Making) -> RmResult<(
     for ends in pipes.values() {
         let any = |wanted: fn(i32) -> bool| ends.iter().any(|(index, _)| wanted(making.flags(*index)));
         let whole = any(reads) && any(writes);
-        let (outside, inside): (Vec<_>, Vec<_>) =
-            ends.iter().partition(|(index, _)| !whole && making.is_stdio(*index));
-        for (index, _) in outside {
-            lead_outside(*index, making)?;
+        let mut inside = Vec::new();
+        for (index, state) in ends {
+            if !whole && making.is_stdio(*index) {
+                lead_outside(*index, making)?;
+            } else {
+                inside.push((*index, *state));
+            }
         }
         let Some((first, state)) = inside.first().copied() else { continue };
         let (reader, writer) = pipe(0).on("making", "a pipe")?;
@@ -114,10 +118,16 @@ pub(crate) fn recreate(all: &Each<PipeState>, making: &mut Making) -> RmResult<(
         for (_, state) in &inside {
             refill(&writer, &state.queued).on("refilling", "a pipe")?;
         }
+        let mut unused = [Some(&reader), Some(&writer)];
         for (index, _) in &inside {
             let flags = making.flags(*index);
-            // Ends that were opened apart get descriptions of their own.
-            let fd = reopen(if reads(flags) { &reader } else { &writer }, flags & !libc::O_DIRECT);
+            // Ends that were opened apart, or for both, get descriptions of their own.
+            let fd = match flags & libc::O_ACCMODE {
+                libc::O_RDONLY => unused[0].take(),
+                libc::O_WRONLY => unused[1].take(),
+                _ => None,
+            };
+            let fd = fd.map_or_else(|| reopen(&reader, flags & !libc::O_DIRECT), OwnedFd::try_clone);
             making.put(*index, fd.on("opening", "a pipe's end")?)?;
         }
         if !whole {

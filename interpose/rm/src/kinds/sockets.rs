@@ -264,3 +264,8 @@ pub(crate) fn pair(kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
 pub(crate) fn waiting(fd: &impl AsRawFd) -> usize {
     kernel::readable_bytes(fd).unwrap_or(0)
 }
+
+/// Protocol of a socket.
+pub(crate) fn protocol(open: &Open) -> RmResult<i32> {
+    sockopts::get_int(open, libc::SOL_SOCKET, SO_PROTOCOL).on("reading socket", open.named())
+}

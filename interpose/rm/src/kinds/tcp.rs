@@ -120,6 +120,9 @@ impl Info {
 impl TcpState {
     pub(crate) fn describe(open: &Open, dumping: &mut Dumping) -> RmResult<Self> {
         let socket = Socket::describe(open)?;
+        if sockopts::get(open, libc::IPPROTO_TCP, libc::TCP_ULP).is_ok_and(|name| !name.is_empty()) {
+            return Err(open.unsupported("a protocol in the kernel on top of TCP"));
+        }
         let info = Info::of(open).on("reading TCP state of", open.named())?;
         let role = match info.state() {
             state::LISTEN => {

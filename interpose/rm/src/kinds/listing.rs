@@ -1,0 +1,145 @@
+//! What a process has open: numbers, grouped into descriptions, each given to its kind.
+
+use super::descriptors::{Number, State};
+use super::fdinfo::FdInfo;
+use super::kernel::{self, compare, kcmp};
+use super::open::{Dumping, Open};
+use super::{devices, sockets, terminals};
+use crate::manager::{Context, RmResult};
+use crate::remote::Remote;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
+const IPPROTO_MPTCP: i32 = 262;
+
+struct Entry {
+    number: i32,
+    link: OsString,
+    info: FdInfo,
+}
+
+/// Numbers and descriptions of a process, in rising order.
+pub(crate) fn list(remote: &Remote) -> RmResult<(Vec<Number>, Vec<Open>)> {
+    let dir = remote.proc("fd");
+    let mut entries = Vec::new();
+    for entry in std::fs::read_dir(&dir).on("listing", dir.display())? {
+        let entry = entry.on("listing", dir.display())?;
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let link = std::fs::read_link(entry.path()).on("reading", entry.path().display())?.into_os_string();
+        entries.push(Entry { number, link, info: FdInfo::read(remote, number)? });
+    }
+    entries.sort_by_key(|entry| entry.number);
+    let groups = group(remote.pid, &entries)?;
+    let mut numbers = Vec::with_capacity(entries.len());
+    let mut opens: Vec<Open> = Vec::new();
+    let mut index_of: BTreeMap<usize, u32> = BTreeMap::new();
+    for (i, entry) in entries.iter().enumerate() {
+        // The group is named by its first entry.
+        let description = match index_of.get(&groups[i]) {
+            Some(index) => *index,
+            None => {
+                let fd = remote.borrow_fd(entry.number).on("borrowing descriptor", entry.number)?;
+                let stat = kernel::stat(&fd).on("reading descriptor", entry.number)?;
+                let (link, info) = (entry.link.clone(), entry.info.clone());
+                opens.push(Open { number: entry.number, fd, link, info, stat });
+                index_of.insert(groups[i], opens.len() as u32 - 1);
+                opens.len() as u32 - 1
+            }
+        };
+        let cloexec = entry.info.flags & libc::O_CLOEXEC != 0;
+        numbers.push(Number { number: entry.number, cloexec, description });
+    }
+    Ok((numbers, opens))
+}
+
+/// For each entry the first entry that shares its description.
+///
+/// Only entries of one object can, and most objects are open once; the others are sorted by what the kernel
+/// compares, so that n duplicates cost n log n comparisons.
+fn group(pid: i32, entries: &[Entry]) -> RmResult<Vec<usize>> {
+    let mut candidates: BTreeMap<(&[u8], Option<&str>, Option<&str>), Vec<usize>> = BTreeMap::new();
+    for (i, entry) in entries.iter().enumerate() {
+        let key = (entry.link.as_bytes(), entry.info.field("ino:"), entry.info.field("eventfd-id:"));
+        candidates.entry(key).or_default().push(i);
+    }
+    let mut first: Vec<usize> = (0..entries.len()).collect();
+    for mut same in candidates.into_values().filter(|same| same.len() > 1) {
+        let mut failed = Ok(());
+        let mut order = |one: usize, other: usize| {
+            let (one, other) = (entries[one].number as u64, entries[other].number as u64);
+            kcmp(pid, compare::FILE, one, other).unwrap_or_else(|cause| {
+                failed = Err(cause);
+                Ordering::Equal
+            })
+        };
+        // Stable: within a description the lowest number comes first.
+        same.sort_by(|one, other| order(*one, *other));
+        for i in 1..same.len() {
+            if order(same[i - 1], same[i]).is_eq() {
+                first[same[i]] = first[same[i - 1]];
+            }
+        }
+        failed.on("comparing descriptors of process", pid)?;
+    }
+    Ok(first)
+}
+
+/// Gives a description to its kind.
+pub(crate) fn describe(index: u32, open: &Open, state: &mut State, dumping: &mut Dumping) -> RmResult<()> {
+    use super::{
+        epoll, eventfd, fifos, files, inotify, memfd, netlink, pipes, signalfd, tcp, timerfd, udp,
+        unix_sockets,
+    };
+    macro_rules! take {
+        ($list:ident, $state:expr) => {
+            state.$list.push((index, $state))
+        };
+    }
+    if open.link_starts("anon_inode:") {
+        match open.link.as_bytes() {
+            b"anon_inode:[eventpoll]" => take!(epolls, epoll::EpollState::describe(open, dumping)?),
+            b"anon_inode:[eventfd]" => take!(events, eventfd::EventState::describe(open, dumping)?),
+            b"anon_inode:[timerfd]" => take!(timers, timerfd::TimerState::describe(open, dumping)?),
+            b"anon_inode:[signalfd]" => take!(signals, signalfd::SignalState::describe(open, dumping)?),
+            b"anon_inode:inotify" => take!(inotify, inotify::InotifyState::describe(open, dumping)?),
+            _ => return Err(open.unsupported("an object of this kind cannot be replicated")),
+        }
+        return Ok(());
+    }
+    if open.info.flags & libc::O_PATH != 0 {
+        take!(files, files::FileState::describe(open, dumping)?);
+        return Ok(());
+    }
+    match open.file_type() {
+        libc::S_IFREG if open.link_starts("/memfd:") => {
+            take!(memfds, memfd::MemfdState::describe(open, dumping)?)
+        }
+        libc::S_IFREG | libc::S_IFDIR => take!(files, files::FileState::describe(open, dumping)?),
+        libc::S_IFCHR if terminals::is_terminal(open) => {
+            take!(terminals, terminals::TerminalState::describe(open, dumping)?);
+        }
+        libc::S_IFCHR => take!(files, devices::describe(open, dumping)?),
+        libc::S_IFIFO if open.link_starts("pipe:") => {
+            take!(pipes, pipes::PipeState::describe(open, dumping)?)
+        }
+        libc::S_IFIFO => take!(fifos, fifos::FifoState::describe(open, dumping)?),
+        libc::S_IFSOCK => match sockets::family(open)? {
+            (libc::AF_UNIX, _) => take!(unix, unix_sockets::UnixState::describe(open, dumping)?),
+            (libc::AF_INET | libc::AF_INET6, kind) => match (kind, sockets::protocol(open)?) {
+                (libc::SOCK_STREAM, libc::IPPROTO_TCP | IPPROTO_MPTCP) => {
+                    take!(tcp, tcp::TcpState::describe(open, dumping)?);
+                }
+                (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => take!(udp, udp::UdpState::describe(open, dumping)?),
+                (_, protocol) => {
+                    return Err(open.unsupported(format!("internet protocol {protocol}")));
+                }
+            },
+            (libc::AF_NETLINK, _) => take!(netlink, netlink::NetlinkState::describe(open, dumping)?),
+            (domain, _) => return Err(open.unsupported(format!("a socket of address family {domain}"))),
+        },
+        _ => return Err(open.unsupported("an object of this type cannot be replicated")),
+    }
+    Ok(())
+}

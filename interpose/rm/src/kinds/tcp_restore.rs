@@ -1,0 +1,257 @@
+//! TCP at the restore.
+//!
+//! Connections first, through listeners of our own that are gone before the application's are there: an
+//! outsider never meets a half-made application. Every address is bound with `SO_REUSEADDR`, since
+//! connections of the dead instance may linger; the option becomes the application's again afterwards.
+
+use super::internet::Endpoint;
+use super::open::{Each, Making};
+use super::sockets::{self, Socket, accept, bind, connect, listen, send_all, shutdown};
+use super::sockopts::set_int;
+use super::tcp::{Connection, Role, TcpState};
+use super::terminals::lead_outside;
+use crate::manager::{Context, RmResult};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const IP_LOCAL_PORT_RANGE: i32 = 51;
+const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
+const IPV6_FREEBIND: i32 = 78;
+/// How long an address may be busy with what the dead instance left.
+const BUSY: Duration = Duration::from_millis(2500);
+
+/// Makes all TCP sockets again.
+pub(crate) fn recreate(all: &Each<TcpState>, making: &mut Making) -> RmResult<()> {
+    let mut done: BTreeSet<u32> = BTreeSet::new();
+    let mut listeners = BTreeMap::new();
+    for (client, server) in pairs(all) {
+        match connected_pair(client, server, &mut listeners) {
+            Ok((one, other)) => {
+                client.1.socket.settle(client.0, one, making)?;
+                server.1.socket.settle(server.0, other, making)?;
+                done.extend([client.0, server.0]);
+            }
+            Err(why) => {
+                making.remark(client.0, format!("the connection within the application is reset: {why}"))
+            }
+        }
+    }
+    drop(listeners);
+    for (index, state) in all {
+        match &state.role {
+            Role::Connected(_) if done.contains(index) => {}
+            Role::Connected(_) if making.is_stdio(*index) => lead_outside(*index, making)?,
+            Role::Connected(connection) => {
+                let fd = lost(&state.socket, connection).on("making", "a connection that was lost")?;
+                state.socket.settle(*index, fd, making)?;
+                making.remark(*index, "a connection to the outside is reset");
+            }
+            Role::Idle => {
+                let fd = state.socket.make()?;
+                if Endpoint::parse(&state.socket.local.0).is_some_and(|local| local.port != 0) {
+                    bind_again(*index, &state.socket, &fd, making)?;
+                }
+                state.socket.settle(*index, fd, making)?;
+            }
+            Role::Listening { backlog, .. } => {
+                let fd = state.socket.make()?;
+                bind_again(*index, &state.socket, &fd, making)?;
+                listen(&fd, *backlog).on("listening for descriptor", making.common(*index).number)?;
+                state.socket.settle(*index, fd, making)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+type End<'a> = (u32, &'a TcpState, &'a Connection);
+
+/// Connections with both ends here: client and server side.
+fn pairs(all: &Each<TcpState>) -> Vec<(End<'_>, End<'_>)> {
+    let mut ends = BTreeMap::new();
+    let mut ports = BTreeSet::new();
+    for (index, state) in all {
+        let local = Endpoint::parse(&state.socket.local.0);
+        let peer = state.socket.peer.as_ref().and_then(|peer| Endpoint::parse(&peer.0));
+        match (&state.role, local, peer) {
+            (Role::Listening { .. }, Some(local), _) => {
+                ports.insert(local.port);
+            }
+            (Role::Connected(connection), Some(local), Some(peer)) if !connection.failed => {
+                ends.insert((local, peer), (*index, state, connection));
+            }
+            _ => {}
+        }
+    }
+    let mut pairs = Vec::new();
+    for ((local, peer), end) in &ends {
+        let Some(other) = ends.get(&(*peer, *local)) else { continue };
+        // Who listens is the server; else the lower port. Each pair is met twice, from both sides.
+        let serves = |port: u16| (!ports.contains(&port), port);
+        if (serves(local.port), *local) > (serves(peer.port), *peer) {
+            pairs.push((*end, *other));
+        }
+    }
+    pairs
+}
+
+/// All that was sent was received, so that queues are all there is.
+fn check_whole(one: &Connection, other: &Connection) -> io::Result<()> {
+    let crossed = |from: &Connection, to: &Connection| from.unsent == 0 && from.sent == to.received;
+    if crossed(one, other) && crossed(other, one) {
+        return Ok(());
+    }
+    Err(io::Error::other("bytes were on their way between its ends"))
+}
+
+fn connected_pair(
+    (_, client, from_server): End,
+    (_, server, from_client): End,
+    listeners: &mut BTreeMap<Vec<u8>, OwnedFd>,
+) -> io::Result<(OwnedFd, OwnedFd)> {
+    check_whole(from_server, from_client)?;
+    let address = &server.socket.local.0;
+    let listener = match listeners.entry(address.clone()) {
+        std::collections::btree_map::Entry::Occupied(found) => found.into_mut(),
+        std::collections::btree_map::Entry::Vacant(place) => {
+            let fd = fresh(&server.socket)?;
+            set_int(&fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0)?;
+            patient(|| bind(&fd, address))?;
+            listen(&fd, 64)?;
+            place.insert(fd)
+        }
+    };
+    let local = Endpoint::parse(&client.socket.local.0).ok_or(io::ErrorKind::InvalidData)?;
+    let remote = client.socket.peer.as_ref().ok_or(io::ErrorKind::InvalidData)?;
+    let one = patient(|| connect_from(&client.socket, local, &remote.0))?;
+    let other = loop {
+        if sockets::poll(listener, libc::POLLIN, 2000) == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let other = accept(listener)?;
+        // Anybody may connect to a listener; only our own connection is kept.
+        if sockets::peer_name(&other).ok().and_then(|name| Endpoint::parse(&name.0)) == Some(local) {
+            break other;
+        }
+    };
+    for (from, connection) in [(&other, from_server), (&one, from_client)] {
+        // A tail must not wait for the acknowledgement of what is before it.
+        set_int(from, libc::IPPROTO_TCP, libc::TCP_CORK, 0)?;
+        set_int(from, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+        send_all(from, &connection.queued.0)?;
+    }
+    for (fd, connection) in [(&one, from_server), (&other, from_client)] {
+        if connection.ended_here {
+            shutdown(fd, libc::SHUT_WR)?;
+        }
+    }
+    Ok((one, other))
+}
+
+/// A socket of the same family and options that may bind a lingering address.
+fn fresh(like: &Socket) -> io::Result<OwnedFd> {
+    let fd = sockets::socket(like.domain, libc::SOCK_STREAM, 0)?;
+    let _ = like.options.apply(&fd);
+    set_int(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    Ok(fd)
+}
+
+/// Connects to `remote` with exactly this own address.
+///
+/// A range of one port leaves the choice to `connect`, which may take a port whose other connections
+/// linger; `bind` is the way where the kernel has no ranges, or where the port is outside of the system's.
+fn connect_from(socket: &Socket, local: Endpoint, remote: &[u8]) -> io::Result<OwnedFd> {
+    let ranged = || {
+        let fd = fresh(socket)?;
+        let range = i32::from(local.port) | i32::from(local.port) << 16;
+        set_int(&fd, libc::IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
+        set_int(&fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range)?;
+        bind(&fd, &Endpoint { port: 0, ..local }.raw(socket.domain))?;
+        connect(&fd, remote)?;
+        set_int(&fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0)?;
+        let got = Endpoint::parse(&sockets::local_name(&fd)?.0);
+        if got == Some(local) { Ok(fd) } else { Err(io::Error::from_raw_os_error(libc::EADDRINUSE)) }
+    };
+    ranged().or_else(|_| {
+        let fd = fresh(socket)?;
+        bind(&fd, &local.raw(socket.domain))?;
+        connect(&fd, remote)?;
+        Ok(fd)
+    })
+}
+
+/// Tries for a while as long as the address is busy.
+fn patient<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + BUSY;
+    loop {
+        match attempt() {
+            Err(cause) if cause.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                sleep(Duration::from_millis(20));
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Binds to the address of the cut; where this node does not have it (yet), all the same.
+pub(crate) fn bind_again(index: u32, socket: &Socket, fd: &OwnedFd, making: &mut Making) -> RmResult<()> {
+    let address = &socket.local.0;
+    let named = Endpoint::parse(address).map_or_else(|| "?".into(), |at| format!("{}:{}", at.ip, at.port));
+    if socket.kind == libc::SOCK_STREAM {
+        set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).on("preparing socket for", &named)?;
+    }
+    let bound = patient(|| bind(fd, address)).or_else(|cause| {
+        if cause.kind() != io::ErrorKind::AddrNotAvailable {
+            return Err(cause);
+        }
+        let (level, name) = match socket.domain {
+            libc::AF_INET6 => (libc::IPPROTO_IPV6, IPV6_FREEBIND),
+            _ => (libc::IPPROTO_IP, libc::IP_FREEBIND),
+        };
+        set_int(fd, level, name, 1)?;
+        bind(fd, address)?;
+        making.remark(index, format!("the address {named} is not one of this node"));
+        Ok(())
+    });
+    bound.on("binding to", &named)
+}
+
+/// A connection whose other side is gone: what was received can be read, then comes the end if the other
+/// side had sent one, else `ECONNRESET`.
+fn lost(socket: &Socket, connection: &Connection) -> io::Result<OwnedFd> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for place in Endpoint::loopback(socket.domain) {
+        match lost_at(socket, connection, &place) {
+            Ok(fd) => return Ok(fd),
+            Err(cause) => last = cause,
+        }
+    }
+    // No loopback at all: a socket that was never connected reports a hang-up, too.
+    sockets::socket(socket.domain, libc::SOCK_STREAM, 0).map_err(|_| last)
+}
+
+fn lost_at(socket: &Socket, connection: &Connection, place: &Endpoint) -> io::Result<OwnedFd> {
+    let listener = sockets::socket(socket.domain, libc::SOCK_STREAM, 0)?;
+    bind(&listener, &place.raw(socket.domain))?;
+    listen(&listener, 1)?;
+    let fd = sockets::socket(socket.domain, libc::SOCK_STREAM, 0)?;
+    connect(&fd, &sockets::local_name(&listener)?.0)?;
+    let other = accept(&listener)?;
+    set_int(&other, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    send_all(&other, &connection.queued.0)?;
+    if connection.ended_there && !connection.failed {
+        drop(other);
+        if connection.ended_here {
+            shutdown(&fd, libc::SHUT_WR)?;
+        }
+        return Ok(fd);
+    }
+    super::sockopts::set(&other, libc::SOL_SOCKET, libc::SO_LINGER, &[1, 0, 0, 0, 0, 0, 0, 0])?;
+    drop(other);
+    // On loopback the reset is there at once; on a busy machine nearly.
+    sockets::poll(&fd, 0, 200);
+    Ok(fd)
+}

@@ -1,0 +1,91 @@
+//! Names of watched files: the kernel tells device and inode only.
+//!
+//! They are searched while the application still runs, and remembered; in the stop a remembered name is
+//! only checked.
+
+use super::fdinfo::FdInfo;
+use super::inotify::{leads_to, parse};
+use crate::remote::Remote;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::unix::fs::DirEntryExt;
+use std::path::{Path, PathBuf};
+
+/// Names by device and inode.
+pub(crate) type Names = BTreeMap<(u64, u64), PathBuf>;
+
+/// Directories that one search reads at most.
+const DIRECTORIES_MAX: usize = 50_000;
+
+/// The name of an object, if one is known that still leads to it.
+pub(crate) fn find(remote: &Remote, key: (u64, u64), names: &Names) -> Option<PathBuf> {
+    if let Some(path) = names.get(&key).filter(|path| leads_to(path, key)) {
+        return Some(path.clone());
+    }
+    // A watch that was added after the search: on what the process works with, as a rule.
+    near(remote).into_iter().find(|path| leads_to(path, key))
+}
+
+/// Where the process works: its directory, the files that it has open, and the directories of these.
+fn near(remote: &Remote) -> BTreeSet<PathBuf> {
+    let mut near = BTreeSet::new();
+    let mut take = |path: PathBuf| {
+        near.extend(path.ancestors().filter(|path| path.is_absolute()).map(Path::to_path_buf));
+    };
+    for name in ["cwd", "exe"] {
+        take(std::fs::read_link(remote.proc(name)).unwrap_or_default());
+    }
+    for entry in std::fs::read_dir(remote.proc("fd")).into_iter().flatten().flatten() {
+        take(std::fs::read_link(entry.path()).unwrap_or_default());
+    }
+    near
+}
+
+/// Searches the names of all watches of a process that are not known yet.
+pub(crate) fn search(remote: &Remote, names: &mut Names) {
+    let mut wanted = BTreeSet::new();
+    for entry in std::fs::read_dir(remote.proc("fd")).into_iter().flatten().flatten() {
+        let link = std::fs::read_link(entry.path()).unwrap_or_default();
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if link.as_os_str() == "anon_inode:inotify"
+            && let Some(info) = number.and_then(|number| FdInfo::read(remote, number).ok())
+        {
+            let keys = info.lines("inotify ").filter_map(parse).map(|(_, key, _)| key);
+            wanted.extend(keys.filter(|key| !names.get(key).is_some_and(|path| leads_to(path, *key))));
+        }
+    }
+    if wanted.is_empty() {
+        return;
+    }
+    // What is near first and deepest first: `/` last, with all there is.
+    let mut starts: Vec<PathBuf> = near(remote).into_iter().collect();
+    starts.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+    let mut queue: VecDeque<PathBuf> = starts.into();
+    let mut read = BTreeSet::new();
+    while let Some(dir) = queue.pop_front() {
+        if wanted.is_empty() || read.len() >= DIRECTORIES_MAX {
+            return;
+        }
+        if dir.starts_with("/proc") || dir.starts_with("/sys") || !read.insert(dir.clone()) {
+            continue;
+        }
+        wanted.retain(|key| {
+            let here = leads_to(&dir, *key);
+            if here {
+                names.insert(*key, dir.clone());
+            }
+            !here
+        });
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let inode = entry.ino();
+            // A mount point shows the inode below it: directories are asked themselves when they are read.
+            if let Some(key) = wanted.iter().find(|key| key.1 == inode && leads_to(&path, **key)).copied() {
+                wanted.remove(&key);
+                names.insert(key, path.clone());
+            }
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                queue.push_back(path);
+            }
+        }
+    }
+}
