@@ -1,7 +1,7 @@
 //! An application in the store: its epochs, who reads and writes them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fmt,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -18,6 +18,7 @@ use crate::{
     error::{Error, Result},
     import::Import,
     key::PageKey,
+    keymap::KeyMap,
     lock,
     manifest::{EpochMeta, EpochSide, Manifest},
     pages::PageFiles,
@@ -69,7 +70,7 @@ pub(crate) struct State {
     /// An epoch is being written or received.
     pub(crate) writing: bool,
     /// Pages of a broken import, each held once, kept for the next try.
-    pub(crate) orphans: HashMap<PageKey, u32>,
+    pub(crate) orphans: KeyMap<u32>,
     /// Slots of epochs whose removal is not known to be durable, each held once.
     pub(crate) leaving: Vec<u32>,
     /// Number of a failed epoch whose file could not be removed: it may come back at the next start.

@@ -1,12 +1,13 @@
 //! An epoch before it is sealed: pages go to free slots, and are held until the epoch is sealed or dropped.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use crate::{
     app::{AppInner, Entry},
     epochs,
     error::{Error, Result},
     key::{PAGE_BYTES, Page, PageKey},
+    keymap::KeyMap,
     manifest::{EpochSide, Manifest, to_runs},
     wire::{self, Kind},
 };
@@ -19,7 +20,7 @@ pub(crate) struct Draft {
     pub(crate) app: Arc<AppInner>,
     pub(crate) epoch: u64,
     /// Pages of the epoch so far, and where they lie; this draft holds each slot once.
-    pub(crate) pages: HashMap<PageKey, u32>,
+    pub(crate) pages: KeyMap<u32>,
     /// Those of them that were not in the store before, in the order of their coming.
     pub(crate) fresh: Vec<(PageKey, u32)>,
     /// Slots taken and not used yet, from `next` to `end`; `buffer` is for those before `next`.
@@ -32,7 +33,7 @@ pub(crate) struct Draft {
 
 impl Draft {
     pub(crate) fn new(app: Arc<AppInner>, epoch: u64) -> Draft {
-        let (pages, fresh) = (HashMap::new(), Vec::new());
+        let (pages, fresh) = (KeyMap::default(), Vec::new());
         let buffer = Vec::with_capacity(EXTENT_SLOTS as usize * PAGE_BYTES);
         Draft { app, epoch, pages, fresh, next: 0, end: 0, buffer, failed: false, sealed: false }
     }
@@ -48,6 +49,20 @@ impl Draft {
         drop(state);
         self.pages.insert(key, slot);
         true
+    }
+
+    /// Adds pages that are in the store already.
+    pub(crate) fn keep_all(&mut self, keys: &[PageKey]) -> Result<()> {
+        let mut state = self.app.state();
+        for &key in keys {
+            if key.is_zero() || self.pages.contains_key(&key) {
+                continue;
+            }
+            let slot = state.slots.find(key).ok_or(Error::UnknownPage { key })?;
+            state.slots.hold(slot);
+            self.pages.insert(key, slot);
+        }
+        Ok(())
     }
 
     /// Adds a page; true if it was not in the store.

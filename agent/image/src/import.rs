@@ -1,6 +1,6 @@
 //! Receiving an epoch from another store.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use crate::{
     app::AppInner,
@@ -8,6 +8,7 @@ use crate::{
     epochs::check_identity,
     error::{Error, Result},
     key::{Page, PageKey},
+    keymap::KeySet,
     manifest::{EpochMeta, Manifest},
     store::check_app_name,
 };
@@ -23,7 +24,7 @@ pub struct Import {
     /// Pages that were not here at the start, in the order of the manifest.
     wanted: Vec<PageKey>,
     /// Those of them that have not come yet.
-    open: HashSet<PageKey>,
+    open: KeySet,
 }
 
 impl Import {

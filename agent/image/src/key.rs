@@ -1,6 +1,10 @@
 //! Pages and their names.
 
-use std::{fmt, thread};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    thread,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -17,7 +21,7 @@ const PAGES_PER_THREAD_MIN: usize = 64;
 ///
 /// Two pages with one name would be taken for one another; at 2^64 different pages that becomes thinkable,
 /// by accident or on purpose.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PageKey([u8; 16]);
 
 impl PageKey {
@@ -96,6 +100,12 @@ pub(crate) fn as_pages_mut(bytes: &mut [u8]) -> Vec<&mut Page> {
 fn name_all(pages: &[&Page], keys: &mut [PageKey]) {
     for (page, key) in pages.iter().zip(keys) {
         *key = PageKey::of(page);
+    }
+}
+
+impl Hash for PageKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u128(u128::from_le_bytes(self.0));
     }
 }
 

@@ -15,6 +15,7 @@ mod epochs;
 mod error;
 mod import;
 mod key;
+mod keymap;
 mod manifest;
 mod pages;
 mod reader;

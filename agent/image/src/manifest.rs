@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::ManifestError,
     key::{PAGE_BYTES, PageKey},
+    keymap::KeySet,
     wire::{self, Kind, WireError},
 };
 
@@ -123,7 +124,8 @@ impl Manifest {
 
     /// Names of all stored pages, each once, in the order of their first appearance.
     pub fn keys(&self) -> Vec<PageKey> {
-        let mut seen = HashSet::with_capacity(self.page_count() as usize);
+        let mut seen = KeySet::default();
+        seen.reserve(self.page_count() as usize);
         self.references().filter(|key| seen.insert(*key)).collect()
     }
 

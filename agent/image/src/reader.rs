@@ -1,7 +1,6 @@
 //! Reading an epoch.
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::{self, Read, Write},
     os::unix::fs::FileExt,
@@ -13,6 +12,7 @@ use crate::{
     blob::{Blob, BlobRun},
     error::{Error, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages_mut},
+    keymap::KeyMap,
     manifest::{EpochMeta, Manifest, PageRun},
     pages::Wanted,
 };
@@ -27,7 +27,7 @@ pub struct EpochReader {
     manifest: Manifest,
     frame: Vec<u8>,
     meta: EpochMeta,
-    places: HashMap<PageKey, u32>,
+    places: KeyMap<u32>,
 }
 
 impl EpochReader {

@@ -3,9 +3,9 @@
 //! A slot is free when nothing holds it: no kept epoch, no epoch being written or received, nothing withheld.
 //! Only free slots are ever written, so that what a sealed epoch has is never touched.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use crate::{error::ManifestError, key::PageKey};
+use crate::{error::ManifestError, key::PageKey, keymap::KeyMap};
 
 /// Slots of one page file (256 MiB): few open files for large images, and a file whose pages are all free can
 /// be given back.
@@ -35,7 +35,7 @@ pub(crate) struct Slots {
     /// Free extents below `end`: first slot and length; never adjacent in a segment, never across segments.
     free: BTreeMap<u32, u32>,
     /// Where a page lies.
-    index: HashMap<PageKey, u32>,
+    index: KeyMap<u32>,
     /// Slots below this are not given out, since an epoch that cannot be read may have them.
     floor: u32,
 }

@@ -1,7 +1,6 @@
 //! Writing an epoch.
 
 use std::{
-    collections::HashSet,
     fs::File,
     io::{ErrorKind, Read},
     os::unix::fs::FileExt,
@@ -18,6 +17,7 @@ use crate::{
     epochs,
     error::{Error, ManifestError, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages},
+    keymap::KeySet,
     manifest::{EpochMeta, EpochSide, Manifest, PageRun, Section, check_run, check_section_name},
 };
 
@@ -108,7 +108,7 @@ impl EpochWriter {
     /// Runs may come in any order but must not overlap within a space.
     pub fn put_pages(&mut self, space: u64, address: u64, keys: Vec<PageKey>) -> Result<()> {
         check_run(space, address, &keys)?;
-        keys.iter().try_for_each(|key| self.keep_page(*key))?;
+        self.draft.keep_all(&keys)?;
         self.runs.push(PageRun { space, address, keys });
         Ok(())
     }
@@ -204,7 +204,7 @@ impl EpochWriter {
         meta.app.clone_from(&self.draft.app.name);
         let side = EpochSide { sealed_where: std::mem::take(&mut meta.sealed_where), dump_us: None };
         self.runs.sort_by_key(|run| (run.space, run.address));
-        let in_runs: HashSet<PageKey> = self.runs.iter().flat_map(|run| run.keys.iter().copied()).collect();
+        let in_runs: KeySet = self.runs.iter().flat_map(|run| run.keys.iter().copied()).collect();
         let mut extra: Vec<_> =
             self.draft.pages.keys().copied().filter(|key| !in_runs.contains(key)).collect();
         extra.sort_unstable();

@@ -413,3 +413,43 @@ fn figures() {
     }
     timed("open and read 1 GiB, verified", start);
 }
+
+/// Goal: readers, the writer, remarks and retention do not disturb one another. Method: all at once, for some
+/// hundred epochs; every reader compares all that it reads.
+#[test]
+fn all_at_once() {
+    const EPOCHS: u64 = 150;
+    let dir = tempfile::tempdir().unwrap();
+    let app = Store::open(dir.path()).unwrap().app("a").unwrap();
+    seal(&app, 1, 5..45);
+    std::thread::scope(|scope| {
+        let readers = [0, 1].map(|_| {
+            scope.spawn(|| {
+                let mut read = 0;
+                loop {
+                    let epochs = numbers(&app);
+                    let oldest = epochs[0];
+                    // It may be removed between the two calls, never after the second.
+                    if let Ok(reader) = app.open_epoch(oldest) {
+                        assert!(read_all(&reader) == memory(oldest * 5..oldest * 5 + 40), "epoch {oldest}");
+                        read += 1;
+                    }
+                    if epochs.last() == Some(&EPOCHS) {
+                        return read;
+                    }
+                }
+            })
+        });
+        for epoch in 2..=EPOCHS {
+            seal(&app, epoch, epoch * 5..epoch * 5 + 40);
+            app.update_side(epoch, |side| side.dump_us = Some(epoch)).unwrap();
+            app.retain(&Retention { keep_count: 2, keep_age: Duration::ZERO }).unwrap();
+        }
+        for reader in readers {
+            assert!(reader.join().unwrap() > 0);
+        }
+    });
+    app.retain(&Retention { keep_count: 2, keep_age: Duration::ZERO }).unwrap();
+    assert_eq!(numbers(&app), [EPOCHS - 1, EPOCHS]);
+    assert_eq!(app.last().unwrap().dump_us, EPOCHS);
+}
