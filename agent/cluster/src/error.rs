@@ -101,6 +101,29 @@ pub enum LinkError {
     },
 }
 
+impl LinkError {
+    /// The other side went away (or fell silent) between messages: nothing that needs a line in the log.
+    pub(crate) fn is_end(&self) -> bool {
+        use io::ErrorKind::{ConnectionReset, TimedOut, UnexpectedEof, WouldBlock};
+        match self {
+            LinkError::Wire { source: WireError::Closed, .. } => true,
+            LinkError::Wire { source: WireError::Io(e), .. } => {
+                [ConnectionReset, TimedOut, UnexpectedEof, WouldBlock].contains(&e.kind())
+            }
+            LinkError::Wire { .. }
+            | LinkError::Refused { .. }
+            | LinkError::Connect { .. }
+            | LinkError::Address { .. }
+            | LinkError::Handshake { .. }
+            | LinkError::Certificate { .. }
+            | LinkError::Protocol { .. }
+            | LinkError::Unwanted { .. }
+            | LinkError::Unexpected { .. }
+            | LinkError::Socket { .. } => false,
+        }
+    }
+}
+
 /// Why the cluster cannot do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {

@@ -3,6 +3,7 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::{TcpStream, ToSocketAddrs},
+    ops::{Deref, DerefMut},
     time::Duration,
 };
 
@@ -15,8 +16,21 @@ use crate::{error::LinkError, tls::Tls};
 /// Version of the program, told to peers for display.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-trait Duplex: Read + Write + Send {}
-impl<T: Read + Write + Send> Duplex for T {}
+trait Duplex: Read + Write + Send {
+    /// Says that the end is meant.
+    fn say_goodbye(&mut self);
+}
+
+impl<C, D> Duplex for rustls::StreamOwned<C, TcpStream>
+where
+    C: DerefMut + Deref<Target = rustls::ConnectionCommon<D>> + Send,
+    D: rustls::SideData,
+{
+    fn say_goodbye(&mut self) {
+        self.conn.send_close_notify();
+        let _ = self.conn.write_tls(&mut self.sock);
+    }
+}
 
 /// An authenticated connection that carries frames.
 pub struct Connection {
@@ -160,6 +174,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        let _ = self.socket.set_write_timeout(Some(Duration::from_millis(20)));
+        self.stream.say_goodbye();
         // The peer must notice at once, also if a closer is still held somewhere.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }

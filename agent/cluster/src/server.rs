@@ -162,7 +162,7 @@ fn converse(
             Err(LinkError::Unwanted { peer: hello.node, why })
         }
         None => match serve.serve(connection, &hello) {
-            Err(LinkError::Wire { source: holo_image::wire::WireError::Closed, .. }) => Ok(()),
+            Err(e) if e.is_end() => Ok(()),
             other => other,
         },
     }

@@ -26,7 +26,9 @@ pub fn init(dir: &Path, name: &str) -> Result<NodeKeys, KeyError> {
     }
     let key = KeyPair::generate().map_err(generate("make the authority's key"))?;
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "holo cluster");
+    // Unlike another cluster's, so that a foreign certificate is called foreign and not badly signed.
+    let authority = format!("holo cluster {:016x}", crate::clock::random_id());
+    params.distinguished_name.push(DnType::CommonName, authority);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     set_validity(&mut params);

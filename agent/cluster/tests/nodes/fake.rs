@@ -408,6 +408,11 @@ impl Node {
         self.status_opt(app).unwrap()
     }
 
+    /// Waits until every stand-by holds an epoch.
+    pub fn sealed(&self, app: &str, epoch: u64) {
+        self.until("sealed everywhere", |n| n.status(app).sealed_at.iter().all(|(_, held)| *held >= epoch));
+    }
+
     pub fn logged(&self, text: &str) -> bool {
         self.log.lock().unwrap().iter().any(|l| l.contains(text))
     }

@@ -20,12 +20,13 @@ fn epochs_arrive_and_the_standby_takes_over() {
     let (a, b) = (set.start("a"), set.start("b"));
     a.launch("app", &["b"]);
     a.epoch("app", 1, 300);
+    a.sealed("app", 1);
     assert_eq!(a.handle().wait_sealed("app", 1, LONG).unwrap(), vec!["b".to_owned()]);
     assert_eq!(b.store.content("app", 1), a.store.content("app", 1));
     a.until("armed", |n| n.status("app").guarded);
     b.until("eligible", |n| n.status("app").role == RoleView::Standby { eligible: true });
     a.epoch("app", 2, 300);
-    a.handle().wait_sealed("app", 2, LONG).unwrap();
+    a.sealed("app", 2);
     // The node dies: agent and instance at once.
     a.kill();
     b.until("taken over", |n| n.apps.running("app"));
@@ -140,7 +141,7 @@ fn slow_standby_slows_the_sender_and_epochs_are_skipped() {
     for epoch in 2..=6 {
         a.epoch("app", epoch, 3);
     }
-    a.handle().wait_sealed("app", 6, LONG).unwrap();
+    a.sealed("app", 6);
     let sealed = b.store.sealed("app");
     assert!(sealed.contains(&6) && sealed.len() <= 3, "{sealed:?}: intermediate epochs were not skipped");
     // Heartbeats were not delayed by all that.
@@ -153,14 +154,14 @@ fn damaged_epoch_is_refused_and_the_next_is_taken() {
     let (a, b) = (set.start("a"), set.start("b"));
     a.launch("app", &["b"]);
     a.epoch("app", 1, 5);
-    a.handle().wait_sealed("app", 1, LONG).unwrap();
+    a.sealed("app", 1);
     a.store.damage(true);
     a.epoch("app", 2, 5);
     a.until("refused", |n| n.logged("does not take epoch 2"));
     assert_eq!(b.store.sealed("app"), vec![1]);
     a.store.damage(false);
     a.epoch("app", 3, 5);
-    a.handle().wait_sealed("app", 3, LONG).unwrap();
+    a.sealed("app", 3);
     assert_eq!(b.status("app").epoch, 3);
 }
 
@@ -170,7 +171,7 @@ fn three_nodes_elect_the_newest() {
     let (a, b, c) = (set.start("a"), set.start("b"), set.start("c"));
     a.launch("app", &["b", "c"]);
     a.epoch("app", 1, 5);
-    a.handle().wait_sealed("app", 1, LONG).unwrap();
+    a.sealed("app", 1);
     for node in [&b, &c] {
         node.until("eligible", |n| n.status("app").role == RoleView::Standby { eligible: true });
     }
