@@ -192,6 +192,11 @@ impl App {
         });
     }
 
+    /// Its node was killed with it: nothing here is its parent any more.
+    pub fn forget(&mut self) {
+        self.forget_child();
+    }
+
     fn forget_child(&mut self) {
         if let Some(mut child) = self.child.take() {
             command::wait_child(&mut child, Duration::from_secs(10), &self.name);

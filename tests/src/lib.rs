@@ -10,6 +10,7 @@
 
 pub mod app;
 pub mod cluster;
+pub mod cluster_agents;
 pub mod command;
 pub mod compile;
 pub mod node;
