@@ -54,10 +54,10 @@ soak: build
 	$(CARGO) nextest run -p holo-tests --profile soak --run-ignored only
 
 demo: build
-	tests/demo/demo.sh
+	@$(CARGO) run --release -q -p holo-tests --bin holo-demo
 
 bench: build
-	$(CARGO) run --release -q -p holo-tools --bin holo-bench
+	@$(CARGO) run --release -q -p holo-tests --bin holo-bench
 
 clean:
 	$(CARGO) clean
