@@ -185,8 +185,10 @@ impl App {
     pub fn kill(&mut self, node: &Node) {
         let pids = self.real_pids(node);
         assert!(!pids.is_empty(), "{} has no process: {:?}", self.name, self.row(node));
-        process::kill_and_wait(&pids);
+        process::kill_all(&pids);
+        // Our own child is reaped through its handle, the others by whoever has them.
         self.forget_child();
+        process::wait_gone(&pids, Duration::from_secs(10));
         wait::until(Duration::from_secs(10), "the agent sees that it is dead", || {
             (self.state(node) == "stopped").then_some(())
         });

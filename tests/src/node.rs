@@ -246,9 +246,7 @@ impl Node {
         // Inside namespaces the agent is the only child of the process that entered them.
         let mut pids = if self.inside.is_some() { process::children(agent.id()) } else { Vec::new() };
         pids.push(agent.id());
-        for pid in &pids {
-            let _ = Command::new("kill").arg("-9").arg(pid.to_string()).status();
-        }
+        process::kill_all(&pids);
         let _ = agent.wait();
         process::wait_gone(&pids, Duration::from_secs(10));
     }

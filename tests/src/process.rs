@@ -46,10 +46,15 @@ pub fn reap(pid: u32) {
 /// # Panics
 /// When one remains after 10 s.
 pub fn kill_and_wait(pids: &[u32]) {
+    kill_all(pids);
+    wait_gone(pids, Duration::from_secs(10));
+}
+
+/// Sends -9 and does not wait.
+pub fn kill_all(pids: &[u32]) {
     for &pid in pids {
         let _ = kill(to_pid(pid), Signal::SIGKILL);
     }
-    wait_gone(pids, Duration::from_secs(10));
 }
 
 /// Waits until none of the processes exists.

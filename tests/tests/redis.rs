@@ -4,9 +4,9 @@
 #![allow(missing_docs)]
 
 use holo_tests::app::{App, start_plain};
+use holo_tests::command;
 use holo_tests::node::{Node, Who, hand_over};
 use holo_tests::redis::{Redis, free_port};
-use holo_tests::{command, process};
 use std::time::Duration;
 
 const KEYS: u32 = 200_000;
@@ -46,7 +46,7 @@ fn plain() {
     std::thread::sleep(Duration::from_millis(500));
     let n = writer.stop();
     assert_eq!(all_there(&redis, &node, &[n]), [n]);
-    process::kill_and_wait(&[child.id()]);
+    let _ = child.kill();
     let _ = child.wait();
 }
 

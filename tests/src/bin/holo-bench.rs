@@ -3,7 +3,7 @@
 
 use holo_tests::app::{App, Program};
 use holo_tests::node::{Node, Who, hand_over};
-use holo_tests::{command, compile, paths, process, redis, wait};
+use holo_tests::{command, compile, paths, redis, wait};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -173,7 +173,7 @@ fn redis_once(mode: usize) -> [f64; 4] {
         }
     }
     if let Some(child) = &mut child {
-        process::kill_and_wait(&[child.id()]);
+        let _ = child.kill();
         let _ = child.wait();
     }
     if let Some(app) = &mut app {
