@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::{
-    app::{AppInner, Entry},
     epochs,
     error::{Error, Result},
     key::{PAGE_BYTES, Page, PageKey},
     keymap::KeyMap,
     manifest::{EpochSide, Manifest, to_runs},
+    state::{AppInner, Entry},
     wire::{self, Kind},
 };
 

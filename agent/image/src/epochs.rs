@@ -4,13 +4,14 @@
 use std::{collections::HashMap, io::ErrorKind, path::Path, sync::Arc};
 
 use crate::{
-    app::{DamagedEpoch, Entry, State},
+    app::DamagedEpoch,
     disk::{Disk, read_file},
     error::{Error, ManifestError, Result},
     key::{PAGE_BYTES, PageKey},
     manifest::{EpochSide, MANIFEST_BYTES_MAX, Manifest, PAGES_MAX, SlotRun},
     pages::PageFiles,
     slots::{SEGMENT_SLOTS, Slots},
+    state::{Entry, State},
     wire::{self, HEADER_BYTES, Kind, WireError},
 };
 

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use crate::{
-    app::AppInner,
     draft::Draft,
     epochs::check_identity,
     error::{Error, Result},
     key::{Page, PageKey},
     keymap::KeySet,
     manifest::{EpochMeta, Manifest},
+    state::AppInner,
     store::check_app_name,
 };
 

@@ -21,6 +21,7 @@ mod pages;
 mod reader;
 mod retention;
 mod slots;
+mod state;
 mod store;
 #[cfg(test)]
 mod tests;

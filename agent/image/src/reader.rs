@@ -8,13 +8,13 @@ use std::{
 };
 
 use crate::{
-    app::AppInner,
     blob::{Blob, BlobRun},
     error::{Error, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages_mut},
     keymap::KeyMap,
     manifest::{EpochMeta, Manifest, PageRun},
     pages::Wanted,
+    state::AppInner,
 };
 
 /// Pages that are read at once.

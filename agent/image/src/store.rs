@@ -9,10 +9,11 @@ use std::{
 };
 
 use crate::{
-    app::{AppInner, AppStore},
+    app::AppStore,
     disk::{Disk, RealDisk},
     error::{Error, Result},
     lock,
+    state::AppInner,
 };
 
 /// Prefix of what is being removed; no application's name starts with a dot.

@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::Path,
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use holo_image::{
@@ -367,51 +367,6 @@ fn on_a_small_disk() {
     assert!(read_all(&app.open_epoch(1).unwrap()) == memory(1..500));
     seal(&app, 2, 200..600);
     assert!(read_all(&app.open_epoch(2).unwrap()) == memory(200..600));
-}
-
-/// Prints what a large image costs: `cargo test --release -p holo-image -- --ignored --nocapture figures`.
-#[test]
-#[ignore = "figures, not a test"]
-fn figures() {
-    let dir = tempfile::tempdir_in(std::env::var_os("FIGURES_DIR").unwrap_or("/var/tmp".into())).unwrap();
-    let pages = 262_144u64;
-    let bytes = memory(1..=pages);
-    let mut report = std::io::stderr();
-    let mut timed = |what: &str, start: Instant| writeln!(report, "{what}: {:?}", start.elapsed()).unwrap();
-    let app = Store::open(dir.path()).unwrap().app("a").unwrap();
-
-    let start = Instant::now();
-    let keys = PageKey::of_all(&bytes);
-    timed("hash 1 GiB", start);
-    let start = Instant::now();
-    let mut writer = app.begin(1).unwrap();
-    for (part, bytes) in bytes.chunks(4 << 20).enumerate() {
-        writer.put_memory(1, part as u64 * (4 << 20), bytes).unwrap();
-    }
-    timed("put 1 GiB", start);
-    let sealed = writer.seal(meta(1)).unwrap();
-    timed("put and seal 1 GiB", start);
-    writeln!(std::io::stderr(), "manifest: {} bytes", sealed.manifest_bytes).unwrap();
-
-    let start = Instant::now();
-    let mut writer = app.begin(2).unwrap();
-    writer.put_page_bytes(&memory(pages * 2..pages * 2 + 2500)).unwrap();
-    writer.put_pages(1, 0, keys).unwrap();
-    writer.seal(meta(2)).unwrap();
-    timed("seal with 2500 new pages (made up meanwhile)", start);
-
-    drop(app);
-    let start = Instant::now();
-    let app = Store::open(dir.path()).unwrap().app("a").unwrap();
-    timed("open the store with 2 epochs", start);
-    let start = Instant::now();
-    let reader = app.open_epoch(1).unwrap();
-    timed("open the epoch", start);
-    let mut into = vec![0; 4 << 20];
-    for run in reader.pages() {
-        reader.read_run(run, 0, &mut into).unwrap();
-    }
-    timed("open and read 1 GiB, verified", start);
 }
 
 /// Goal: readers, the writer, remarks and retention do not disturb one another. Method: all at once, for some

@@ -1,6 +1,6 @@
 //! The store's port to the operating system: the few file operations that it needs.
 //!
-//! It is narrow so that a disk in memory ([`sim`], with feature `sim`) can stand in for the real one and fail,
+//! It is narrow so that a disk in memory (`sim`, with the feature of that name) can stand in for the real one and fail,
 //! fill up, or lose power at every single operation.
 
 mod real;

@@ -1,0 +1,211 @@
+//! An application in memory: what it has, who holds what, and its directory when it is opened.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    app::DamagedEpoch,
+    disk::{Disk, read_file},
+    draft::Draft,
+    epochs::{self, EpochFile},
+    error::{Error, Result},
+    keymap::KeyMap,
+    lock,
+    manifest::{EpochMeta, EpochSide},
+    pages::PageFiles,
+    slots::Slots,
+    wire::{self, Kind, WireError},
+};
+
+/// Bound on `app.bin`.
+const APP_BYTES_MAX: u64 = 4096;
+
+/// An application's record: says that the directory is one, and of which version.
+#[derive(Debug, Serialize, Deserialize)]
+struct AppRecord {
+    name: String,
+}
+
+/// A sealed epoch, in memory.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) meta: EpochMeta,
+    pub(crate) side: EpochSide,
+    /// Slots that it holds, each once.
+    pub(crate) slots: Vec<u32>,
+    /// Readers.
+    pub(crate) pins: usize,
+}
+
+/// What changes.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) slots: Slots,
+    pub(crate) epochs: BTreeMap<u64, Entry>,
+    pub(crate) damaged: Vec<DamagedEpoch>,
+    /// An epoch is being written or received.
+    pub(crate) writing: bool,
+    /// Pages of a broken import, each held once, kept for the next try.
+    pub(crate) orphans: KeyMap<u32>,
+    /// Slots of epochs whose removal is not known to be durable, each held once.
+    pub(crate) leaving: Vec<u32>,
+    /// Number of a failed epoch whose file could not be removed: it may come back at the next start.
+    pub(crate) doubtful: u64,
+    pub(crate) gone: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct AppInner {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) name: String,
+    pub(crate) epochs_dir: PathBuf,
+    pub(crate) files: PageFiles,
+    pub(crate) apps_dir: PathBuf,
+    state: Mutex<State>,
+    /// None: open for reading only.
+    lock: Option<Box<dyn fmt::Debug + Send + Sync>>,
+}
+
+impl Entry {
+    /// Figures, with what became known later.
+    pub(crate) fn full_meta(&self) -> EpochMeta {
+        let mut meta = self.meta.clone();
+        meta.sealed_where.clone_from(&self.side.sealed_where);
+        meta.dump_us = self.side.dump_us.unwrap_or(meta.dump_us);
+        meta
+    }
+}
+
+impl State {
+    /// Newest number in use.
+    pub(crate) fn newest(&self) -> u64 {
+        let sealed = self.epochs.keys().next_back().copied().unwrap_or(0);
+        self.damaged.iter().map(|file| file.epoch).fold(sealed.max(self.doubtful), u64::max)
+    }
+
+    /// Frees the slots of removed epochs, now that their names are gone for good.
+    pub(crate) fn settle(&mut self) {
+        for slot in std::mem::take(&mut self.leaving) {
+            self.slots.release(slot);
+        }
+        if self.damaged.is_empty() {
+            self.slots.lift();
+        }
+    }
+}
+
+impl AppInner {
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        apps_dir: &Path,
+        name: &str,
+        write: bool,
+    ) -> Result<Arc<AppInner>> {
+        let dir = apps_dir.join(name);
+        let (epochs_dir, pages_dir) = (dir.join("epochs"), dir.join("pages"));
+        let mut lock = None;
+        if write {
+            disk.create_dir(&dir).map_err(Error::io("create", &dir))?;
+            let path = dir.join("lock");
+            let taken = disk.lock(&path).map_err(Error::io("lock", &path))?;
+            lock = Some(taken.ok_or(Error::Locked { path })?);
+        }
+        let recorded = check_record(&*disk, &dir, name)?;
+        if write {
+            for sub in [&epochs_dir, &pages_dir] {
+                disk.create_dir(sub).map_err(Error::io("create", sub))?;
+            }
+            if !recorded {
+                let record = wire::encode(&AppRecord { name: name.into() }, Kind::APP)
+                    .map_err(|source| Error::File { path: dir.join("app.bin"), source })?;
+                epochs::write_atomic(&*disk, &dir, "app.bin", &record)?;
+            }
+            // Always: a crash may have left these names undecided.
+            disk.sync_dir(&dir).map_err(Error::io("sync", &dir))?;
+            disk.sync_dir(apps_dir).map_err(Error::io("sync", apps_dir))?;
+            epochs::clean(&*disk, &epochs_dir)?;
+        }
+        let files = PageFiles::new(disk.clone(), pages_dir);
+        let mut state = epochs::load_all(&*disk, &epochs_dir, name, &files)?;
+        if write {
+            // What an epoch left behind that was not sealed.
+            files.shrink(state.slots.shrink());
+        }
+        let (name, apps_dir) = (name.to_owned(), apps_dir.to_owned());
+        Ok(Arc::new(AppInner { disk, name, epochs_dir, files, apps_dir, state: Mutex::new(state), lock }))
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Reads an epoch's file.
+    pub(crate) fn load(&self, epoch: u64) -> Result<EpochFile> {
+        epochs::load(&*self.disk, &self.epochs_dir, &self.name, epoch)
+    }
+
+    /// A reader is done.
+    pub(crate) fn unpin(&self, epoch: u64) {
+        if let Some(entry) = self.state().epochs.get_mut(&epoch) {
+            entry.pins -= 1;
+        }
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.state().gone
+    }
+
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.lock.is_none() || self.is_gone() {
+            return Err(Error::ReadOnly { app: self.name.clone() });
+        }
+        Ok(())
+    }
+
+    /// Reserves the right to write `epoch`.
+    pub(crate) fn begin(self: &Arc<AppInner>, epoch: u64) -> Result<Draft> {
+        self.check_writable()?;
+        let app = || self.name.clone();
+        let mut state = self.state();
+        if state.writing {
+            return Err(Error::Busy { app: app() });
+        }
+        if epoch <= state.newest() {
+            return Err(Error::EpochOrder { app: app(), epoch, newest: state.newest() });
+        }
+        state.writing = true;
+        drop(state);
+        Ok(Draft::new(self.clone(), epoch))
+    }
+}
+
+/// Is there a good record? A damaged one is as good as none, since every epoch says what it is; a foreign or
+/// newer one is not ours to touch.
+fn check_record(disk: &dyn Disk, dir: &Path, name: &str) -> Result<bool> {
+    let path = dir.join("app.bin");
+    let bytes = match read_file(disk, &path, APP_BYTES_MAX) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(e) if e.kind() == ErrorKind::InvalidData => {
+            return Err(Error::File { path, source: WireError::BadMagic });
+        }
+        Err(e) => return Err(Error::io("read", path)(e)),
+    };
+    match wire::decode::<AppRecord>(&bytes, Kind::APP, APP_BYTES_MAX) {
+        Ok(record) => Ok(record.name == name),
+        Err(
+            source @ (WireError::BadMagic
+            | WireError::WrongKind { .. }
+            | WireError::NewerVersion { .. }
+            | WireError::OlderVersion { .. }),
+        ) if !bytes.is_empty() => Err(Error::File { path, source }),
+        Err(_) => Ok(false),
+    }
+}
