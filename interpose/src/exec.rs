@@ -4,7 +4,7 @@
 //! `vfork` child shares the parent's memory, and nothing may be left on a stack that both use.
 
 use crate::dispatch::Verdict;
-use crate::{start, user};
+use crate::{signals, start, user};
 use holo_abi::sysno;
 use holo_sys::gate::Regs;
 use holo_sys::{sys, tls::tls};
@@ -26,11 +26,31 @@ unsafe fn length(at: *const u8) -> usize {
 
 /// `execve` (environment in argument 2) or `execveat` (in 3).
 pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
-    let Some(wanted) = start::wanted() else { return Verdict::Forward };
-    let at = regs.args[environment];
-    // A wild pointer is the kernel's to refuse.
-    if at != 0 && user::read::<u64>(at, regs.rsp).is_err() {
+    if start::control().is_none() {
         return Verdict::Forward;
+    }
+    // SAFETY: what the application passed to `exec`.
+    if let Some(built) = unsafe { extended(regs.args[environment], regs.rsp) } {
+        regs.args[environment] = built;
+    }
+    // The new program has no handler for the park signal until its constructor ran, and one that is on its
+    // way would end it: it stays blocked until then.
+    signals::block_park(true);
+    // SAFETY: the application's call.
+    let failed = unsafe { holo_sys::raw::call(regs.rax.cast_signed(), regs.args) };
+    signals::block_park(false);
+    Verdict::Handled(failed)
+}
+
+/// The environment at `at` with what holo needs in it; `None`: it has everything, or cannot be read.
+///
+/// # Safety
+/// `at` is 0, a wild pointer, or a NULL-terminated array of strings.
+pub(crate) unsafe fn extended(at: u64, rsp: u64) -> Option<u64> {
+    let wanted = start::wanted()?;
+    // A wild pointer is the kernel's to refuse.
+    if at != 0 && user::read::<u64>(at, rsp).is_err() {
+        return None;
     }
     let entries = at as *const *const u8;
     let mut count = 0;
@@ -47,13 +67,10 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
     });
     let plan = environ::plan(strings, wanted);
     if plan.is_empty() {
-        return Verdict::Forward;
+        return None;
     }
     // SAFETY: `entries` has `count` strings.
-    if let Some(built) = unsafe { build(entries, count, &plan, wanted) } {
-        regs.args[environment] = built;
-    }
-    Verdict::Forward
+    unsafe { build(entries, count, &plan, wanted) }
 }
 
 /// Builds the environment; `None` if there is no memory (the program then starts without holo).

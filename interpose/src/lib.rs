@@ -18,6 +18,7 @@ mod mem;
 mod park;
 mod signals;
 mod start;
+mod symbols;
 mod trace;
 mod user;
 mod vdso;

@@ -240,6 +240,7 @@ unsafe extern "C" fn signal_before(
     if action.flags & SA_RESETHAND != 0 {
         reset(signal);
     }
+    words.handlers = words.handlers.wrapping_add(1);
     // The handler may make calls, or never come back.
     words.in_holo = 0;
     action.handler
@@ -360,23 +361,64 @@ fn for_kernel(action: &Action) -> Action {
     action.for_kernel(holo_signal_entry as *const () as u64, holo_restorer as *const () as u64, PARK_SIGNAL)
 }
 
+/// Takes a signal back for which libc installed a handler that was not seen (way in: symbols).
+pub(crate) fn take_back(signal: i32) {
+    let mut now = Action::default();
+    // SAFETY: reads one action.
+    unsafe { sys!(sysno::rt_sigaction, signal, 0, &raw mut now, 8) };
+    if !now.is_handler() || now.handler == holo_signal_entry as *const () as u64 {
+        return;
+    }
+    ACTIONS.set(signal as usize, now);
+    if signal == PARK_SIGNAL {
+        take_park();
+    } else {
+        let kernel = for_kernel(&now);
+        // SAFETY: a complete action whose handler and restorer are ours.
+        unsafe { sys!(sysno::rt_sigaction, signal, &raw const kernel, 0, 8) };
+    }
+}
+
 /// Takes the park signal, and notes what was inherited.
 pub(crate) fn start() {
-    const SA_ONSTACK: u64 = 0x0800_0000;
-    const SA_RESTART: u64 = 0x1000_0000;
     for signal in 1..=64usize {
         let mut action = Action::default();
         // SAFETY: writes one action.
         unsafe { sys!(sysno::rt_sigaction, signal, 0, &raw mut action, 8) };
         ACTIONS.set(signal, action);
     }
+    take_park();
+    block_park(false);
+}
+
+/// A program that does not join: a park signal that was held over `exec` (see there) is dropped.
+pub(crate) fn drop_park() {
+    let mut pending = 0u64;
+    let one = 1u64 << (PARK_SIGNAL - 1);
+    let now = [0u64; 2];
+    // SAFETY: masks and a time-out of ours.
+    unsafe {
+        sys!(sysno::rt_sigpending, &raw mut pending, 8);
+        if pending & one != 0 {
+            sys!(sysno::rt_sigtimedwait, &raw const one, 0, now.as_ptr(), 8);
+        }
+    }
+    block_park(false);
+}
+
+/// Blocks or unblocks the park signal in this thread, as only `exec` may.
+pub(crate) fn block_park(block: bool) {
+    let mask = 1u64 << (PARK_SIGNAL - 1);
+    // SAFETY: a mask of one signal; `SIG_BLOCK` is 0, `SIG_UNBLOCK` 1.
+    unsafe { sys!(sysno::rt_sigprocmask, u64::from(!block), &raw const mask, 0, 8) };
+}
+
+fn take_park() {
+    const SA_ONSTACK: u64 = 0x0800_0000;
+    const SA_RESTART: u64 = 0x1000_0000;
     let park = Action { handler: SIG_IGN + 1, flags: SA_ONSTACK | SA_RESTART, restorer: 0, mask: !0 };
     let mut kernel = for_kernel(&park);
     kernel.mask = !0;
-    let unblock = 1u64 << (PARK_SIGNAL - 1);
-    // SAFETY: installs our own entry; unblocks one signal.
-    unsafe {
-        sys!(sysno::rt_sigaction, PARK_SIGNAL, &raw const kernel, 0, 8);
-        sys!(sysno::rt_sigprocmask, 1, &raw const unblock, 0, 8);
-    }
+    // SAFETY: installs our own entry.
+    unsafe { sys!(sysno::rt_sigaction, PARK_SIGNAL, &raw const kernel, 0, 8) };
 }

@@ -3,7 +3,7 @@
 //! It joins the agent, maps the control page, patches libc and ld.so, takes the park signal. Whatever fails,
 //! the program runs on as if holo were not there; it is told once, on standard error.
 
-use crate::{dispatch, signals, trace, vdso};
+use crate::{dispatch, signals, symbols, trace, vdso};
 use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use holo_abi::control::{CONTROL_BYTES, Control};
@@ -128,8 +128,10 @@ extern "C" fn init(_count: c_int, _arguments: *const *const u8, environment: *co
     if control().is_some() {
         return;
     }
+    symbols::start();
     let wanted = chosen_ways(&environment);
     if wanted == 0 {
+        signals::drop_park();
         return;
     }
     vdso_start(&environment);
@@ -137,7 +139,10 @@ extern "C" fn init(_count: c_int, _arguments: *const *const u8, environment: *co
         Ok(joined) => {
             WAYS.store(joined.start(&environment, wanted), Ordering::Release);
         }
-        Err(why) => refuse(&environment, why),
+        Err(why) => {
+            signals::drop_park();
+            refuse(&environment, why);
+        }
     }
 }
 
@@ -476,6 +481,9 @@ impl Joined {
             active |= self.patch(header);
         }
         close_all(&[self.tables[0] as i32, self.tables[1] as i32]);
+        if active == ways::SYMBOLS {
+            symbols::activate();
+        }
         header.ways.store(active, Ordering::Release);
         active
     }

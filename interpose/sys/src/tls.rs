@@ -27,9 +27,15 @@ pub struct Tls {
     pub arena: u64,
     /// Length of it.
     pub arena_bytes: u64,
+    /// Handlers of the application that were called on this thread.
+    pub handlers: u32,
+    /// Times that it was parked.
+    pub parks: u32,
+    /// Zero.
+    pub reserved: u64,
 }
 
-const _: () = assert!(size_of::<Tls>() == 192);
+const _: () = assert!(size_of::<Tls>() == 208);
 const _: () = assert!(core::mem::offset_of!(Tls, deferred) == 4);
 const _: () = assert!(core::mem::offset_of!(Tls, last_nr) == 8);
 const _: () = assert!(core::mem::offset_of!(Tls, regs) == 16);
@@ -38,11 +44,11 @@ global_asm!(
     ".section .tbss,\"awT\",@nobits",
     ".balign 16",
     ".type holo_tls, @object",
-    ".size holo_tls, 192",
+    ".size holo_tls, 208",
     ".globl holo_tls",
     ".hidden holo_tls",
     "holo_tls:",
-    ".zero 192",
+    ".zero 208",
     ".text",
 );
 
