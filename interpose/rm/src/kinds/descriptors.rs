@@ -10,6 +10,7 @@ use super::eventfd::EventState;
 use super::fifos::FifoState;
 use super::files::FileState;
 use super::inotify::InotifyState;
+use super::listing::AskCloexec;
 use super::memfd::{self, MemfdState};
 use super::netlink::NetlinkState;
 use super::open::{Common, Dumping, Each, Making};
@@ -82,9 +83,14 @@ impl Descriptors {
 }
 
 /// Reads the descriptors of a parked process.
-pub(crate) fn capture(cx: &mut DumpCx, shared: &SharedObjects, watched: &Names) -> RmResult<State> {
+pub(crate) fn capture(
+    cx: &mut DumpCx,
+    shared: &SharedObjects,
+    watched: &Names,
+    ask: AskCloexec,
+) -> RmResult<State> {
     let remote = cx.remote;
-    let (numbers, opens) = listing::list(remote)?;
+    let (numbers, opens) = listing::list(remote, ask)?;
     let mut state = State { pid: remote.pid, numbers, ..State::default() };
     let mut dumping = Dumping { cx, shared, recorded: BTreeSet::new(), watched, diag: SockDiag::default() };
     for (index, open) in opens.iter().enumerate() {
@@ -158,7 +164,9 @@ impl ResourceManager for Descriptors {
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        self.state = capture(cx, &self.shared, &self.watched)?;
+        let remote = cx.remote;
+        let ask = |numbers: &[i32]| listing::ask_cloexec(remote, numbers);
+        self.state = capture(cx, &self.shared, &self.watched, &ask)?;
         Ok(())
     }
 

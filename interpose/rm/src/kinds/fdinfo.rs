@@ -22,7 +22,7 @@ impl FdInfo {
 
     pub(crate) fn parse(text: String) -> Self {
         let mut info = Self { text, ..Self::default() };
-        info.pos = info.number("pos:", 10).unwrap_or(0).cast_signed();
+        info.pos = info.number("pos:", 10).unwrap_or(0) as i64;
         info.flags = info.number("flags:", 8).unwrap_or(0) as i32;
         info
     }

@@ -37,8 +37,12 @@ pub(crate) fn open(path: &Path, flags: i32, mode: u32) -> io::Result<OwnedFd> {
 
 /// Opens the object behind one of our descriptors again: a new description of the same object.
 pub(crate) fn reopen(fd: &impl AsRawFd, flags: i32) -> io::Result<OwnedFd> {
-    let kept = flags & !(libc::O_NOFOLLOW | libc::O_TMPFILE | libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
-    open(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())), kept | flags & libc::O_DIRECTORY, 0)
+    let mut kept = flags & !(libc::O_NOFOLLOW | libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
+    if flags & libc::O_TMPFILE == libc::O_TMPFILE {
+        // It contains O_DIRECTORY, and the file is none.
+        kept &= !libc::O_TMPFILE;
+    }
+    open(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())), kept, 0)
 }
 
 /// `fstat`.

@@ -6,7 +6,8 @@ use super::kernel::{self, compare, kcmp};
 use super::open::{Dumping, Open};
 use super::{devices, sockets, terminals};
 use crate::manager::{Context, RmResult};
-use crate::remote::Remote;
+use crate::remote::{Remote, call};
+use holo_abi::sysno;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -20,8 +21,19 @@ struct Entry {
     info: FdInfo,
 }
 
+/// Tells of descriptor numbers whether they have `FD_CLOEXEC`.
+pub(crate) type AskCloexec<'a> = &'a dyn Fn(&[i32]) -> RmResult<Vec<bool>>;
+
+/// Asks the process itself.
+pub(crate) fn ask_cloexec(remote: &Remote, numbers: &[i32]) -> RmResult<Vec<bool>> {
+    let get = libc::F_GETFD as u64;
+    let mut calls: Vec<_> = numbers.iter().map(|number| call(sysno::fcntl, &[*number as u64, get])).collect();
+    remote.run_all(&mut calls).on("reading close-on-exec of", format!("{} descriptors", numbers.len()))?;
+    Ok(calls.iter().map(|call| call.ret & i64::from(libc::FD_CLOEXEC) != 0).collect())
+}
+
 /// Numbers and descriptions of a process, in rising order.
-pub(crate) fn list(remote: &Remote) -> RmResult<(Vec<Number>, Vec<Open>)> {
+pub(crate) fn list(remote: &Remote, ask: AskCloexec) -> RmResult<(Vec<Number>, Vec<Open>)> {
     let dir = remote.proc("fd");
     let mut entries = Vec::new();
     for entry in std::fs::read_dir(&dir).on("listing", dir.display())? {
@@ -51,6 +63,19 @@ pub(crate) fn list(remote: &Remote) -> RmResult<(Vec<Number>, Vec<Open>)> {
         let cloexec = entry.info.flags & libc::O_CLOEXEC != 0;
         numbers.push(Number { number: entry.number, cloexec, description });
     }
+    // What fdinfo shows is this number's own flag, or the one that the file was once opened with.
+    let unclear = |one: &&mut Number| {
+        one.cloexec
+            && kernel::fcntl(&opens[one.description as usize], libc::F_GETFL, 0)
+                .is_ok_and(|flags| flags & libc::O_CLOEXEC != 0)
+    };
+    let mut unclear: Vec<&mut Number> = numbers.iter_mut().filter(unclear).collect();
+    if !unclear.is_empty() {
+        let asked: Vec<i32> = unclear.iter().map(|one| one.number).collect();
+        for (one, cloexec) in unclear.iter_mut().zip(ask(&asked)?) {
+            one.cloexec = cloexec;
+        }
+    }
     Ok((numbers, opens))
 }
 
@@ -59,7 +84,7 @@ pub(crate) fn list(remote: &Remote) -> RmResult<(Vec<Number>, Vec<Open>)> {
 /// Only entries of one object can, and most objects are open once; the others are sorted by what the kernel
 /// compares, so that n duplicates cost n log n comparisons.
 fn group(pid: i32, entries: &[Entry]) -> RmResult<Vec<usize>> {
-    let mut candidates: BTreeMap<(&[u8], Option<&str>, Option<&str>), Vec<usize>> = BTreeMap::new();
+    let mut candidates: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (i, entry) in entries.iter().enumerate() {
         let key = (entry.link.as_bytes(), entry.info.field("ino:"), entry.info.field("eventfd-id:"));
         candidates.entry(key).or_default().push(i);

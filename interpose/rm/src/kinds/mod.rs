@@ -25,6 +25,8 @@ mod pipes;
 mod place;
 pub mod process;
 pub mod shared;
+#[cfg(test)]
+mod round_trip;
 mod signalfd;
 pub mod signals;
 mod sockdiag;
@@ -33,6 +35,8 @@ mod sockopts;
 mod tcp;
 mod tcp_restore;
 mod terminals;
+#[cfg(test)]
+mod testing;
 pub mod threads;
 mod timerfd;
 pub mod timers;

@@ -101,7 +101,7 @@ fn parse(reply: &[u8]) -> io::Result<Option<UnixDiag>> {
     const MESSAGE: usize = 16;
     let bytes = (word(reply, 0) as usize).min(reply.len());
     if half(reply, 4) == NLMSG_ERROR {
-        return match word(reply, HEADER).cast_signed() {
+        return match word(reply, HEADER) as i32 {
             error if error == -libc::ENOENT => Ok(None),
             error => Err(io::Error::from_raw_os_error(-error)),
         };

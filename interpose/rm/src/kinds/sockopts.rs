@@ -97,12 +97,24 @@ fn has_level(level: i32, domain: i32, kind: i32) -> bool {
     }
 }
 
+/// Streams let these be read, but not set.
+fn is_multicast(level: i32, name: i32) -> bool {
+    match level {
+        libc::IPPROTO_IP => matches!(name, 32..=34 | 49),
+        libc::IPPROTO_IPV6 => matches!(name, 17..=19),
+        _ => false,
+    }
+}
+
 impl Options {
     /// Those of a socket.
     pub(crate) fn of(fd: &impl AsRawFd, domain: i32, kind: i32) -> io::Result<Self> {
         let mut values = Vec::new();
         for (level, names) in TABLE.iter().filter(|(level, _)| has_level(*level, domain, kind)) {
             for name in *names {
+                if kind == libc::SOCK_STREAM && is_multicast(*level, *name) {
+                    continue;
+                }
                 if let Ok(value) = get(fd, *level, *name) {
                     values.push(SocketOption(*level, *name, Bytes(value)));
                 }

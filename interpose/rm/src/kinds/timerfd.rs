@@ -87,7 +87,7 @@ impl TimerState {
                 set_time(fd, flags, value.saturating_sub(past).max(1), self.interval_ns)
             }
             _ if !armed => set_time(fd, 0, 1, 0),
-            _ => Ok(()),
+            Next::Never | Next::At(_) | Next::In(_) => Ok(()),
         }
     }
 }

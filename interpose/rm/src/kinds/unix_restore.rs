@@ -78,7 +78,7 @@ fn pair(
     let made = match (named(state), named(other)) {
         (false, false) => plain(),
         // The side with a name is the one that was accepted; if both have one, the other is bound first.
-        (_, true) => accepted(state, other).map(|(client, server)| (client, server)),
+        (_, true) => accepted(state, other),
         (true, false) => accepted(other, state).map(|(client, server)| (server, client)),
     };
     let made = made.or_else(|cause| {

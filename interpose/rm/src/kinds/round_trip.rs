@@ -1,0 +1,283 @@
+//! Save and restore, kind by kind: a process holds descriptors, they are captured from outside, the process
+//! is killed, they are made again here; then behaviour and a second capture are compared.
+#![allow(clippy::unwrap_used)]
+
+use super::testing::{Holder, numbers, read_now, temporary};
+use std::io::{Read, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+/// Runs a script that records descriptor numbers with `n('name', fd)`.
+fn holder(script: &str) -> (Holder, std::collections::BTreeMap<String, i32>) {
+    let names = temporary("names");
+    let prelude = format!(
+        "names=[]\ndef n(name,fd):\n  names.append(f'{{name}}={{fd if isinstance(fd,int) else fd.fileno()}}\\n')\n  \
+         keep.append(fd)\n  return fd\nkeep=[]\n{script}\nopen('{}','w').write(''.join(names))",
+        names.display()
+    );
+    let holder = Holder::new(&prelude);
+    let numbers = numbers(&names);
+    std::fs::remove_file(names).unwrap();
+    (holder, numbers)
+}
+
+// Goal: files keep offset, flags and sharing; one without a name keeps its content. Method: two numbers of one
+// description and a second opening; an unlinked file, an O_TMPFILE, a file of mode 0 and a memory file.
+#[test]
+fn files() {
+    let dir = temporary("files");
+    std::fs::create_dir(&dir).unwrap();
+    let (holder, number) = holder(&format!(
+        "d='{}/'\na=n('a',os.open(d+'a',os.O_RDWR|os.O_CREAT,0o640))\nos.write(a,b'0123456789')\nn('a2',os.dup(a))\n\
+         n('other',os.open(d+'a',os.O_RDONLY|os.O_NONBLOCK))\nos.lseek(a,4,0)\n\
+         g=n('ghost',os.open(d+'g',os.O_RDWR|os.O_CREAT,0o600))\nn('ghost2',os.open(d+'g',os.O_RDONLY))\n\
+         os.write(g,b'ghost')\nos.unlink(d+'g')\n\
+         t=n('tmp',os.open(d,os.O_TMPFILE|os.O_RDWR,0o600))\nos.write(t,b'temporary')\n\
+         z=n('zero',os.open(d+'z',os.O_RDWR|os.O_CREAT,0))\n\
+         m=n('mem',os.memfd_create('memory',os.MFD_ALLOW_SEALING))\nos.write(m,b'in memory')\n\
+         n('null',os.open('/dev/null',os.O_RDWR))\nn('path',os.open(d,os.O_PATH))\n\
+         fcntl.flock(a,fcntl.LOCK_EX)\nos.rename(d+'a',d+'b')",
+        dir.display()
+    ));
+    let captured = holder.captured();
+    holder.kill();
+    let remade = captured.remake();
+    assert_eq!(captured.remarks, Vec::<String>::new());
+    let at = |name: &str| remade.file(number[name]);
+    assert_eq!(at("a").stream_position().unwrap(), 4);
+    at("a2").seek(std::io::SeekFrom::Start(6)).unwrap();
+    let mut text = String::new();
+    at("a").read_to_string(&mut text).unwrap();
+    assert_eq!(text, "6789");
+    assert_eq!(at("other").stream_position().unwrap(), 0);
+    let mut text = String::new();
+    at("ghost2").read_to_string(&mut text).unwrap();
+    assert_eq!(text, "ghost");
+    at("ghost").write_all(b"+").unwrap();
+    let mut text = String::new();
+    at("ghost2").read_to_string(&mut text).unwrap();
+    assert_eq!(text, "+");
+    assert_eq!(super::kernel::stat(&at("ghost")).unwrap().st_nlink, 0);
+    let mut text = String::new();
+    at("mem").rewind().unwrap();
+    at("mem").read_to_string(&mut text).unwrap();
+    assert_eq!(text, "in memory");
+    // The lock is held again: another opening cannot have it.
+    let rival = std::fs::File::open(dir.join("b")).unwrap();
+    // SAFETY: no memory is passed.
+    assert_eq!(unsafe { libc::flock(rival.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }, -1);
+    let again = remade.recapture();
+    let sharing = |state: &super::descriptors::State| -> Vec<_> {
+        state.numbers.iter().map(|one| (one.number, one.description)).collect()
+    };
+    assert_eq!(sharing(&again.state), sharing(&captured.state));
+    for (one, other) in captured.state.common.iter().zip(&again.state.common).skip(3) {
+        assert_eq!(
+            one.flags & !(libc::O_TMPFILE | libc::O_CLOEXEC),
+            other.flags & !(libc::O_TMPFILE | libc::O_CLOEXEC)
+        );
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+// Goal: pipes keep what is queued, packets keep their ends. Method: bytes and packets, a pipe without a writer,
+// one without a reader, a FIFO; a second capture of the original shows that nothing was taken out.
+#[test]
+fn pipes() {
+    let fifo = temporary("fifo");
+    let (holder, number) = holder(&format!(
+        "r,w=os.pipe()\nn('r',r);n('w',w)\nos.write(w,b'plain');fcntl.fcntl(w,1031,262144)\n\
+         r,w=os.pipe2(os.O_DIRECT|os.O_NONBLOCK)\nn('pr',r);n('pw',w)\nos.write(w,b'one');os.write(w,b'three')\n\
+         r,w=os.pipe()\nn('er',r)\nos.write(w,b'end');os.close(w)\nr,w=os.pipe()\nn('bw',w);os.close(r)\n\
+         os.mkfifo('{0}')\nf=n('f',os.open('{0}',os.O_RDWR))\nos.write(f,b'fifo')",
+        fifo.display()
+    ));
+    let captured = holder.captured();
+    assert_eq!(holder.captured().state, captured.state);
+    holder.kill();
+    let remade = captured.remake();
+    let at = |name: &str| remade.at(number[name]);
+    let read = |name: &str| read_now(at(name), 100).unwrap();
+    let again = remade.recapture();
+    let queues = |state: &super::descriptors::State| -> Vec<_> {
+        state
+            .pipes
+            .iter()
+            .filter(|(index, _)| *index > 2)
+            .map(|(_, pipe)| (pipe.capacity, pipe.queued.clone()))
+            .collect()
+    };
+    assert_eq!(queues(&captured.state), queues(&again.state));
+    assert_eq!((read("pr"), read("pr")), (b"one".to_vec(), b"three".to_vec()));
+    assert_eq!((read("er"), read("er")), (b"end".to_vec(), Vec::new()));
+    assert_eq!((read("r"), read("f")), (b"plain".to_vec(), b"fifo".to_vec()));
+    at("w").try_clone().map(std::fs::File::from).unwrap().write_all(b"more").unwrap();
+    assert_eq!(read("r"), b"more");
+    let broken = remade.file(number["bw"]).write_all(b"x").unwrap_err();
+    assert_eq!(broken.raw_os_error(), Some(libc::EPIPE));
+    // Standard output was a pipe to outside.
+    remade.file(1).write_all(b"said").unwrap();
+    assert_eq!(std::fs::read(&remade.output).unwrap(), b"said");
+    std::fs::remove_file(&remade.output).unwrap();
+    std::fs::remove_file(fifo).unwrap();
+}
+
+// Goal: counters, masks and timers. Method: each in two modes; expiries that were not read, one in the future.
+#[test]
+fn events() {
+    let (holder, number) = holder(
+        "n('plain',os.eventfd(7,os.EFD_NONBLOCK));n('sem',os.eventfd(3,os.EFD_SEMAPHORE|os.EFD_NONBLOCK))\n\
+         mask=struct.pack('Q',1<<9|1<<40)\nn('sig',libc.syscall(289,-1,mask,8,0o4000))\n\
+         def timer(name,clock,flags,value,interval):\n  t=n(name,libc.timerfd_create(clock,0o4000))\n  \
+         libc.timerfd_settime(t,flags,struct.pack('qqqq',*divmod(interval,10**9),*divmod(value,10**9)),None)\n\
+         timer('fired',1,0,1000,0);timer('ticking',1,0,10**6,10**7);timer('later',7,0,5*10**9,0);timer('idle',0,0,0,0)\n\
+         import time\ntime.sleep(0.05)",
+    );
+    let captured = holder.captured();
+    holder.kill();
+    let remade = captured.remake();
+    let at = |name: &str| {
+        read_now(remade.at(number[name]), 8).map(|got| u64::from_ne_bytes(got.try_into().unwrap()))
+    };
+    assert_eq!(remade.recapture().state.signals, captured.state.signals);
+    assert_eq!(at("plain").unwrap(), 7);
+    assert_eq!((at("sem").unwrap(), at("sem").unwrap(), at("sem").unwrap()), (1, 1, 1));
+    assert!(at("sem").is_err() && at("plain").is_err());
+    assert_eq!(at("fired").unwrap(), 1);
+    let ticks = at("ticking").unwrap();
+    assert!((4..200).contains(&ticks), "{ticks}");
+    assert!(at("later").is_err() && at("idle").is_err());
+    let mut left = libc::itimerspec {
+        it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+        it_value: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+    };
+    // SAFETY: room for the result.
+    unsafe { libc::timerfd_gettime(remade.at(number["later"]).as_raw_fd(), &raw mut left) };
+    assert!((3..5).contains(&left.it_value.tv_sec), "{}", left.it_value.tv_sec);
+}
+
+// Goal: members of epoll sets are found, also behind numbers that were closed or taken again. Method: a set
+// with a live, a closed and a reused number, and a set in a set.
+#[test]
+fn epoll_members() {
+    let (holder, number) = holder(
+        "s=n('set',select.epoll());i=n('inner',select.epoll())\na=n('a',os.eventfd(0));b=os.eventfd(0)\n\
+         s.register(a,select.EPOLLIN);s.register(b,select.EPOLLIN|select.EPOLLET)\nn('copy',os.dup(b))\n\
+         os.close(b);n('reused',os.eventfd(0));s.register(b,select.EPOLLOUT)\ns.register(i.fileno(),select.EPOLLIN)",
+    );
+    let captured = holder.captured();
+    let state = &captured.state;
+    let description =
+        |name: &str| state.numbers.iter().find(|one| one.number == number[name]).unwrap().description;
+    let set = &state.epolls.iter().find(|(index, _)| *index == description("set")).unwrap().1;
+    let mut members: Vec<_> =
+        set.members.iter().map(|member| (member.number, member.description.unwrap())).collect();
+    members.sort_unstable();
+    let mut wanted = vec![
+        (number["a"], description("a")),
+        (number["reused"], description("copy")),
+        (number["reused"], description("reused")),
+        (number["inner"], description("inner")),
+    ];
+    wanted.sort_unstable();
+    assert_eq!(members, wanted);
+    let stale: Vec<_> =
+        state.stale_members().iter().map(|(set, member, to)| (*set, member.number, *to)).collect();
+    assert_eq!(stale, [(description("set"), number["reused"], description("copy"))]);
+    let order = super::epoll::inner_first(&state.epolls).unwrap();
+    assert_eq!(state.epolls[order[0]].0, description("inner"));
+}
+
+// Goal: unix sockets keep queues, boundaries, names. Method: pairs of all types with messages both ways, an
+// accepted connection, a half that was shut, a datagram socket with a name, a peer outside.
+#[test]
+fn unix_sockets() {
+    let dir = temporary("unix");
+    std::fs::create_dir(&dir).unwrap();
+    let outside = std::os::unix::net::UnixListener::bind(dir.join("outside")).unwrap();
+    let (holder, number) = holder(&format!(
+        "d='{}/'\nU=socket.AF_UNIX\nfor name,kind in (('s',1),('d',2),('q',5)):\n  a,b=socket.socketpair(U,kind)\n  \
+         n(name+'a',a);n(name+'b',b)\n  a.send(b'one');a.send(b'three');b.send(b'back')\n\
+         l=n('l',socket.socket(U,1));l.bind(d+'sock');l.listen(7)\nc=n('c',socket.socket(U,1));c.connect(d+'sock')\n\
+         k,_=l.accept();n('k',k);c.send(b'hello');c.shutdown(socket.SHUT_WR)\n\
+         x=n('x',socket.socket(U,2));x.bind(chr(0)+'holo-x-'+str(os.getpid()))\ny=socket.socket(U,2);y.sendto(b'dgram',x.getsockname());y.close()\n\
+         o=n('o',socket.socket(U,1));o.connect(d+'outside')",
+        dir.display()
+    ));
+    let (theirs, _) = outside.accept().unwrap();
+    (&theirs).write_all(b"from outside").unwrap();
+    let captured = holder.captured();
+    assert_eq!(holder.captured().state, captured.state);
+    holder.kill();
+    let remade = captured.remake();
+    let read = |name: &str| read_now(remade.at(number[name]), 100).unwrap();
+    assert_eq!(read("sb"), b"onethree");
+    assert_eq!((read("db"), read("db"), read("da")), (b"one".to_vec(), b"three".to_vec(), b"back".to_vec()));
+    assert_eq!((read("qb"), read("qb"), read("qa")), (b"one".to_vec(), b"three".to_vec(), b"back".to_vec()));
+    assert_eq!((read("k"), read("k"), read("x")), (b"hello".to_vec(), Vec::new(), b"dgram".to_vec()));
+    let name = |fd| String::from_utf8_lossy(&super::sockets::local_name(fd).unwrap().0[2..]).into_owned();
+    assert_eq!(name(remade.at(number["k"])), format!("{}/sock\0", dir.display()));
+    assert!(name(remade.at(number["x"])).starts_with("\0holo-x-"));
+    UnixStream::connect(dir.join("sock")).unwrap();
+    assert_eq!((read("o"), read("o")), (b"from outside".to_vec(), Vec::new()));
+    assert_eq!(
+        remade.remarks.iter().filter(|remark| remark.contains("unix socket")).count(),
+        1,
+        "{:?}",
+        remade.remarks
+    );
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+// Goal: TCP and UDP. Method: a connection within the process with bytes both ways and one half closed, a
+// listener with a backlog, a connection to outside that is reset, a datagram to oneself.
+#[test]
+fn internet() {
+    let outside = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (holder, number) = holder(&format!(
+        "l=n('l',socket.socket());l.setsockopt(1,2,1);l.bind(('127.0.0.1',0));l.listen(9)\n\
+         c=n('c',socket.create_connection(l.getsockname()));k,_=l.accept();n('k',k)\n\
+         c.send(b'up'*1000);k.send(b'down'*1000);c.shutdown(socket.SHUT_WR)\n\
+         o=n('o',socket.create_connection(('127.0.0.1',{})))\n\
+         u=n('u',socket.socket(socket.AF_INET,2));u.bind(('127.0.0.1',0));u.connect(u.getsockname());u.send(b'self')\n\
+         i=n('idle',socket.socket(socket.AF_INET6));i.setsockopt(6,1,1)",
+        outside.local_addr().unwrap().port()
+    ));
+    let (theirs, _) = outside.accept().unwrap();
+    let captured = holder.captured();
+    assert_eq!(holder.captured().state.tcp, captured.state.tcp);
+    holder.kill();
+    drop(theirs);
+    let remade = captured.remake();
+    assert_eq!(remade.remarks.len(), 1, "{:?}", remade.remarks);
+    let at = |name: &str| remade.at(number[name]);
+    let names = |name: &str| {
+        let endpoint =
+            |raw: std::io::Result<super::kernel::Bytes>| super::internet::Endpoint::parse(&raw.unwrap().0);
+        (endpoint(super::sockets::local_name(at(name))), endpoint(super::sockets::peer_name(at(name))))
+    };
+    let ((one, other), (server, client)) = (names("c"), names("k"));
+    assert_eq!((one, other), (client, server));
+    let again = remade.recapture();
+    let sockets = |state: &super::descriptors::State| -> Vec<_> {
+        state.tcp.iter().map(|(_, tcp)| tcp.socket.local.clone()).collect()
+    };
+    assert_eq!(sockets(&captured.state)[..3], sockets(&again.state)[..3]);
+    assert_eq!(again.state.tcp[0].1, captured.state.tcp[0].1);
+    assert_eq!(again.state.udp, captured.state.udp);
+    assert_eq!(read_now(at("k"), 9999).unwrap(), b"up".repeat(1000));
+    assert_eq!(read_now(at("k"), 9999).unwrap(), b"");
+    assert_eq!(read_now(at("c"), 9999).unwrap(), b"down".repeat(1000));
+    assert_eq!(read_now(at("u"), 99).unwrap(), b"self");
+    assert_eq!(read_now(at("o"), 99).unwrap_err().raw_os_error(), Some(libc::ECONNRESET));
+    let server = super::internet::Endpoint::parse(&super::sockets::local_name(at("l")).unwrap().0).unwrap();
+    std::net::TcpStream::connect((server.ip, server.port)).unwrap();
+}
+
+// Goal: what cannot be replicated is refused with number and object. Method: a packet socket and a pidfd.
+#[test]
+fn refusals() {
+    let (holder, number) = holder("n('p',os.pidfd_open(os.getpid()))");
+    let refused = super::testing::capture(holder.pid()).err().unwrap().to_string();
+    assert!(refused.starts_with(&format!("descriptor {} (anon_inode:[pidfd])", number["p"])), "{refused}");
+}

@@ -1,0 +1,230 @@
+//! Helpers of the kinds' tests: another process that holds descriptors, and restores without a clone.
+
+#![allow(clippy::unwrap_used)]
+
+use super::descriptors::{self, State};
+use super::open::Making;
+use super::shared::{Contents, SharedObjects};
+use super::watched::{self, Names};
+use crate::manager::{Context, DumpCx, RmResult, Sections, Staged};
+use crate::page::Page;
+use crate::remote::Remote;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+
+/// A python process that ran `script` and now waits; it ends when this is dropped.
+pub(crate) struct Holder {
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Holder {
+    pub(crate) fn new(script: &str) -> Self {
+        let body = format!(
+            "import os,sys,socket\nos.closerange(3,1000)\nimport socket,fcntl,struct,select,ctypes,tempfile\nlibc=ctypes.CDLL(None,use_errno=True)\n\
+             {script}\nsys.stdout.write('r')\nsys.stdout.flush()\nsys.stdin.read()\n"
+        );
+        let mut command = Command::new("python3");
+        command.args(["-c", &body]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut ready = [0];
+        if child.stdout.as_mut().unwrap().read(&mut ready).unwrap() == 0 {
+            let mut text = String::new();
+            child.stderr.as_mut().unwrap().read_to_string(&mut text).unwrap();
+            panic!("{text}");
+        }
+        let stdin = child.stdin.take();
+        Self { child, stdin }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub(crate) fn captured(&self) -> Captured {
+        capture(self.pid()).unwrap()
+    }
+
+    /// Ends it, as a crash would.
+    pub(crate) fn kill(mut self) {
+        self.stdin = None;
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A capture with its contents.
+pub(crate) struct Captured {
+    pub(crate) state: State,
+    pub(crate) remarks: Vec<String>,
+    staged: Vec<Staged>,
+}
+
+pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
+    let page = Arc::new(Page::create().on("making", "page")?);
+    let remote = Remote::new(page, pid, 0).on("opening", pid)?;
+    let (mut sections, mut remarks, mut staged) = (Sections::default(), Vec::new(), Vec::new());
+    let mut names = Names::new();
+    watched::search(&remote, &mut names);
+    let mut cx = DumpCx {
+        remote: &remote,
+        slots: &[0],
+        sections: &mut sections,
+        remarks: &mut remarks,
+        staged: &mut staged,
+        staging_dir: &std::env::temp_dir(),
+        writer: None,
+        files_changed: 0,
+    };
+    // Holders have no server of calls, and no descriptor with the flag.
+    let ask = |numbers: &[i32]| Ok(vec![false; numbers.len()]);
+    let state = descriptors::capture(&mut cx, &SharedObjects::new(), &names, &ask)?;
+    Ok(Captured { state, remarks, staged })
+}
+
+struct Copies<'a>(&'a [Staged]);
+
+impl Contents for Copies<'_> {
+    fn fill(&self, name: &str, mut file: &File) -> RmResult<()> {
+        use std::os::unix::fs::FileExt;
+        let found = self.0.iter().find(|staged| staged.name == name).unwrap();
+        let mut bytes = vec![0; found.copy.metadata().unwrap().len() as usize];
+        found.copy.read_exact_at(&mut bytes, 0).unwrap();
+        file.set_len(0).unwrap();
+        file.write_all(&bytes).on("filling", name)
+    }
+}
+
+/// Descriptions made again in this process.
+pub(crate) struct Remade {
+    pub(crate) made: BTreeMap<u32, OwnedFd>,
+    pub(crate) replaced: BTreeMap<i32, OwnedFd>,
+    pub(crate) remarks: Vec<String>,
+    /// Where output went.
+    pub(crate) output: PathBuf,
+    numbers: BTreeMap<i32, u32>,
+}
+
+impl Captured {
+    pub(crate) fn remake(&self) -> Remade {
+        let shared = SharedObjects::new();
+        let numbers = self.state.numbers_of();
+        super::place::check(&self.state).unwrap();
+        let output = temporary("output");
+        let mut remarks = Vec::new();
+        let mut making = Making {
+            common: &self.state.common,
+            made: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+            numbers: &numbers,
+            contents: &Copies(&self.staged),
+            shared: &shared,
+            stdio: &[],
+            output: &output,
+            remarks: &mut remarks,
+            pids: (self.state.pid, self.state.pid),
+        };
+        descriptors::recreate(&self.state, &mut making).unwrap();
+        let (made, replaced) = (making.made, making.replaced);
+        for (index, timer) in &self.state.timers {
+            timer.arm(&made[index], std::process::id() as i32).unwrap();
+        }
+        let numbers = self.state.numbers.iter().map(|one| (one.number, one.description)).collect();
+        Remade { made, replaced, remarks, output, numbers }
+    }
+}
+
+impl Remade {
+    /// What stands for a number of the process.
+    pub(crate) fn at(&self, number: i32) -> &OwnedFd {
+        self.replaced.get(&number).unwrap_or_else(|| &self.made[&self.numbers[&number]])
+    }
+
+    /// A duplicate as a file, for std's reading and writing.
+    pub(crate) fn file(&self, number: i32) -> File {
+        File::from(self.at(number).try_clone().unwrap())
+    }
+
+    /// Captures what was made again, as descriptors of yet another process.
+    pub(crate) fn recapture(&self) -> Captured {
+        let Self { numbers, .. } = self;
+        // SAFETY: the child only sorts its descriptors and waits to be killed; calls are signal-safe.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0);
+        if pid == 0 {
+            // SAFETY: as above.
+            unsafe {
+                let high: Vec<(i32, i32)> = numbers
+                    .keys()
+                    .map(|number| (*number, libc::fcntl(self.at(*number).as_raw_fd(), libc::F_DUPFD, 1000)))
+                    .collect();
+                libc::syscall(libc::SYS_close_range, 0, 999, 0);
+                for (number, from) in high {
+                    libc::dup2(from, number);
+                    libc::close(from);
+                }
+                libc::syscall(libc::SYS_close_range, 1000, u32::MAX, 0);
+                libc::raise(libc::SIGSTOP);
+                libc::_exit(0);
+            }
+        }
+        let mut status = 0;
+        // SAFETY: our own child.
+        unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) };
+        let captured = capture(pid);
+        // SAFETY: our own child.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, &raw mut status, 0);
+        }
+        captured.unwrap()
+    }
+}
+
+/// A name in the directory for temporary files, for this process only.
+pub(crate) fn temporary(what: &str) -> PathBuf {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("holo-rm-{}-{next}-{what}", std::process::id()))
+}
+
+/// The number that `name` was given in a script that wrote `name=number` lines to `path`.
+pub(crate) fn numbers(path: &Path) -> BTreeMap<String, i32> {
+    let text = std::fs::read_to_string(path).unwrap();
+    let pairs = text.lines().filter_map(|line| line.split_once('='));
+    pairs.map(|(name, number)| (name.to_owned(), number.parse().unwrap())).collect()
+}
+
+/// Reads what is there, without waiting.
+pub(crate) fn read_now(fd: &impl AsRawFd, most: usize) -> std::io::Result<Vec<u8>> {
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry.
+    if unsafe { libc::poll(&raw mut entry, 1, 0) } == 0 {
+        return Err(std::io::ErrorKind::WouldBlock.into());
+    }
+    let mut buffer = vec![0; most];
+    // SAFETY: room of the stated size.
+    let got = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), most) };
+    buffer.truncate(super::kernel::checked(got)? as usize);
+    Ok(buffer)
+}
+
+/// A descriptor by number of this process.
+#[allow(dead_code)]
+pub(crate) fn own(number: i32) -> OwnedFd {
+    // SAFETY: duplicates, so that the number stays its owner's.
+    unsafe { OwnedFd::from_raw_fd(libc::dup(number)) }
+}
