@@ -82,16 +82,33 @@ macro_rules! never_unwinds {
 never_unwinds!(
     "_Unwind_Resume",
     "_Unwind_Backtrace",
-    "_Unwind_GetIP",
-    "_Unwind_GetIPInfo",
     "_Unwind_GetCFA",
     "_Unwind_GetTextRelBase",
     "_Unwind_GetDataRelBase",
-    "_Unwind_GetRegionStart",
-    "_Unwind_GetLanguageSpecificData",
     "_Unwind_SetGR",
     "_Unwind_SetIP",
     "_Unwind_RaiseException",
     "_Unwind_DeleteException",
     "_Unwind_FindEnclosingFunction"
+);
+
+// A cancelled thread is unwound through the hooks; the personality function that the compiler names for
+// them asks for their clean-up actions. There are none in code that does not unwind.
+global_asm!(
+    ".section .text.holo_unwind,\"ax\",@progbits",
+    ".globl _Unwind_GetIP",
+    ".hidden _Unwind_GetIP",
+    "_Unwind_GetIP:",
+    ".globl _Unwind_GetIPInfo",
+    ".hidden _Unwind_GetIPInfo",
+    "_Unwind_GetIPInfo:",
+    ".globl _Unwind_GetRegionStart",
+    ".hidden _Unwind_GetRegionStart",
+    "_Unwind_GetRegionStart:",
+    ".globl _Unwind_GetLanguageSpecificData",
+    ".hidden _Unwind_GetLanguageSpecificData",
+    "_Unwind_GetLanguageSpecificData:",
+    "xor eax, eax",
+    "ret",
+    ".text",
 );
