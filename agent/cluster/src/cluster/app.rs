@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread,
@@ -40,6 +40,9 @@ pub(super) struct App {
     /// The instance is being parked for its last epoch.
     cutting: Mutex<bool>,
     cut: Condvar,
+    /// Counts the orders that park the instance: an order to resume that is older than the last is void.
+    parks: AtomicU64,
+    unfencing: Mutex<()>,
 }
 
 struct State {
@@ -59,7 +62,7 @@ struct State {
 enum Control {
     Lease(Option<u64>),
     Fence,
-    Unfence,
+    Unfence { parks: u64 },
     Stop,
     Activate { incarnation: u64, from: EpochRef },
     Changed,
@@ -70,7 +73,7 @@ enum Control {
 enum Long {
     Prepare { term: u64, from: EpochRef },
     AbortPrepare,
-    FinalEpoch { to: Member },
+    FinalEpoch { to: Member, attempt: u64 },
     SetAside { base: EpochRef },
 }
 
@@ -173,6 +176,8 @@ impl App {
             gone: AtomicBool::new(false),
             cutting: Mutex::new(false),
             cut: Condvar::new(),
+            parks: AtomicU64::new(0),
+            unfencing: Mutex::new(()),
         });
         app.step(shared, Event::Tick);
         let spawn = |what: &str, body: fn(&Arc<App>, &Arc<Shared>)| {
@@ -272,9 +277,17 @@ impl App {
                     }
                 }
                 Action::Lease(until) => self.order_lease(until),
-                Action::Fence => self.control.push(Control::Fence),
-                Action::Unfence => self.control.push(Control::Unfence),
-                Action::StopInstance => self.control.push(Control::Stop),
+                Action::Fence => {
+                    self.parks.fetch_add(1, Ordering::SeqCst);
+                    self.control.push(Control::Fence);
+                }
+                Action::Unfence => {
+                    self.control.push(Control::Unfence { parks: self.parks.load(Ordering::SeqCst) });
+                }
+                Action::StopInstance => {
+                    self.parks.fetch_add(1, Ordering::SeqCst);
+                    self.control.push(Control::Stop);
+                }
                 Action::Activate { incarnation, from } => {
                     state.spans.add(EpochRef { incarnation, epoch: from.epoch + 1 });
                     self.control.push(Control::Activate { incarnation, from });
@@ -282,10 +295,11 @@ impl App {
                 Action::Prepare { term, from } => self.long.push(Long::Prepare { term, from }),
                 Action::AbortPrepare => self.long.push(Long::AbortPrepare),
                 Action::SetAside { base } => self.long.push(Long::SetAside { base }),
-                Action::FinalEpoch { to } => {
+                Action::FinalEpoch { to, attempt } => {
                     state.switch_began = Some(Instant::now());
+                    self.parks.fetch_add(1, Ordering::SeqCst);
                     *self.cutting.lock() = true;
-                    self.long.push(Long::FinalEpoch { to });
+                    self.long.push(Long::FinalEpoch { to, attempt });
                 }
                 Action::SwitchEnded(outcome) => self.switch_ended(state, outcome),
                 Action::Note(text) => shared.log(&format!("{}: {text}", self.name)),
@@ -399,7 +413,7 @@ impl App {
                         shared.log(&format!("{}: fencing took {took_ms} ms, more than {most}", self.name));
                     }
                 }
-                Control::Unfence => self.unfence(shared),
+                Control::Unfence { parks } => self.unfence(shared, parks),
                 Control::Stop => port.stop_instance(&self.name),
                 Control::Activate { incarnation, from } => {
                     if let Err(why) = port.activate(&self.name, incarnation, from.epoch) {
@@ -412,25 +426,22 @@ impl App {
         }
     }
 
-    fn unfence(&self, shared: &Shared) {
+    fn unfence(&self, shared: &Shared, parks: u64) {
+        let overtaken = || self.parks.load(Ordering::SeqCst) != parks;
         // The last epoch of an aborted switch may still be under way.
         let mut cutting = self.cutting.lock();
-        while *cutting && !self.is_gone() && !self.fence_ordered() {
+        while *cutting && !self.is_gone() && !overtaken() {
             self.cut.wait_for(&mut cutting, Duration::from_millis(10));
         }
         drop(cutting);
-        // Overtaken: it stays parked.
-        if self.fence_ordered() {
+        let _order = self.unfencing.lock();
+        if overtaken() {
             return;
         }
         if let Err(why) = shared.ports.apps.unfence(&self.name) {
             shared.log(&format!("{}: cannot be resumed: {why}", self.name));
             self.step(shared, Event::InstanceLost);
         }
-    }
-
-    fn fence_ordered(&self) -> bool {
-        self.control.items.lock().iter().any(|c| matches!(c, Control::Fence | Control::Stop))
     }
 
     fn long_loop(self: &Arc<App>, shared: &Arc<Shared>) {
@@ -452,12 +463,14 @@ impl App {
                     }
                     Err(e) => shared.log(&format!("{}: cannot put aside old epochs: {e}", self.name)),
                 },
-                Long::FinalEpoch { to } => {
+                Long::FinalEpoch { to, attempt } => {
+                    // An order to resume that was given before is either done now or will see that it is void.
+                    drop(self.unfencing.lock());
                     let cut = ports.apps.final_epoch(&self.name);
                     *self.cutting.lock() = false;
                     self.cut.notify_all();
                     let outcome = cut.and_then(|epoch| self.bring(shared, epoch, to));
-                    self.step(shared, Event::FinalEpoch(outcome));
+                    self.step(shared, Event::FinalEpoch { attempt, outcome });
                 }
             }
         }

@@ -197,8 +197,7 @@ impl AppCore {
         if over {
             self.note(format!("gives up incarnation {term}: no majority"));
             self.abort_candidacy();
-            let retry_ms =
-                now_ms + self.timing.failover_ms / 2 + u64::from(self.me) * self.timing.heartbeat_ms;
+            let retry_ms = now_ms + self.timing.failover_ms / 2 + self.jitter_ms(now_ms);
             if let Role::Standby(standby) = &mut self.role {
                 standby.retry_ms = retry_ms;
             }
@@ -217,6 +216,12 @@ impl AppCore {
                 self.send_beat(now_ms, to, BeatState::Preparing, term);
             }
         }
+    }
+
+    /// Different on every node and at every time, so that candidates do not meet again and again.
+    fn jitter_ms(&self, now_ms: u64) -> u64 {
+        let mixed = (self.boot ^ now_ms).wrapping_add(u64::from(self.me)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 32) % self.timing.failover_ms
     }
 
     /// Back to stand-by from any stage before the commit point.
@@ -266,7 +271,13 @@ impl AppCore {
     fn would_vote(&self, now_ms: u64, from: Member, request: &VoteRequest) -> bool {
         match &self.role {
             Role::Standby(_) => {}
-            Role::Candidate(c) if c.stage == Stage::Canvass => {}
+            Role::Candidate(c) if c.stage == Stage::Canvass => {
+                // Of two that ask at the same time the better one must win, or both may lose.
+                let better = c.from > request.sealed || (c.from == request.sealed && self.me < from);
+                if request.kind == VoteKind::Canvass && better {
+                    return false;
+                }
+            }
             Role::Owner(_) | Role::Candidate(_) | Role::Ended { .. } => return false,
         }
         let again = request.term == self.record.promised && self.record.promised_to == Some(from);

@@ -70,6 +70,8 @@ pub struct AppCore {
     next_beat_ms: u64,
     /// The base up to which [`Action::SetAside`] was asked for.
     aside: Option<EpochRef>,
+    /// Counts planned switches.
+    attempts: u64,
     out: Vec<Action>,
 }
 
@@ -195,6 +197,7 @@ impl AppCore {
             heard: Heard { granted_ms: now_ms, vote_ms: now_ms, eligible: false, need_epoch: None },
             next_beat_ms: now_ms,
             aside: None,
+            attempts: 0,
             out: Vec::new(),
         }
     }
@@ -212,7 +215,7 @@ impl AppCore {
                 self.aside = None;
             }
             Event::Prepared { term, outcome } => self.on_prepared(now_ms, term, outcome),
-            Event::FinalEpoch(outcome) => self.on_final_epoch(now_ms, outcome),
+            Event::FinalEpoch { attempt, outcome } => self.on_final_epoch(now_ms, attempt, outcome),
             Event::SwitchTo(to) => self.on_switch_to(now_ms, to),
             Event::Claim { force } => self.on_claim(now_ms, force),
             Event::Ended => self.on_ended(),

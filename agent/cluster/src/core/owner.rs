@@ -246,14 +246,21 @@ impl AppCore {
         if current.is_some_and(|r| now_ms < r.again_ms) {
             return;
         }
-        let term = if current.is_some() { highest } else { highest + 1 };
+        let repeated = current.is_some();
+        let term = if repeated { highest } else { highest + 1 };
         if term != highest {
             self.record.promised = term;
             self.record.promised_to = Some(self.me);
             self.persist();
         }
         let token = self.token(now_ms);
-        let again_ms = now_ms + self.timing.lease_ms;
+        // Once more soon, since a message may be lost; then seldom: a voter that grants again and again could
+        // not vote for anybody else.
+        let pause_ms = match repeated {
+            false => 2 * self.timing.heartbeat_ms,
+            true => 2 * self.timing.failover_ms,
+        };
+        let again_ms = now_ms + pause_ms;
         let members = self.members();
         if let Role::Owner(owner) = &mut self.role {
             let mut votes = owner.reclaim.take().filter(|r| r.term == term).map(|r| r.votes);
@@ -271,6 +278,11 @@ impl AppCore {
         let needed = self.majority() - 1;
         let Role::Owner(owner) = &mut self.role else { return };
         owner.seen_promised = owner.seen_promised.max(reply.promised);
+        let used_up = !reply.granted && reply.promised >= reply.term;
+        if used_up && owner.reclaim.as_ref().is_some_and(|r| r.term == reply.term) {
+            // Promised to somebody else there: the next attempt must be above it.
+            owner.seen_promised = owner.seen_promised.max(reply.promised + 1);
+        }
         let Some(reclaim) = owner.reclaim.as_mut().filter(|r| r.term == reply.term && reply.granted) else {
             return;
         };
@@ -282,8 +294,9 @@ impl AppCore {
         owner.reclaim = None;
         // Evidence of the old incarnation says nothing about promises to the new one.
         owner.evidence = votes;
+        // The same instance goes on: what it sealed last is what the new line starts from.
+        self.record.base = Some(self.held);
         self.record.incarnation = term;
-        self.record.base = Some(self.sealed());
         self.record.guarded = true;
         self.persist();
         self.note(format!("reclaimed as incarnation {term}"));
@@ -303,7 +316,7 @@ impl AppCore {
         self.record.incarnation = term;
         self.record.promised = term;
         self.record.promised_to = Some(self.me);
-        self.record.base = Some(self.sealed());
+        self.record.base = Some(self.held);
         self.record.guarded = false;
         self.persist();
         self.out.push(Action::Lease(None));
@@ -320,6 +333,7 @@ impl AppCore {
         self.record.promised = term;
         self.record.promised_to = Some(self.me);
         self.record.base = Some(from);
+        self.held = from;
         self.record.guarded = guarded;
         self.record.ended = false;
         self.persist();

@@ -44,7 +44,7 @@ pub(super) struct SwitchOut {
 #[derive(Clone, Copy, Debug)]
 enum OutStage {
     /// Takes and sends the last epoch.
-    Cutting,
+    Cutting { number: u64 },
     /// The new owner recreates.
     Preparing { attempt: Attempt, sealed: EpochRef },
     /// Given away.
@@ -68,7 +68,7 @@ impl SwitchOut {
 
     fn is(&self, other: Attempt) -> bool {
         match self.stage {
-            OutStage::Cutting => false,
+            OutStage::Cutting { .. } => false,
             OutStage::Preparing { attempt, .. } | OutStage::Committed { attempt, .. } => attempt == other,
         }
     }
@@ -92,22 +92,24 @@ impl AppCore {
             return;
         }
         let until_ms = now_ms + self.timing.switch_ms_max;
+        self.attempts += 1;
+        let number = self.attempts;
         if let Role::Owner(owner) = &mut self.role {
-            owner.switch = Some(SwitchOut { to, stage: OutStage::Cutting, until_ms, again_ms: now_ms });
+            let stage = OutStage::Cutting { number };
+            owner.switch = Some(SwitchOut { to, stage, until_ms, again_ms: now_ms });
         }
         self.next_beat_ms = now_ms;
-        self.out.push(Action::FinalEpoch { to });
+        self.out.push(Action::FinalEpoch { to, attempt: number });
         let name = self.name(to).to_owned();
         self.note(format!("planned switch to {name}"));
     }
 
-    pub(super) fn on_final_epoch(&mut self, now_ms: u64, outcome: Result<EpochRef, String>) {
+    pub(super) fn on_final_epoch(&mut self, now_ms: u64, cut: u64, outcome: Result<EpochRef, String>) {
         let order = self.token(now_ms);
         let Role::Owner(owner) = &mut self.role else { return };
         let term = owner.seen_promised.max(self.record.promised) + 1;
-        let Some(switch) = owner.switch.as_mut().filter(|s| matches!(s.stage, OutStage::Cutting)) else {
-            return;
-        };
+        let ours = |s: &&mut SwitchOut| matches!(s.stage, OutStage::Cutting { number } if number == cut);
+        let Some(switch) = owner.switch.as_mut().filter(ours) else { return };
         match outcome {
             Ok(sealed) => {
                 let attempt = Attempt { peer: switch.to, term, order };
@@ -133,7 +135,7 @@ impl AppCore {
         switch.again_ms = now_ms + pause_ms;
         let to = switch.to;
         match switch.stage {
-            OutStage::Cutting => {}
+            OutStage::Cutting { .. } => {}
             OutStage::Preparing { attempt: Attempt { term, order, .. }, sealed } => {
                 self.send(to, AppMsg::SwitchPrepare { term, sealed, order });
             }
@@ -151,7 +153,7 @@ impl AppCore {
         match switch.stage {
             OutStage::Preparing { .. } => {}
             // A later "ready" must not stretch the promise: it is dated with the one that we committed on.
-            OutStage::Cutting | OutStage::Committed { .. } => return,
+            OutStage::Cutting { .. } | OutStage::Committed { .. } => return,
         }
         switch.stage = OutStage::Committed { attempt, ready };
         switch.until_ms = until_ms;
@@ -187,7 +189,7 @@ impl AppCore {
                 OutStage::Preparing { attempt, .. } => {
                     self.send(switch.to, AppMsg::SwitchAbort { order: attempt.order });
                 }
-                OutStage::Cutting | OutStage::Committed { .. } => {}
+                OutStage::Cutting { .. } | OutStage::Committed { .. } => {}
             }
             if !fenced {
                 self.out.push(Action::Unfence);

@@ -55,7 +55,12 @@ pub enum Event {
         outcome: Result<(), String>,
     },
     /// [`Action::FinalEpoch`] ended: the application is parked and the new owner holds this last epoch.
-    FinalEpoch(Result<EpochRef, String>),
+    FinalEpoch {
+        /// Repeated from the action: of two switches in a row the second must not believe the first's epoch.
+        attempt: u64,
+        /// How.
+        outcome: Result<EpochRef, String>,
+    },
     /// Order: switch to a member.
     SwitchTo(Member),
     /// Order: run the application here. With `force` the operator vouches that no other node runs it.
@@ -115,6 +120,8 @@ pub enum Action {
     FinalEpoch {
         /// New owner.
         to: Member,
+        /// To be repeated in the answer.
+        attempt: u64,
     },
     /// A switch that was ordered here ended.
     SwitchEnded(Result<Member, String>),

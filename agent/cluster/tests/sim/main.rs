@@ -50,7 +50,10 @@ fn random_histories_keep_one_owner_and_come_back() {
 fn checkers_find_every_mutation() {
     for mutation in [Mutation::NoFence, Mutation::EarlyStandby, Mutation::Forgetful, Mutation::RefusedAlways]
     {
-        let caught = (0..3_000).find(|seed| story::run(&mut World::new(*seed, mutation)).is_err());
+        let caught = (0..3_000).find(|seed| {
+            let verdict = story::run(&mut World::new(*seed, mutation));
+            verdict.is_err_and(|why| why.contains("two active"))
+        });
         let caught = caught.unwrap_or_else(|| panic!("no seed caught {mutation:?}"));
         println!("{mutation:?}: caught by seed {caught}");
     }
@@ -73,6 +76,9 @@ fn standby_runs_within_its_bound_after_a_crash() {
                 + 8 * world.timing.tick_ms;
             world.run_ms(bound_ms);
             assert_eq!(world.verdict, Ok(()), "seed {seed}");
+            if world.running().len() != 1 {
+                world.print_log();
+            }
             assert_eq!(world.running().len(), 1, "seed {seed}, {nodes} nodes: not back in {bound_ms} ms");
         }
     }

@@ -60,8 +60,8 @@ enum What {
     Probe { node: usize, boot: u64 },
     Epoch { node: usize, life: u64 },
     Replica { to: usize, at: EpochRef },
-    Final { node: usize, boot: u64, to: usize },
-    FinalDone { node: usize, boot: u64, outcome: Result<EpochRef, String> },
+    Final { node: usize, boot: u64, to: usize, attempt: u64 },
+    FinalDone { node: usize, boot: u64, attempt: u64, outcome: Result<EpochRef, String> },
     Guard { node: usize, life: u64, boot: u64 },
 }
 
@@ -247,10 +247,10 @@ impl World {
             }
             What::Epoch { node, life } => self.epoch(node, life),
             What::Replica { to, at } => self.replica(to, at),
-            What::Final { node, boot, to } => self.final_epoch(node, boot, to),
-            What::FinalDone { node, boot, outcome } => {
+            What::Final { node, boot, to, attempt } => self.final_epoch(node, boot, to, attempt),
+            What::FinalDone { node, boot, attempt, outcome } => {
                 if self.alive(node, boot) {
-                    self.step(node, Event::FinalEpoch(outcome));
+                    self.step(node, Event::FinalEpoch { attempt, outcome });
                 }
             }
             What::Guard { node, life, boot } => {
@@ -340,9 +340,9 @@ impl World {
                 let left = n.sealed;
                 self.step(node, Event::Sealed(left));
             }
-            Action::FinalEpoch { to } => {
+            Action::FinalEpoch { to, attempt } => {
                 self.order(node, life, fence_us, Instance::Parked);
-                self.at(fence_us, What::Final { node, boot, to: to as usize });
+                self.at(fence_us, What::Final { node, boot, to: to as usize, attempt });
             }
             Action::SwitchEnded(outcome) => self.stats.switches += u64::from(outcome.is_ok()),
             Action::Note(_) => {}
@@ -369,6 +369,7 @@ impl World {
         n.orders += 1;
         n.instance = Instance::Running;
         n.sealed = from;
+        n.store.retain(|at| *at <= from);
         let life = n.life;
         self.check(node);
         self.at(100_000, What::Epoch { node, life });
@@ -381,6 +382,10 @@ impl World {
         let delay = self.rng.range(50, self.delay_ms_max * 1_000);
         // Sometimes very late: as by a connection that broke and was replaced.
         let delay = if self.rng.chance(1) { delay + self.rng.range(0, 2_000_000) } else { delay };
+        if self.rng.chance(2) {
+            let again = delay + self.rng.range(0, 1_000_000);
+            self.at(again, What::Deliver { to, from, msg: msg.clone() });
+        }
         self.at(delay, What::Deliver { to, from, msg });
     }
 
@@ -436,7 +441,7 @@ impl World {
         }
     }
 
-    fn final_epoch(&mut self, node: usize, boot: u64, to: usize) {
+    fn final_epoch(&mut self, node: usize, boot: u64, to: usize, attempt: u64) {
         if !self.alive(node, boot) || self.nodes[node].instance == Instance::None {
             return;
         }
@@ -451,7 +456,7 @@ impl World {
         let sealed = reachable && self.nodes[to].sealed == at;
         let outcome = if sealed { Ok(at) } else { Err("not replicated".to_owned()) };
         let delay = self.rng.range(5_000, 200_000);
-        self.at(delay, What::FinalDone { node, boot, outcome });
+        self.at(delay, What::FinalDone { node, boot, attempt, outcome });
     }
 
     pub fn order_switch(&mut self, owner: usize, to: usize) {
