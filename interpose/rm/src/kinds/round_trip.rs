@@ -2,7 +2,7 @@
 //! is killed, they are made again here; then behaviour and a second capture are compared.
 #![allow(clippy::unwrap_used)]
 
-use super::testing::{Holder, numbers, read_now, temporary};
+use super::testing::{Holder, TestClone, numbers, read_now, temporary};
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -272,6 +272,48 @@ fn internet() {
     assert_eq!(read_now(at("o"), 99).unwrap_err().raw_os_error(), Some(libc::ECONNRESET));
     let server = super::internet::Endpoint::parse(&super::sockets::local_name(at("l")).unwrap().0).unwrap();
     std::net::TcpStream::connect((server.ip, server.port)).unwrap();
+}
+
+// Goal: in the clone every number has its description, sets have their members again, owners and record locks
+// are the clone's. Method: numbers in an order that would collide with received ones, stale members, a lock.
+#[test]
+fn placed() {
+    let file = temporary("locked");
+    let (holder, number) = holder(&format!(
+        "s=n('set',select.epoll());i=n('inner',select.epoll());a=os.eventfd(0);b=os.eventfd(5)\n\
+         s.register(a,select.EPOLLIN|select.EPOLLET);s.register(b,select.EPOLLIN)\nn('copy',os.dup(b))\n\
+         os.close(b);n('reused',os.eventfd(9));s.register(i.fileno(),select.EPOLLIN);i.register(a,select.EPOLLOUT)\n\
+         os.dup2(a,300);os.dup2(a,77)\nfor k in range(230):\n  os.dup2(b if k%3 else a,400+k)\n\
+         f=n('file',os.open('{}',os.O_RDWR|os.O_CREAT,0o600));fcntl.lockf(f,fcntl.LOCK_EX,10,5)\n\
+         r,w=os.pipe();n('r',r);n('w',w);fcntl.fcntl(r,10,40);fcntl.fcntl(r,4,0o20000)",
+        file.display()
+    ));
+    let captured = holder.captured();
+    holder.kill();
+    let remade = captured.remake();
+    let clone = TestClone::new();
+    let again = clone.place(&captured, &remade);
+    let sharing = |state: &super::descriptors::State| -> Vec<_> {
+        state.numbers.iter().map(|one| (one.number, one.description)).collect()
+    };
+    assert_eq!(sharing(&again.state), sharing(&captured.state));
+    let sets = |state: &super::descriptors::State| -> Vec<_> {
+        let mut members: Vec<_> = state.epolls.iter().flat_map(|(_, set)| set.members.clone()).collect();
+        members.sort_by_key(|member| (member.number, member.description));
+        members.into_iter().map(|member| (member.number, member.description)).collect()
+    };
+    assert_eq!(sets(&again.state), sets(&captured.state));
+    assert_eq!(again.state.events, captured.state.events);
+    let locks = |state: &super::descriptors::State| -> Vec<_> {
+        state.files.iter().flat_map(|(_, file)| file.locks.clone()).collect()
+    };
+    assert_eq!((locks(&again.state).len(), locks(&again.state)), (1, locks(&captured.state)));
+    let owner = |state: &super::descriptors::State| {
+        state.common.iter().find(|one| one.number == number["r"]).unwrap().owner.clone()
+    };
+    assert!(owner(&captured.state).is_some());
+    assert_eq!(owner(&again.state), owner(&captured.state));
+    std::fs::remove_file(file).unwrap();
 }
 
 // Goal: what cannot be replicated is refused with number and object. Method: a packet socket and a pidfd.

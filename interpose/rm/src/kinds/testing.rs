@@ -6,13 +6,14 @@ use super::descriptors::{self, State};
 use super::open::Making;
 use super::shared::{Contents, SharedObjects};
 use super::watched::{self, Names};
-use crate::manager::{Context, DumpCx, RmResult, Sections, Staged};
+use crate::manager::{Context, DumpCx, RmResult, Sections, Staged, SwitchCx};
 use crate::page::Page;
 use crate::remote::Remote;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
@@ -222,9 +223,75 @@ pub(crate) fn read_now(fd: &impl AsRawFd, most: usize) -> std::io::Result<Vec<u8
     Ok(buffer)
 }
 
-/// A descriptor by number of this process.
-#[allow(dead_code)]
-pub(crate) fn own(number: i32) -> OwnedFd {
-    // SAFETY: duplicates, so that the number stays its owner's.
-    unsafe { OwnedFd::from_raw_fd(libc::dup(number)) }
+/// A process that serves calls and has nothing but the control page and a channel: what the restorer makes.
+pub(crate) struct TestClone {
+    pub(crate) remote: Remote,
+    channel: UnixStream,
+    image: holo_image::EpochReader,
+    dir: PathBuf,
+}
+
+/// The clone's end of the channel.
+const CHANNEL: i32 = 900;
+
+impl TestClone {
+    pub(crate) fn new() -> Self {
+        let page = Arc::new(Page::create().unwrap());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let index = page.reserve().unwrap();
+        // SAFETY: nobody else has the page; the child has it at the same address.
+        unsafe {
+            (*page.header()).address = page.header() as u64;
+            (*page.header()).ticks_max = 1000;
+            (*page.slot(index)).leave = 1;
+        }
+        page.state(index).store(holo_abi::control::slot::DONE, std::sync::atomic::Ordering::SeqCst);
+        // SAFETY: the child makes raw calls only, and serves until it is killed.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: as above.
+            unsafe {
+                libc::dup2(theirs.as_raw_fd(), CHANNEL);
+                libc::syscall(libc::SYS_close_range, 0, CHANNEL - 1, 0);
+                libc::syscall(libc::SYS_close_range, CHANNEL + 1, u32::MAX, 0);
+                holo_sys::serve::holo_serve(page.slot(index), page.header());
+                libc::_exit(0);
+            }
+        }
+        let dir = temporary("store");
+        let app = holo_image::Store::open(&dir).unwrap().app("test").unwrap();
+        let epoch = app.begin(1).unwrap().seal(holo_image::EpochMeta::default()).unwrap().meta.epoch;
+        let image = app.open_epoch(epoch).unwrap();
+        Self { remote: Remote::new(page, pid, index).unwrap(), channel: ours, image, dir }
+    }
+
+    /// Places what was made again, and captures it.
+    pub(crate) fn place(&self, captured: &Captured, remade: &Remade) -> Captured {
+        let (blobs, mut remarks) = (BTreeMap::new(), Vec::new());
+        let cx = SwitchCx {
+            remote: &self.remote,
+            image: &self.image,
+            blobs: &blobs,
+            remarks: &mut remarks,
+            channel: &self.channel,
+            channel_fd: CHANNEL,
+            stdio: &[],
+            output: &remade.output,
+            monotonic_offset_ns: 0,
+        };
+        super::place::place(&captured.state, &remade.made, &remade.replaced, &cx).unwrap();
+        self.remote.call(holo_abi::sysno::close, &[CHANNEL as u64]).unwrap();
+        capture(self.remote.pid).unwrap()
+    }
+}
+
+impl Drop for TestClone {
+    fn drop(&mut self) {
+        // SAFETY: our own child.
+        unsafe {
+            libc::kill(self.remote.pid, libc::SIGKILL);
+            libc::waitpid(self.remote.pid, std::ptr::null_mut(), 0);
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
 }
