@@ -1,13 +1,13 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
-use crate::{exec, signals, start, trace, user, waits};
+use crate::{exec, signals, start, trace, traps, user, waits};
 use core::sync::atomic::Ordering;
-use holo_abi::{PARK_SIGNAL, sysno};
+use holo_abi::sysno;
 use holo_sys::gate::{CLASS, PLAIN, Regs, SLOW};
 use holo_sys::tls::tls;
 
 const ENOSYS: i64 = -38;
-const PARK_BIT: u64 = 1 << (PARK_SIGNAL - 1);
+const EINVAL: i64 = -22;
 const MADV_WIPEONFORK: u64 = 18;
 
 /// What becomes of a call.
@@ -46,15 +46,19 @@ const SLOW_CALLS: &[i64] = &[
     sysno::io_uring_setup,
 ];
 
+/// More of them when raw system calls are trapped.
+const TRAP_CALLS: &[i64] =
+    &[sysno::clone, sysno::clone3, sysno::fork, sysno::vfork, sysno::set_robust_list, sysno::prctl];
+
 /// Fills the gate's table; `trace` sends every call through the dispatcher, to be counted.
-pub(crate) fn classify(trace: bool) {
+pub(crate) fn classify(trace: bool, traps: bool) {
     // SAFETY: called by the constructor, before anything is patched, with one thread.
     unsafe {
         let class = &raw mut CLASS;
         for nr in 0..512 {
             (*class)[nr] = if trace { SLOW } else { PLAIN };
         }
-        for nr in SLOW_CALLS {
+        for nr in SLOW_CALLS.iter().chain(if traps { TRAP_CALLS } else { &[] }) {
             (*class)[*nr as usize] = SLOW;
         }
         // The stack pointer must be exact at the call itself, and the frame is not ours to look at.
@@ -128,8 +132,24 @@ fn decide(regs: &mut Regs) -> Verdict {
             let unregister = regs.args[2] & 1 != 0;
             words.rseq = if unregister { 0 } else { regs.args[0] };
             words.rseq_len_sig = regs.args[1] & 0xffff_ffff | regs.args[3] << 32;
+            traps::enter();
             Verdict::Forward
         }
+        // What libc does first in a new thread, and in the child of `fork`.
+        sysno::set_robust_list => {
+            traps::enter();
+            Verdict::Forward
+        }
+        sysno::clone | sysno::clone3 | sysno::fork | sysno::vfork => {
+            if traps::on()
+                && let Some(raw) = holo_sys::traps::child_raw(regs.raw)
+            {
+                regs.raw = raw;
+            }
+            Verdict::Forward
+        }
+        // As a kernel without it answers; there is one per thread, and it is taken.
+        sysno::prctl if regs.args[0] == traps::PR_DISPATCH && traps::on() => Verdict::Handled(EINVAL),
         sysno::io_uring_setup => {
             // Its rings hold requests in flight that cannot be captured; programs fall back to epoll.
             if let Some(page) = start::control() {
@@ -148,10 +168,10 @@ fn on_sigprocmask(regs: &mut Regs) -> Verdict {
         return Verdict::Forward;
     }
     let Ok(wanted) = user::read::<u64>(set, regs.rsp) else { return Verdict::Forward };
-    if wanted & PARK_BIT == 0 {
+    if wanted & signals::kept() == 0 {
         return Verdict::Forward;
     }
-    let allowed = wanted & !PARK_BIT;
+    let allowed = wanted & !signals::kept();
     let args = [how, (&raw const allowed) as u64, old, bytes, 0, 0];
     // Not a plain call: a signal that was deferred has blocked everything, so it must be delivered before
     // the mask is looked at or changed.
@@ -160,10 +180,10 @@ fn on_sigprocmask(regs: &mut Regs) -> Verdict {
 
 fn on_sigsuspend(regs: &mut Regs) -> Verdict {
     let Ok(mask) = user::read::<u64>(regs.args[0], regs.rsp) else { return Verdict::Forward };
-    if mask & PARK_BIT == 0 {
+    if mask & signals::kept() == 0 {
         return Verdict::Forward;
     }
-    let allowed = mask & !PARK_BIT;
+    let allowed = mask & !signals::kept();
     let args = [(&raw const allowed) as u64, regs.args[1], 0, 0, 0, 0];
     Verdict::Handled(waits::until_done(sysno::rt_sigsuspend, || args))
 }

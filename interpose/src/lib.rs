@@ -9,6 +9,7 @@
 //! | `park` | the barrier's end in each thread |
 //! | `exec` | the preload survives `execve` |
 //! | `symbols` | the way in for functions, with `redhook` |
+//! | `traps` | the way in for system calls that libc does not make |
 //! | `user` | reading the application's memory as carefully as the kernel does |
 //! | `vdso`, `mem`, `trace` | the clock, `memcpy` and friends, call counts |
 
@@ -20,6 +21,7 @@ mod signals;
 mod start;
 mod symbols;
 mod trace;
+mod traps;
 mod user;
 mod vdso;
 mod waits;

@@ -15,8 +15,9 @@
 //! interrupted code.
 
 use crate::dispatch::Verdict;
-use crate::{park, user};
+use crate::{park, traps, user};
 use core::arch::global_asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 use holo_abi::{PARK_COOKIE, PARK_SIGNAL, sysno};
 use holo_sys::frame::{Context, SigInfo, UContext};
 use holo_sys::gate::{self, Regs, Zone, holo_block};
@@ -29,6 +30,9 @@ pub(crate) static ACTIONS: Actions = Actions::new();
 
 const SI_QUEUE: i32 = -1;
 const SIG_SETMASK: u64 = 2;
+const SA_ONSTACK: u64 = 0x0800_0000;
+const SA_RESTART: u64 = 0x1000_0000;
+const SA_NODEFER: u64 = 0x4000_0000;
 
 unsafe extern "C" {
     pub(crate) fn holo_signal_entry();
@@ -186,6 +190,10 @@ unsafe extern "C" fn signal_before(
 ) -> u64 {
     // SAFETY: the kernel's frame and the entry's own stack, for this call only.
     let (info, frame, saved, words) = unsafe { (&*info, &mut *frame, &mut *saved, &mut *tls()) };
+    if traps::is_trap(signal, info) {
+        traps::redirect(&mut frame.context, info);
+        return 0;
+    }
     let at = place(&frame.context, words);
     if let Place::Defer(rip) = at {
         frame.context.rip = rip;
@@ -203,6 +211,9 @@ unsafe extern "C" fn signal_before(
     match action.handler {
         SIG_DFL if signal != PARK_SIGNAL => {
             // The action was changed while the signal was on its way; the kernel knows the rest.
+            if signal == traps::SIGNAL {
+                set_default(signal);
+            }
             raise_now(info);
             return 0;
         }
@@ -278,7 +289,10 @@ fn unsafe_copy(info: &SigInfo) -> [u64; 16] {
 
 /// `SA_RESETHAND`, which the kernel was not told of.
 fn reset(signal: i32) {
-    ACTIONS.set(signal as usize, Action::default());
+    install(signal, &Action::default());
+}
+
+fn set_default(signal: i32) {
     let action = Action::default();
     // SAFETY: sets the default action.
     unsafe { sys!(sysno::rt_sigaction, signal, &raw const action, 0, 8) };
@@ -352,13 +366,47 @@ fn install(signal: i32, new: &Action) -> i64 {
     if signal == PARK_SIGNAL {
         return 0;
     }
-    let kernel = for_kernel(new);
-    // SAFETY: a complete action whose handler and restorer are ours.
+    let kernel = if signal == traps::SIGNAL && traps::on() { for_traps(new) } else { for_kernel(new) };
+    // SAFETY: a complete action; a handler and its restorer are ours.
     unsafe { sys!(sysno::rt_sigaction, signal, &raw const kernel, 0, 8) }
 }
 
 fn for_kernel(action: &Action) -> Action {
-    action.for_kernel(holo_signal_entry as *const () as u64, holo_restorer as *const () as u64, PARK_SIGNAL)
+    let entry = holo_signal_entry as *const () as u64;
+    let mut kernel = action.for_kernel(entry, holo_restorer as *const () as u64, PARK_SIGNAL);
+    kernel.mask &= !kept();
+    kernel
+}
+
+/// The action for the signal of trapped calls: always a handler, and never blocked.
+fn for_traps(action: &Action) -> Action {
+    let own = Action { handler: SIG_IGN + 1, flags: SA_ONSTACK | SA_RESTART, restorer: 0, mask: !0 };
+    let mut kernel = for_kernel(if action.is_handler() { action } else { &own });
+    kernel.flags |= SA_NODEFER;
+    kernel
+}
+
+/// Signals that stay deliverable whatever the application blocks.
+static KEPT: AtomicU64 = AtomicU64::new(1 << (PARK_SIGNAL - 1));
+
+/// They, as a mask.
+pub(crate) fn kept() -> u64 {
+    KEPT.load(Ordering::Relaxed)
+}
+
+/// Traps are on: their signal is always handled and never blocked.
+pub(crate) fn keep_traps() {
+    let mask = 1u64 << (traps::SIGNAL - 1);
+    KEPT.fetch_or(mask, Ordering::Relaxed);
+    install(traps::SIGNAL, &ACTIONS.get(traps::SIGNAL as usize));
+    // SAFETY: unblocks one signal.
+    unsafe { sys!(sysno::rt_sigprocmask, 1, &raw const mask, 0, 8) };
+}
+
+/// They are not, after all.
+pub(crate) fn drop_traps() {
+    KEPT.fetch_and(!(1u64 << (traps::SIGNAL - 1)), Ordering::Relaxed);
+    install(traps::SIGNAL, &ACTIONS.get(traps::SIGNAL as usize));
 }
 
 /// Takes a signal back for which libc installed a handler that was not seen (way in: symbols).
@@ -414,8 +462,6 @@ pub(crate) fn block_park(block: bool) {
 }
 
 fn take_park() {
-    const SA_ONSTACK: u64 = 0x0800_0000;
-    const SA_RESTART: u64 = 0x1000_0000;
     let park = Action { handler: SIG_IGN + 1, flags: SA_ONSTACK | SA_RESTART, restorer: 0, mask: !0 };
     let mut kernel = for_kernel(&park);
     kernel.mask = !0;

@@ -3,7 +3,7 @@
 //! It joins the agent, maps the control page, patches libc and ld.so, takes the park signal. Whatever fails,
 //! the program runs on as if holo were not there; it is told once, on standard error.
 
-use crate::{dispatch, signals, symbols, trace, vdso};
+use crate::{dispatch, signals, symbols, trace, traps, vdso};
 use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use holo_abi::control::{CONTROL_BYTES, Control};
@@ -473,14 +473,17 @@ impl Joined {
         if traced {
             trace::start(environment.get(b"HOLO_TRACE_FILE").unwrap_or(b""));
         }
-        dispatch::classify(traced);
+        dispatch::classify(traced, wanted & ways::TRAPS != 0);
         CONTROL.store(self.page, Ordering::Release);
         signals::start();
         let mut active = wanted & ways::SYMBOLS;
         if wanted & ways::SITES != 0 {
-            active |= self.patch(header);
+            active |= self.patch(header, wanted & ways::TRAPS != 0);
         }
         close_all(&[self.tables[0] as i32, self.tables[1] as i32]);
+        if wanted & ways::TRAPS != 0 && traps::start(self.modules.holo) {
+            active |= ways::TRAPS;
+        }
         if active == ways::SYMBOLS {
             symbols::activate();
         }
@@ -488,7 +491,7 @@ impl Joined {
         active
     }
 
-    fn patch(&self, header: &mut holo_abi::control::Header) -> u32 {
+    fn patch(&self, header: &mut holo_abi::control::Header, inside: bool) -> u32 {
         let mut active = 0;
         for (table, (_, bias)) in self.tables.iter().zip(&self.modules.found) {
             if *table < 0 {
@@ -503,7 +506,7 @@ impl Joined {
                 if at < 0 {
                     continue;
                 }
-                match patch::apply(*bias, at as *const u8, bytes) {
+                match patch::apply(*bias, at as *const u8, bytes, inside) {
                     Ok(count) => {
                         active = ways::SITES;
                         header.sites_patched.fetch_add(count, Ordering::Relaxed);

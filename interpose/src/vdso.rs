@@ -83,7 +83,8 @@ unsafe fn gnu_symbols(hash: usize) -> usize {
 pub(crate) fn monotonic_ns() -> i64 {
     let mut now = Timespec::default();
     let function = CLOCK_GETTIME.load(Ordering::Relaxed);
-    if function != 0 {
+    // The vdso may have to make a system call, which must not be trapped from here.
+    if function != 0 && !crate::traps::on() {
         // SAFETY: the vdso's function of this signature.
         let call: extern "C" fn(i32, *mut Timespec) -> i32 = unsafe { core::mem::transmute(function) };
         if call(1, &raw mut now) == 0 {

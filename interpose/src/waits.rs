@@ -5,12 +5,11 @@
 
 use crate::dispatch::Verdict;
 use crate::{signals, user, vdso};
-use holo_abi::{PARK_SIGNAL, sysno};
+use holo_abi::sysno;
 use holo_sys::gate::{DEFERRED, RESTART, Regs, holo_block};
 use holo_sys::tls::tls;
 use holo_track::timeout::{Deadline, Timespec};
 
-const PARK_BIT: u64 = 1 << (PARK_SIGNAL - 1);
 const EINTR: i64 = -4;
 const FUTEX_CMD_MASK: u64 = !(128 | 256);
 const FUTEX_WAIT: u64 = 0;
@@ -106,10 +105,10 @@ impl MaskCopy {
             return None;
         }
         self.mask = user::read::<u64>(at, rsp).ok()?;
-        if self.mask & PARK_BIT == 0 {
+        if self.mask & signals::kept() == 0 {
             return None;
         }
-        self.mask &= !PARK_BIT;
+        self.mask &= !signals::kept();
         let copy = (&raw const self.mask) as u64;
         self.pair[0] = copy;
         Some((index, if matches!(mask, Mask::Direct(_)) { copy } else { (&raw const self.pair) as u64 }))

@@ -10,3 +10,4 @@ pub mod patch;
 pub mod raw;
 pub mod serve;
 pub mod tls;
+pub mod traps;

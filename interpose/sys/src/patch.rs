@@ -3,14 +3,16 @@
 //! Runs once, in the constructor, while the process has one thread; afterwards read-only.
 
 use crate::gate::holo_gate;
-use crate::sys;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use crate::{sys, traps};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use holo_abi::sites::{FIXUP_GATE, FIXUP_MODULE, Fixup, MAGIC, Site, TableHeader};
 use holo_abi::sysno;
 
 const PAGE: u64 = 4096;
+const PROT_R: u64 = 1;
 const PROT_RW: u64 = 3;
 const PROT_RX: u64 = 5;
+const PRIVATE_ANONYMOUS: u64 = 0x22;
 /// A `rel32` reaches this far, less a margin for the size of both ends.
 const REACH: u64 = (1 << 31) - (1 << 26);
 /// Modules that can be patched: libc, ld.so, and one area for traps.
@@ -41,6 +43,8 @@ struct Module {
 
 static mut MODULES: [Module; MODULES_MAX] =
     [Module { bias: 0, area: 0, area_bytes: 0, entries: core::ptr::null(), count: 0 }; MODULES_MAX];
+/// Bytes of the arena that are taken.
+static ARENA_USED: AtomicU64 = AtomicU64::new(0);
 static MODULES_USED: AtomicUsize = AtomicUsize::new(0);
 
 /// Where in a trampoline an instruction pointer is.
@@ -87,7 +91,7 @@ pub fn find(rip: u64) -> Option<Place> {
             offset: rip.cast_signed() - raw.cast_signed(),
         });
     }
-    None
+    traps::find(rip)
 }
 
 /// The site of a trampoline whose `raw` is known.
@@ -139,7 +143,6 @@ impl Reader {
 
 fn map_near(low: u64, high: u64, bytes: u64) -> Option<u64> {
     const FIXED_NOREPLACE: u64 = 0x10_0000;
-    const PRIVATE_ANONYMOUS: u64 = 0x22;
     let step = 1 << 16;
     // Below the module first: above it the next library or the heap may want to grow.
     for distance in 1..4096u64 {
@@ -161,6 +164,22 @@ fn map_near(low: u64, high: u64, bytes: u64) -> Option<u64> {
     None
 }
 
+/// Room for `bytes` of code in libholo's own text, if it is within reach.
+fn in_arena(low: u64, high: u64, bytes: u64) -> Option<u64> {
+    let used = ARENA_USED.load(Ordering::Relaxed);
+    let base = traps::arena() + used;
+    let fits = used + bytes <= traps::ARENA_BYTES;
+    if !fits || base.abs_diff(low).max(base.abs_diff(high)) > REACH {
+        return None;
+    }
+    // SAFETY: whole pages of our own text that nothing runs in yet.
+    if unsafe { sys!(sysno::mprotect, base, bytes, PROT_RW) } < 0 {
+        return None;
+    }
+    ARENA_USED.store(used + bytes, Ordering::Relaxed);
+    Some(base)
+}
+
 /// Patches the module loaded with `bias` from `table`; returns how many sites were patched.
 ///
 /// # Errors
@@ -168,7 +187,9 @@ fn map_near(low: u64, high: u64, bytes: u64) -> Option<u64> {
 ///
 /// # Safety
 /// One thread; `table` readable; `bias` is that of the module that the table is for.
-pub unsafe fn apply(bias: u64, table: *const u8, table_bytes: usize) -> Result<u32, PatchError> {
+///
+/// With `inside` the trampolines are put into libholo's text, where calls are not trapped.
+pub unsafe fn apply(bias: u64, table: *const u8, table_bytes: usize, inside: bool) -> Result<u32, PatchError> {
     let index = MODULES_USED.load(Ordering::Acquire);
     if index >= MODULES_MAX {
         return Err(PatchError::NoRoom);
@@ -209,8 +230,14 @@ pub unsafe fn apply(bias: u64, table: *const u8, table_bytes: usize) -> Result<u
     }
     let code_bytes = (u64::from(header.code_bytes) + 16 + PAGE - 1) & !(PAGE - 1);
     let entry_bytes = (u64::from(header.count) * size_of::<Entry>() as u64 + PAGE - 1) & !(PAGE - 1);
-    let area = map_near(low, high, code_bytes + entry_bytes).ok_or(PatchError::NoRoom)?;
-    let entries = (area + code_bytes) as *mut Entry;
+    let area = if inside { in_arena(low, high, code_bytes) } else { map_near(low, high, code_bytes) };
+    let area = area.ok_or(PatchError::NoRoom)?;
+    // SAFETY: fresh memory.
+    let entries = unsafe { sys!(sysno::mmap, 0, entry_bytes, PROT_RW, PRIVATE_ANONYMOUS, -1i64, 0) };
+    if entries < 0 {
+        return Err(PatchError::Kernel(entries));
+    }
+    let entries = entries as *mut Entry;
     let (text, text_bytes) = (low & !(PAGE - 1), ((high + PAGE - 1) & !(PAGE - 1)) - (low & !(PAGE - 1)));
     // The gate within reach? The area is near the module, libholo may be far: then by a long jump.
     let long_jump = area + code_bytes - 16;
@@ -224,7 +251,7 @@ pub unsafe fn apply(bias: u64, table: *const u8, table_bytes: usize) -> Result<u
     let changed = unsafe { sys!(sysno::mprotect, text, text_bytes, PROT_RW) };
     if changed < 0 {
         // SAFETY: mapped above.
-        unsafe { sys!(sysno::munmap, area, code_bytes + entry_bytes) };
+        unsafe { sys!(sysno::munmap, entries as u64, entry_bytes) };
         return Err(PatchError::Kernel(changed));
     }
     let mut reader = body;
@@ -262,7 +289,8 @@ pub unsafe fn apply(bias: u64, table: *const u8, table_bytes: usize) -> Result<u
     // SAFETY: as above; the area becomes code, the entries read-only data in it.
     unsafe {
         sys!(sysno::mprotect, text, text_bytes, PROT_RX);
-        sys!(sysno::mprotect, area, code_bytes + entry_bytes, PROT_RX);
+        sys!(sysno::mprotect, area, code_bytes, PROT_RX);
+        sys!(sysno::mprotect, entries as u64, entry_bytes, PROT_R);
         MODULES[index] =
             Module { bias, area, area_bytes: code_bytes, entries, count: header.count as usize };
     }
