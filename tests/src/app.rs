@@ -110,6 +110,10 @@ impl App {
         if !options.contains(&"--every") {
             command.args(["--every", "0"]);
         }
+        if !options.contains(&"--park-max") {
+            // A thread in a slow file operation on a machine busy with other tests takes its time.
+            command.args(["--park-max", "2s"]);
+        }
         command
             .arg("--root")
             .arg(node.inside(dir))
