@@ -110,6 +110,8 @@ pub struct DumpCx<'a> {
     pub staging_dir: &'a Path,
     /// The epoch, in POST phases.
     pub writer: Option<&'a mut EpochWriter>,
+    /// Out: files whose content differs from the epoch before.
+    pub files_changed: u64,
 }
 
 impl DumpCx<'_> {

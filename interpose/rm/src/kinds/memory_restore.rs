@@ -97,7 +97,7 @@ fn move_server(cx: &SwitchCx, hole: u64) -> RmResult<()> {
     let mut code = vec![0; bytes as usize];
     cx.remote.read(start, &mut code).on("reading", "the server code")?;
     let mut calls =
-        [call(sysno::mmap, &[hole, HOLE_BYTES, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, NOWHERE, 0])];
+        [call(sysno::mmap, &[hole, VDSO_AT, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, NOWHERE, 0])];
     cx.remote.run_all(&mut calls).on("mapping", "the hole")?;
     cx.remote.write(hole, &code).on("writing", "the server code")?;
     let mut calls = [call(sysno::mprotect, &[hole, VDSO_AT, 5])];
