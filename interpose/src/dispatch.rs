@@ -44,11 +44,14 @@ const SLOW_CALLS: &[i64] = &[
     sysno::madvise,
     sysno::rseq,
     sysno::io_uring_setup,
+    sysno::clone,
+    sysno::clone3,
+    sysno::fork,
+    sysno::vfork,
 ];
 
 /// More of them when raw system calls are trapped.
-const TRAP_CALLS: &[i64] =
-    &[sysno::clone, sysno::clone3, sysno::fork, sysno::vfork, sysno::set_robust_list, sysno::prctl];
+const TRAP_CALLS: &[i64] = &[sysno::set_robust_list, sysno::prctl];
 
 /// Fills the gate's table; `trace` sends every call through the dispatcher, to be counted.
 pub(crate) fn classify(trace: bool, traps: bool) {
@@ -140,14 +143,7 @@ fn decide(regs: &mut Regs) -> Verdict {
             traps::enter();
             Verdict::Forward
         }
-        sysno::clone | sysno::clone3 | sysno::fork | sysno::vfork => {
-            if traps::on()
-                && let Some(raw) = holo_sys::traps::child_raw(regs.raw)
-            {
-                regs.raw = raw;
-            }
-            Verdict::Forward
-        }
+        sysno::clone | sysno::clone3 | sysno::fork | sysno::vfork => on_clone(regs),
         // As a kernel without it answers; there is one per thread, and it is taken.
         sysno::prctl if regs.args[0] == traps::PR_DISPATCH && traps::on() => Verdict::Handled(EINVAL),
         sysno::io_uring_setup => {
@@ -159,6 +155,24 @@ fn decide(regs: &mut Regs) -> Verdict {
         }
         _ => Verdict::Forward,
     }
+}
+
+/// A child that shares our memory must not be taken for us; one of a trapped call is trapped too.
+fn on_clone(regs: &mut Regs) -> Verdict {
+    const VFORK_FLAGS: u64 = 0x4100;
+    let flags = match regs.rax.cast_signed() {
+        sysno::clone => regs.args[0],
+        sysno::clone3 => user::read::<u64>(regs.args[0], regs.rsp).unwrap_or(0),
+        sysno::vfork => VFORK_FLAGS,
+        _ => 0,
+    };
+    signals::on_clone(flags);
+    if traps::on()
+        && let Some(raw) = holo_sys::traps::child_raw(regs.raw)
+    {
+        regs.raw = raw;
+    }
+    Verdict::Forward
 }
 
 /// The park signal stays deliverable whatever the application blocks.

@@ -6,7 +6,7 @@
 use crate::dispatch::Verdict;
 use crate::{signals, start, user};
 use holo_abi::sysno;
-use holo_sys::gate::Regs;
+use holo_sys::gate::{DEFERRED, RESTART, Regs, holo_block};
 use holo_sys::{sys, tls::tls};
 use holo_track::environ::{self, Plan, Wanted};
 
@@ -33,13 +33,29 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
     if let Some(built) = unsafe { extended(regs.args[environment], regs.rsp) } {
         regs.args[environment] = built;
     }
-    // The new program has no handler for the park signal until its constructor ran, and one that is on its
-    // way would end it: it stays blocked until then.
-    signals::block_park(true);
-    // SAFETY: the application's call.
-    let failed = unsafe { holo_sys::raw::call(regs.rax.cast_signed(), regs.args) };
-    signals::block_park(false);
-    Verdict::Handled(failed)
+    let args = regs.args;
+    loop {
+        // The new program has no handler for the park signal until its constructor ran, and one that is on
+        // its way would end it: it stays blocked until then.
+        signals::block_park(true);
+        // SAFETY: own thread's words, and the application's call. A `vfork` parent has the same words: when
+        // it goes on, they must not say that it is in here.
+        let ret = unsafe {
+            (*tls()).in_holo = 0;
+            let ret = holo_block(regs.rax.cast_signed(), &raw const args);
+            (*tls()).in_holo = 1;
+            ret
+        };
+        match ret {
+            RESTART => {}
+            // SAFETY: `regs` is the frame of the call that we are in.
+            DEFERRED => unsafe { signals::raise_deferred(regs) },
+            failed => {
+                signals::block_park(false);
+                return Verdict::Handled(failed);
+            }
+        }
+    }
 }
 
 /// The environment at `at` with what holo needs in it; `None`: it has everything, or cannot be read.

@@ -17,7 +17,7 @@
 use crate::dispatch::Verdict;
 use crate::{park, traps, user};
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use holo_abi::{PARK_COOKIE, PARK_SIGNAL, sysno};
 use holo_sys::frame::{Context, SigInfo, UContext};
 use holo_sys::gate::{self, Regs, Zone, holo_block};
@@ -211,9 +211,7 @@ unsafe extern "C" fn signal_before(
     match action.handler {
         SIG_DFL if signal != PARK_SIGNAL => {
             // The action was changed while the signal was on its way; the kernel knows the rest.
-            if signal == traps::SIGNAL {
-                set_default(signal);
-            }
+            set_default(signal);
             raise_now(info);
             return 0;
         }
@@ -292,10 +290,40 @@ fn reset(signal: i32) {
     install(signal, &Action::default());
 }
 
+/// Makes sure that the kernel has the default action too.
 fn set_default(signal: i32) {
-    let action = Action::default();
-    // SAFETY: sets the default action.
-    unsafe { sys!(sysno::rt_sigaction, signal, &raw const action, 0, 8) };
+    let _held = Lock::take();
+    if ACTIONS.get(signal as usize).handler == SIG_DFL {
+        let action = Action::default();
+        // SAFETY: sets the default action.
+        unsafe { sys!(sysno::rt_sigaction, signal, &raw const action, 0, 8) };
+    }
+}
+
+/// Keeps the table and the kernel's actions in step. Only held where signals are deferred or blocked, for a
+/// few instructions and one call; a child of `fork` may find it held by nobody, so waiting is bounded.
+struct Lock;
+
+static LOCK: AtomicU32 = AtomicU32::new(0);
+
+impl Lock {
+    fn take() -> Self {
+        const TRIES: u32 = 10_000;
+        for _ in 0..TRIES {
+            if LOCK.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                break;
+            }
+            // SAFETY: no memory is passed.
+            unsafe { sys!(sysno::sched_yield) };
+        }
+        Self
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        LOCK.store(0, Ordering::Release);
+    }
 }
 
 fn raise_now(info: &SigInfo) {
@@ -348,6 +376,10 @@ pub(crate) fn on_sigaction(regs: &Regs) -> Verdict {
             Err(errno) => return Verdict::Handled(errno),
         },
     };
+    // SAFETY: own thread's words.
+    if in_sharing_child(unsafe { &mut *tls() }) {
+        return in_child(number, new.as_ref(), old_at, regs.rsp);
+    }
     let old = ACTIONS.get(number as usize);
     if let Some(new) = new {
         let failed = install(number, &new);
@@ -361,7 +393,57 @@ pub(crate) fn on_sigaction(regs: &Regs) -> Verdict {
     Verdict::Handled(0)
 }
 
+/// A child that shares our memory has actions of its own in the kernel: the table is not about them.
+fn in_child(signal: i32, new: Option<&Action>, old_at: u64, rsp: u64) -> Verdict {
+    let mut old = Action::default();
+    // It is trapped like its parent, until it starts another program.
+    let new = new.filter(|_| signal != traps::SIGNAL || !traps::on());
+    let at = new.map_or(0, |action| core::ptr::from_ref(action) as u64);
+    // SAFETY: the application's action, and one of ours.
+    let failed = unsafe { sys!(sysno::rt_sigaction, signal, at, &raw mut old, 8) };
+    if failed < 0 {
+        return Verdict::Handled(failed);
+    }
+    if old.handler == holo_signal_entry as *const () as u64 {
+        old = ACTIONS.get(signal as usize);
+    }
+    if old_at != 0 && user::write(old_at, &old, rsp).is_err() {
+        return Verdict::Handled(user::EFAULT);
+    }
+    Verdict::Handled(0)
+}
+
+/// The application is about to make a thread or process.
+pub(crate) fn on_clone(flags: u64) {
+    const CLONE_VM: u64 = 0x100;
+    const CLONE_SIGHAND: u64 = 0x800;
+    const CLONE_SETTLS: u64 = 0x8_0000;
+    // SAFETY: own thread's words.
+    let words = unsafe { &mut *tls() };
+    if in_sharing_child(words) {
+        return;
+    }
+    if flags & (CLONE_VM | CLONE_SIGHAND | CLONE_SETTLS) == CLONE_VM {
+        // SAFETY: no memory is passed.
+        words.sharer = unsafe { sys!(sysno::gettid) }.cast_unsigned();
+    }
+}
+
+/// Is this a `vfork` child, and not the thread that the words belong to?
+fn in_sharing_child(words: &mut Tls) -> bool {
+    if words.sharer == 0 {
+        return false;
+    }
+    // SAFETY: no memory is passed.
+    if unsafe { sys!(sysno::gettid) }.cast_unsigned() != words.sharer {
+        return true;
+    }
+    words.sharer = 0;
+    false
+}
+
 fn install(signal: i32, new: &Action) -> i64 {
+    let _held = Lock::take();
     ACTIONS.set(signal as usize, *new);
     if signal == PARK_SIGNAL {
         return 0;

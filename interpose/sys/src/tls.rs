@@ -31,8 +31,8 @@ pub struct Tls {
     pub handlers: u32,
     /// Times that it was parked.
     pub parks: u32,
-    /// Zero.
-    pub reserved: u64,
+    /// Thread that last made a child which shares these words (`vfork`, `posix_spawn`); 0: none.
+    pub sharer: u64,
 }
 
 const _: () = assert!(size_of::<Tls>() == 208);
