@@ -5,6 +5,6 @@
 holo_tests::workloads! {
     memory: Workload::new("memory.c");
     memory_grow: Workload::new("memory_grow.c");
-    allocator: Workload::new("allocator.c");
-    jemalloc: Workload::new("allocator.c").arg("required").env("LD_PRELOAD", "libjemalloc.so.2");
+    allocator: Workload::new("allocator.c").checkpoints(15);
+    jemalloc: Workload::new("allocator.c").arg("required").env("LD_PRELOAD", "libjemalloc.so.2").checkpoints(15);
 }
