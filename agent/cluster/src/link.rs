@@ -188,10 +188,12 @@ fn connect(node: &str, address: &str, patience: Duration) -> Result<TcpStream, L
         address: text.clone(),
         why: e.to_string(),
     })?;
-    let mut failure = None;
+    let mut failure: Option<std::io::Error> = None;
     for target in resolved {
         match TcpStream::connect_timeout(&target, patience) {
             Ok(socket) => return Ok(socket),
+            // "Refused" is evidence that the agent is dead: only if every address says so.
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused && failure.is_some() => {}
             Err(e) => failure = Some(e),
         }
     }

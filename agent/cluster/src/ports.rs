@@ -1,4 +1,7 @@
 //! What the agent implements so that the cluster can act on applications and epochs.
+//!
+//! A port must not call the [`crate::ClusterHandle`] from within these calls, except from [`AppPort::changed`]:
+//! some come while the cluster holds its locks.
 
 use std::sync::Arc;
 

@@ -29,6 +29,11 @@ impl Spans {
         EpochRef { incarnation: if epoch == 0 { 0 } else { span.map_or(0, |s| s.incarnation) }, epoch }
     }
 
+    /// Incarnation of the newest span.
+    pub(crate) fn newest(&self) -> u64 {
+        self.0.last().map_or(0, |s| s.incarnation)
+    }
+
     /// An epoch is about to be sealed; true if that changed the spans, which must then be saved first.
     pub(crate) fn add(&mut self, at: EpochRef) -> bool {
         if self.find(at.epoch).incarnation == at.incarnation {

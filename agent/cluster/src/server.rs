@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use holo_api::peer::{Hello, PROTOCOL, Welcome};
@@ -53,6 +53,16 @@ struct Shared {
     stop: AtomicBool,
     next: AtomicU64,
     open: Mutex<HashMap<u64, TcpStream>>,
+    said: Mutex<HashMap<String, Instant>>,
+}
+
+impl Shared {
+    /// A stranger that tries again and again must not fill the log: the same is said once a minute.
+    fn is_news(&self, key: String) -> bool {
+        let mut said = self.said.lock();
+        said.retain(|_, at| at.elapsed() < Duration::from_secs(60));
+        said.len() < 256 && said.insert(key, Instant::now()).is_none()
+    }
 }
 
 impl Server {
@@ -124,7 +134,11 @@ fn accept_loop(
             if let Err(e) = converse(&tls, socket, &from, boot, limits.patience, serve.as_ref())
                 && !ours.stop.load(Ordering::SeqCst)
             {
-                thread_log(&format!("connection from {from}: {e}"));
+                let text = e.to_string();
+                let (host, _port) = from.rsplit_once(':').unwrap_or((&from, ""));
+                if ours.is_news(format!("{host} {}", text.replace(&from, ""))) {
+                    thread_log(&format!("connection from {from}: {text}"));
+                }
             }
             ours.open.lock().remove(&id);
         });

@@ -48,6 +48,10 @@ pub(super) struct App {
 struct State {
     core: AppCore,
     spans: Spans,
+    /// As they are on disk.
+    saved: Spans,
+    /// Newest epoch in the store when the application was launched or found: the next ones are of this run.
+    found_epoch: u64,
     /// Not carried out yet: the record before them could not be written.
     pending: VecDeque<Action>,
     waiting: VecDeque<Event>,
@@ -155,7 +159,9 @@ impl App {
         };
         let state = State {
             core,
+            saved: spans.clone(),
             spans,
+            found_epoch: newest,
             pending: VecDeque::new(),
             waiting: VecDeque::new(),
             disk_fails: false,
@@ -260,6 +266,12 @@ impl App {
         while let Some(action) = state.pending.pop_front() {
             match action {
                 Action::Persist(record) => {
+                    if record.owner == Some(state.core.me()) && record.incarnation > state.spans.newest() {
+                        // In the same write as the incarnation: whatever this instance seals from now on is its.
+                        let base = record.base.unwrap_or_default().epoch;
+                        let last = if base == 0 { state.found_epoch } else { base };
+                        state.spans.add(EpochRef { incarnation: record.incarnation, epoch: last + 1 });
+                    }
                     let stored = Stored { record, spans: state.spans.clone() };
                     if let Err(e) = shared.records.write(&self.name, &stored) {
                         if !std::mem::replace(&mut state.disk_fails, true) {
@@ -269,6 +281,7 @@ impl App {
                         return false;
                     }
                     state.disk_fails = false;
+                    state.saved = stored.spans;
                 }
                 Action::Send { to, msg } => {
                     let envelope = AppEnvelope { app: self.name.clone(), run: self.run, msg };
@@ -289,7 +302,6 @@ impl App {
                     self.control.push(Control::Stop);
                 }
                 Action::Activate { incarnation, from } => {
-                    state.spans.add(EpochRef { incarnation, epoch: from.epoch + 1 });
                     self.control.push(Control::Activate { incarnation, from });
                 }
                 Action::Prepare { term, from } => self.long.push(Long::Prepare { term, from }),
@@ -362,13 +374,16 @@ impl App {
     }
 
     fn note_span(&self, shared: &Shared, state: &mut State, at: EpochRef) -> bool {
-        if !state.spans.add(at) {
+        state.spans.add(at);
+        if state.spans == state.saved {
             return true;
         }
         let stored = Stored { record: state.core.record().clone(), spans: state.spans.clone() };
         // An unwritten record must not be overtaken: its contents may be promised already.
         let written = state.pending.is_empty() && shared.records.write(&self.name, &stored).is_ok();
-        if !written {
+        if written {
+            state.saved = stored.spans;
+        } else {
             shared.log(&format!("{}: cannot note the incarnation of epoch {}", self.name, at.epoch));
         }
         written

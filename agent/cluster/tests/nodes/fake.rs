@@ -24,7 +24,7 @@ pub const BLOCK_BYTES: usize = 64 * 1024;
 
 pub fn timing() -> Timing {
     // Slower than the defaults, so that a busy machine does not fence; the inequality is the same.
-    Timing { heartbeat_ms: 50, lease_ms: 600, failover_ms: 1000, switch_ms_max: 8_000, ..Timing::default() }
+    Timing { heartbeat_ms: 50, lease_ms: 1200, failover_ms: 2000, switch_ms_max: 8_000, ..Timing::default() }
 }
 
 #[derive(Clone, Default)]

@@ -32,16 +32,23 @@ fn epochs_arrive_and_the_standby_takes_over() {
     b.until("taken over", |n| n.apps.running("app"));
     assert_eq!(b.apps.started_from("app"), Some(2));
     assert_eq!(b.status("app").incarnation, 2);
+    // Its agent restarts before and after an epoch was announced: the epochs stay those of its incarnation.
+    b.store.make("app", 3, 4);
+    let apps = b.apps.clone();
+    b.stop();
+    let b = set.start_with("b", apps);
+    b.until("runs on", |n| n.apps.running("app"));
+    assert_eq!(b.status("app").epoch, 3);
     // The old node comes back without its instance and follows.
-    b.epoch("app", 3, 10);
+    b.epoch("app", 4, 10);
     let a = set.start("a");
-    a.until("follows", |n| n.status("app").owner.as_deref() == Some("b") && n.status("app").epoch == 3);
+    a.until("follows", |n| n.status("app").owner.as_deref() == Some("b") && n.status("app").epoch == 4);
     assert!(!a.apps.running("app"));
     b.until("armed", |n| n.status("app").guarded);
     // And takes over in turn.
     b.kill();
     a.until("taken back", |n| n.apps.running("app"));
-    assert_eq!((a.apps.started_from("app"), a.status("app").incarnation), (Some(3), 3));
+    assert_eq!((a.apps.started_from("app"), a.status("app").incarnation), (Some(4), 3));
 }
 
 #[test]
@@ -81,7 +88,7 @@ fn owner_without_contact_is_parked_and_resumed() {
     a.until("armed", |n| n.status("app").guarded);
     // The stand-by's agent is dead but its host refuses: the owner runs on.
     b.kill();
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_millis(2500));
     assert!(a.apps.running("app"));
     assert_eq!(a.apps.fences("app"), 0);
     // It comes back, then falls silent without refusing: the owner parks, then it is there again.
@@ -115,7 +122,7 @@ fn agent_restart_keeps_the_owner() {
     b.until("eligible", |n| {
         n.status_opt("app").is_some_and(|s| s.role == RoleView::Standby { eligible: true })
     });
-    assert!(a.apps.running("app"));
+    a.until("runs", |n| n.apps.running("app"));
     // The end is told.
     a.handle().ended("app").unwrap();
     b.until("ended", |n| n.status("app").role == RoleView::Ended);
@@ -199,7 +206,7 @@ fn alone_restore_is_an_order() {
     a.apps.clear("app");
     a.handle().lost("app").unwrap();
     // The other node is not there: nobody can know whether it runs it. The operator can.
-    let why = a.handle().claim("app", false, Duration::from_millis(1500)).unwrap_err().to_string();
+    let why = a.handle().claim("app", false, Duration::from_millis(2500)).unwrap_err().to_string();
     assert!(why.contains("not reachable: b"), "{why}");
     a.handle().claim("app", true, LONG).unwrap();
     a.until("runs", |n: &Node| n.apps.running("app"));
