@@ -24,6 +24,7 @@ pub(crate) fn on_park(frame: &mut UContext, words: &mut Tls) {
     if cut::state(word) != cut::PARK {
         return;
     }
+    words.again_rip = 0;
     issue_again(frame, words);
     words.parks = words.parks.wrapping_add(1);
     let Some(slot) = claim(page) else { return };
@@ -44,7 +45,7 @@ pub(crate) fn on_park(frame: &mut UContext, words: &mut Tls) {
 }
 
 /// A call that returned `EINTR` because of the park is made again: with its frame set back to the call.
-fn issue_again(frame: &mut UContext, words: &Tls) {
+fn issue_again(frame: &mut UContext, words: &mut Tls) {
     let context = &mut frame.context;
     if context.rax != EINTR {
         return;
@@ -57,6 +58,7 @@ fn issue_again(frame: &mut UContext, words: &Tls) {
         Zone::Own { after: true } => {
             context.rip -= 2;
             context.rax = words.last_nr;
+            (words.again_rip, words.again_rsp) = (context.rip, context.rsp);
         }
         Zone::Outside => {
             if let Some(found) = patch::find(context.rip)
@@ -64,6 +66,7 @@ fn issue_again(frame: &mut UContext, words: &Tls) {
             {
                 context.rip = found.raw;
                 context.rax = words.last_nr;
+                (words.again_rip, words.again_rsp) = (context.rip, context.rsp);
             }
         }
         Zone::Enter | Zone::Save | Zone::Exit | Zone::Jump | Zone::Block { .. } | Zone::Own { .. } => {}

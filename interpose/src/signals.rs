@@ -15,7 +15,7 @@
 //! interrupted code.
 
 use crate::dispatch::Verdict;
-use crate::{park, traps, user};
+use crate::{park, traps, user, waits};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use holo_abi::{PARK_COOKIE, PARK_SIGNAL, sysno};
@@ -29,6 +29,7 @@ use holo_track::actions::{Action, Actions, SA_RESETHAND, SIG_DFL, SIG_IGN};
 pub(crate) static ACTIONS: Actions = Actions::new();
 
 const SI_QUEUE: i32 = -1;
+const EINTR: u64 = (-4i64).cast_unsigned();
 const SIG_SETMASK: u64 = 2;
 const SA_ONSTACK: u64 = 0x0800_0000;
 const SA_RESTART: u64 = 0x1000_0000;
@@ -225,9 +226,17 @@ unsafe extern "C" fn signal_before(
     saved.deferred = 0;
     saved.regs = words.regs;
     saved.last_nr = words.last_nr;
-    if let Place::Call { site, made, frame: regs, next } = at {
-        saved.context.rip = next;
+    let again = core::mem::take(&mut words.again_rip);
+    if let Place::Call { site, mut made, frame: regs, mut next } = at {
         let context = &mut frame.context;
+        let interrupted = again == context.rip && words.again_rsp == context.rsp;
+        if interrupted && !(action.flags & SA_RESTART != 0 && waits::restarts(context.rax)) {
+            // It came while the thread was parked in this call, which it ends as it would have without the park.
+            context.rax = EINTR;
+            saved.context.rax = EINTR;
+            (made, next) = (true, next + 3);
+        }
+        saved.context.rip = next;
         context.rip = if made { site + 2 } else { site };
         if !regs.is_null() {
             // SAFETY: the gate's frame, on this thread's stack above this handler.
@@ -359,6 +368,18 @@ pub(crate) unsafe extern "C" fn raise_deferred(regs: *mut Regs) {
     let args = [SIG_SETMASK, (&raw const mask) as u64, 0, 8, 0, 0];
     // SAFETY: the mask outlives the call. The signal arrives at this call, where the entry runs the handler.
     unsafe { holo_block(sysno::rt_sigprocmask, &raw const args) };
+}
+
+/// Does the deferred signal run a handler of the application?
+pub(crate) fn deferred_is_handled() -> bool {
+    // SAFETY: own thread's words.
+    let words = unsafe { &*tls() };
+    let info: SigInfo = {
+        let copy = words.info;
+        // SAFETY: both are 128 bytes of plain data.
+        unsafe { core::mem::transmute(copy) }
+    };
+    !is_park(info.signo, &info) && ACTIONS.get(info.signo.clamp(1, 64) as usize).is_handler()
 }
 
 /// `rt_sigaction` of the application.

@@ -17,16 +17,49 @@ const TIMER_ABSTIME: u64 = 1;
 
 /// Makes a call until it was not interrupted by a park; `args` is asked anew each time.
 pub(crate) fn until_done(nr: i64, mut args: impl FnMut() -> [u64; 6]) -> i64 {
+    let mut parked = false;
     loop {
         let now = args();
         // SAFETY: the application's call with its own arguments, or copies of ours that outlive it.
         match unsafe { holo_block(nr, &raw const now) } {
-            RESTART => {}
-            // SAFETY: `regs` is the frame of the call that we are in.
-            DEFERRED => unsafe { signals::raise_deferred((*tls()).regs) },
+            RESTART => parked = true,
+            DEFERRED => {
+                // One that came while the thread was parked in the call ends it; one before it does not.
+                let ends = parked && signals::deferred_is_handled();
+                // SAFETY: `regs` is the frame of the call that we are in.
+                unsafe { signals::raise_deferred((*tls()).regs) };
+                if ends {
+                    return EINTR;
+                }
+            }
             ret => return ret,
         }
     }
+}
+
+/// Does the kernel restart this call after a handler with `SA_RESTART`? These it never does.
+pub(crate) fn restarts(nr: u64) -> bool {
+    !matches!(
+        nr.cast_signed(),
+        sysno::poll
+            | sysno::ppoll
+            | sysno::select
+            | sysno::pselect6
+            | sysno::epoll_wait
+            | sysno::epoll_pwait
+            | sysno::epoll_pwait2
+            | sysno::nanosleep
+            | sysno::clock_nanosleep
+            | sysno::pause
+            | sysno::rt_sigsuspend
+            | sysno::rt_sigtimedwait
+            | sysno::semop
+            | sysno::semtimedop
+            | sysno::msgrcv
+            | sysno::msgsnd
+            | sysno::io_getevents
+            | sysno::io_pgetevents
+    )
 }
 
 /// Where a call has its time-out and its signal mask.

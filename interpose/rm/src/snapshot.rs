@@ -25,6 +25,8 @@ const CLONE_FILES: u64 = 0x400;
 const CLOSE_RANGE_UNSHARE: u64 = 2;
 const WALL: u64 = 0x4000_0000;
 const PR_SET_PTRACER: u64 = 0x5961_6d61;
+const PR_SET_CHILD_SUBREAPER: u64 = 36;
+const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const PATIENCE: Duration = Duration::from_secs(10);
 const CLONE_ARGS_BYTES: u64 = 88;
 
@@ -124,8 +126,18 @@ impl Snapshot {
             let mut calls = [call(sysno::prctl, &[PR_SET_PTRACER, u64::MAX])];
             remote.run_in(last, &mut calls, false).on("opening", "the snapshot")?;
         }
+        // An application that is a subreaper must not inherit the snapshot.
+        let reaper_at = page.put(512, &[0; 8]);
+        remote.call(sysno::prctl, &[PR_GET_CHILD_SUBREAPER, reaper_at]).on("asking", "for a subreaper")?;
+        let subreaper = page.take(512, 4) != [0; 4];
+        if subreaper {
+            remote.call(sysno::prctl, &[PR_SET_CHILD_SUBREAPER, 0]).on("hiding", "the snapshot")?;
+        }
         page.start(middle, &[call(sysno::exit_group, &[0])], false);
         let reaped = remote.call(sysno::wait4, &[inner, 0, WALL, 0]).on("reaping", "the snapshot's parent");
+        if subreaper {
+            remote.call(sysno::prctl, &[PR_SET_CHILD_SUBREAPER, 1]).on("restoring", "the subreaper flag")?;
+        }
         let pid = made?;
         reaped?;
         Ok(pid)

@@ -33,9 +33,14 @@ pub struct Tls {
     pub parks: u32,
     /// Thread that last made a child which shares these words (`vfork`, `posix_spawn`); 0: none.
     pub sharer: u64,
+    /// Where a call that a park interrupted is issued again: instruction and stack pointer; 0: nowhere. A signal
+    /// that came during the park finds the thread there, and interrupts the call as it would have.
+    pub again_rip: u64,
+    /// See `again_rip`.
+    pub again_rsp: u64,
 }
 
-const _: () = assert!(size_of::<Tls>() == 208);
+const _: () = assert!(size_of::<Tls>() == 224);
 const _: () = assert!(core::mem::offset_of!(Tls, deferred) == 4);
 const _: () = assert!(core::mem::offset_of!(Tls, last_nr) == 8);
 const _: () = assert!(core::mem::offset_of!(Tls, regs) == 16);
@@ -44,11 +49,11 @@ global_asm!(
     ".section .tbss,\"awT\",@nobits",
     ".balign 16",
     ".type holo_tls, @object",
-    ".size holo_tls, 208",
+    ".size holo_tls, 224",
     ".globl holo_tls",
     ".hidden holo_tls",
     "holo_tls:",
-    ".zero 208",
+    ".zero 224",
     ".text",
 );
 

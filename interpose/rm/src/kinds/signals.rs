@@ -106,7 +106,8 @@ impl ResourceManager for Signals {
                 look(cx, *slot, own, Some(index as u32), &mut pending)?;
             }
             let shared = pending_bits(&status, "ShdPnd");
-            if index + 1 == cx.slots.len() && shared != 0 {
+            // By the leader: the kernel lets only it put back what another process sent.
+            if index == 0 && shared != 0 {
                 look(cx, *slot, shared, None, &mut pending)?;
             }
         }
