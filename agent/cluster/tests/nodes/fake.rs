@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -19,6 +19,8 @@ use holo_cluster::{
     keys,
     ports::{AppPort, EpochReader, EpochSink, EpochSource, EpochWriter, Offered, Ports, StoreError},
 };
+
+use crate::relay::Relay;
 
 pub const BLOCK_BYTES: usize = 64 * 1024;
 
@@ -300,12 +302,6 @@ pub struct Set {
     stores: HashMap<String, Arc<Store>>,
 }
 
-struct Relay {
-    address: SocketAddr,
-    real: Arc<Mutex<Option<SocketAddr>>>,
-    muted: Arc<AtomicBool>,
-}
-
 impl Set {
     pub fn new(nodes: &[&str]) -> Set {
         let dir = tempfile::tempdir().unwrap();
@@ -442,60 +438,4 @@ impl Node {
         self.apps.live.lock().unwrap().clear();
         self.stop();
     }
-}
-
-impl Relay {
-    fn start() -> Relay {
-        // A second listener: while the node is down, the first one is closed and the port refuses.
-        let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = reserved.local_addr().unwrap();
-        drop(reserved);
-        let real: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
-        let muted = Arc::new(AtomicBool::new(false));
-        let (target, quiet) = (real.clone(), muted.clone());
-        thread::spawn(move || relay_loop(address, &target, &quiet));
-        Relay { address, real, muted }
-    }
-}
-
-fn relay_loop(address: SocketAddr, target: &Arc<Mutex<Option<SocketAddr>>>, muted: &Arc<AtomicBool>) {
-    loop {
-        let Some(_) = *target.lock().unwrap() else {
-            thread::sleep(Duration::from_millis(5));
-            continue;
-        };
-        let Ok(listener) = TcpListener::bind(address) else {
-            thread::sleep(Duration::from_millis(5));
-            continue;
-        };
-        listener.set_nonblocking(true).unwrap();
-        while let Some(real) = *target.lock().unwrap() {
-            let Ok((near, _)) = listener.accept() else {
-                thread::sleep(Duration::from_millis(2));
-                continue;
-            };
-            let Ok(far) = TcpStream::connect(real) else { continue };
-            near.set_nonblocking(false).unwrap();
-            for (from, to) in [(&near, &far), (&far, &near)] {
-                let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                let muted = muted.clone();
-                thread::spawn(move || pump(from, to, &muted));
-            }
-        }
-    }
-}
-
-fn pump(mut from: TcpStream, mut to: TcpStream, muted: &AtomicBool) {
-    use std::io::{Read, Write};
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(n @ 1..) = from.read(&mut buffer) {
-        while muted.load(Ordering::SeqCst) {
-            thread::sleep(Duration::from_millis(5));
-        }
-        if to.write_all(&buffer[..n]).is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown(std::net::Shutdown::Both);
-    let _ = from.shutdown(std::net::Shutdown::Both);
 }

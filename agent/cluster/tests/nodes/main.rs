@@ -6,6 +6,7 @@
 
 mod fake;
 mod links;
+mod relay;
 
 use std::time::Duration;
 

@@ -2,11 +2,13 @@
 //! whatever the network, the clocks and crashing agents do.
 //!
 //! Method: the failover core of each node runs against a virtual clock, network, disk and application (`world`).
-//! A seed decides everything. Checkers that know nothing of the core's rules watch the instances (`world::check`).
+//! A seed decides everything. Checkers that know nothing of the core's rules watch the instances (`checks`).
 //! A failing seed is printed; `HOLO_SIM_SEED=<n>` runs it alone with its log, `HOLO_SIM_SEEDS=<n>` sets how many.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, unreachable_pub)]
 
+mod checks;
+mod faults;
 mod rng;
 mod story;
 mod world;

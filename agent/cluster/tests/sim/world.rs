@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 use holo_api::peer::{AppMsg, EpochRef, Member};
-use holo_cluster::core::{Action, AppCore, Event, Found, Record, Timing};
+use holo_cluster::core::{Action, AppCore, Event, Record, Timing};
 
 use crate::rng::Rng;
 
@@ -24,34 +24,34 @@ pub enum Mutation {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Instance {
+pub enum Instance {
     None,
     Parked,
     Running,
 }
 
-struct Node {
-    core: Option<AppCore>,
-    host_up: bool,
-    boot: u64,
+pub struct Node {
+    pub core: Option<AppCore>,
+    pub host_up: bool,
+    pub boot: u64,
     /// Counts lives of the host, so that what was under way dies with it.
-    life: u64,
+    pub life: u64,
     /// Real to own clock: offset and rate in millionths.
-    offset_ms: u64,
-    rate_ppm: u64,
-    disk: Option<Record>,
-    sealed: EpochRef,
+    pub offset_ms: u64,
+    pub rate_ppm: u64,
+    pub disk: Option<Record>,
+    pub sealed: EpochRef,
     /// Everything in the store, in the order of sealing.
-    store: Vec<EpochRef>,
-    instance: Instance,
+    pub store: Vec<EpochRef>,
+    pub instance: Instance,
     /// Orders to the instance; an overtaken one has no effect.
-    orders: u64,
-    prepared: Option<u64>,
+    pub orders: u64,
+    pub prepared: Option<u64>,
     /// What a guard outside of the agent knows.
-    guard_ms: Option<u64>,
+    pub guard_ms: Option<u64>,
 }
 
-enum What {
+pub enum What {
     Tick { node: usize, boot: u64 },
     Deliver { to: usize, from: usize, msg: AppMsg },
     Instance { node: usize, life: u64, order: u64, becomes: Instance },
@@ -81,15 +81,15 @@ pub struct World {
     pub loss_percent: u64,
     pub delay_ms_max: u64,
     pub bad_luck_percent: u64,
-    standby_timing: Timing,
-    mutation: Mutation,
-    now_us: u64,
-    count: u64,
-    nodes: Vec<Node>,
-    cut: Vec<Vec<bool>>,
-    queue: BinaryHeap<Reverse<(u64, u64)>>,
-    pending: std::collections::HashMap<u64, What>,
-    log: Vec<String>,
+    pub standby_timing: Timing,
+    pub mutation: Mutation,
+    pub now_us: u64,
+    pub count: u64,
+    pub nodes: Vec<Node>,
+    pub cut: Vec<Vec<bool>>,
+    pub queue: BinaryHeap<Reverse<(u64, u64)>>,
+    pub pending: std::collections::HashMap<u64, What>,
+    pub log: Vec<String>,
 }
 
 impl World {
@@ -178,12 +178,12 @@ impl World {
         self.nodes.len()
     }
 
-    fn clock(&self, node: usize) -> u64 {
+    pub fn clock(&self, node: usize) -> u64 {
         let n = &self.nodes[node];
         n.offset_ms + self.now_us / 1_000 * n.rate_ppm / 1_000_000
     }
 
-    fn at(&mut self, in_us: u64, what: What) {
+    pub fn at(&mut self, in_us: u64, what: What) {
         self.count += 1;
         self.queue.push(Reverse((self.now_us + in_us, self.count)));
         self.pending.insert(self.count, what);
@@ -278,11 +278,11 @@ impl World {
     }
 
     /// An agent without an application: it booted and was not crashed since.
-    fn agent_runs(&self, node: usize) -> bool {
+    pub fn agent_runs(&self, node: usize) -> bool {
         self.nodes[node].boot % 2 == 1
     }
 
-    fn step(&mut self, node: usize, event: Event) {
+    pub fn step(&mut self, node: usize, event: Event) {
         let clock = self.clock(node);
         let Some(core) = self.nodes[node].core.as_mut() else { return };
         let actions = core.step(clock, event);
@@ -459,87 +459,7 @@ impl World {
         self.at(delay, What::FinalDone { node, boot, attempt, outcome });
     }
 
-    pub fn order_switch(&mut self, owner: usize, to: usize) {
-        if to < self.nodes.len() {
-            self.step(owner, Event::SwitchTo(to as Member));
-        }
-    }
-
-    pub fn cut(&mut self, a: usize, b: usize, both: bool) {
-        if a != b {
-            self.log(format!("cut n{a} -> n{b} (both: {both})"));
-            self.cut[a][b] = true;
-            self.cut[b][a] |= both;
-        }
-    }
-
-    pub fn heal(&mut self) {
-        self.log("heal".to_owned());
-        self.cut.iter_mut().for_each(|row| row.fill(false));
-    }
-
-    /// The agent dies; the instance lives on until its guard parks it.
-    pub fn crash_agent(&mut self, node: usize) {
-        if !self.agent_runs(node) {
-            return;
-        }
-        self.log(format!("crash agent n{node}"));
-        let clock = self.clock(node);
-        let n = &mut self.nodes[node];
-        n.core = None;
-        n.prepared = None;
-        n.boot += 1;
-        let (life, boot) = (n.life, n.boot);
-        if self.mutation == Mutation::Forgetful
-            && let Some(disk) = &mut n.disk
-        {
-            disk.guarded = false;
-        }
-        if let Some(until) = n.guard_ms {
-            let wait_ms = until.saturating_sub(clock) * 1_000_000 / n.rate_ppm;
-            let late = self.rng.range(0, self.timing.fence_ms_max * 1_000);
-            self.at(wait_ms * 1_000 + late, What::Guard { node, life, boot });
-        }
-    }
-
-    pub fn crash_host(&mut self, node: usize) {
-        self.log(format!("crash host n{node}"));
-        self.crash_agent(node);
-        let n = &mut self.nodes[node];
-        n.host_up = false;
-        n.life += 1;
-        n.instance = Instance::None;
-    }
-
-    fn boot(&mut self, node: usize) {
-        let n = &mut self.nodes[node];
-        n.host_up = true;
-        n.boot += 1;
-        let boot = n.boot;
-        self.at(1_000, What::Tick { node, boot });
-        self.at(2_000, What::Probe { node, boot });
-    }
-
-    pub fn restart(&mut self, node: usize) {
-        if self.agent_runs(node) {
-            return;
-        }
-        self.boot(node);
-        let clock = self.clock(node);
-        let timing = if node == 0 { self.timing } else { self.standby_timing };
-        let n = &mut self.nodes[node];
-        let found = if n.instance == Instance::None { Found::Nothing } else { Found::Instance };
-        if let Some(record) = n.disk.clone() {
-            let core = AppCore::recover(timing, n.boot, clock, record, node as Member, n.sealed, found);
-            n.core = Some(core);
-        }
-        let life = n.life;
-        self.log(format!("restart n{node}"));
-        self.step(node, Event::Tick);
-        self.at(100_000, What::Epoch { node, life });
-    }
-
-    fn log(&mut self, line: String) {
+    pub fn log(&mut self, line: String) {
         if std::env::var_os("HOLO_SIM_SEED").is_some() {
             self.log.push(format!("{:>9} {line}", self.now_us));
         }
@@ -551,33 +471,9 @@ impl World {
         }
     }
 
-    fn fail(&mut self, why: String) {
+    pub fn fail(&mut self, why: String) {
         if self.verdict.is_ok() {
             self.verdict = Err(format!("at {} us: {why}", self.now_us));
         }
-    }
-
-    /// The first law.
-    fn check(&mut self, node: usize) {
-        let running = self.running();
-        if running.len() > 1 {
-            self.fail(format!("two active instances on {running:?}, the newest on n{node}"));
-        }
-    }
-
-    pub fn running(&self) -> Vec<usize> {
-        (0..self.nodes.len()).filter(|n| self.nodes[*n].instance == Instance::Running).collect()
-    }
-
-    /// The newest epoch that a majority holds, so that every successor must know it.
-    pub fn guaranteed(&self) -> EpochRef {
-        let held = |at: &EpochRef| self.nodes.iter().filter(|n| n.store.contains(at)).count();
-        let all = self.nodes.iter().flat_map(|n| n.store.iter());
-        all.filter(|at| held(at) > self.nodes.len() / 2).max().copied().unwrap_or_default()
-    }
-
-    /// Is there anything that could run?
-    pub fn could_run(&self) -> bool {
-        self.nodes.iter().any(|n| n.sealed.epoch > 0 || n.instance != Instance::None)
     }
 }
