@@ -196,6 +196,7 @@ impl ResourceManager for Descriptors {
             stdio: cx.stdio,
             output: cx.output,
             remarks: &mut remarks,
+            clone: Some(cx.remote),
             pids: (state.pid, cx.remote.pid),
         };
         recreate(&state, &mut making)?;

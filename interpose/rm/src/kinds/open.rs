@@ -7,6 +7,7 @@ use super::shared::{Contents, SharedObjects};
 use super::sockdiag::SockDiag;
 use super::watched::Names;
 use crate::manager::{Context, DumpCx, RmError, RmResult};
+use crate::remote::Remote;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -129,6 +130,8 @@ pub(crate) struct Making<'a> {
     pub(crate) output: &'a Path,
     /// For people.
     pub(crate) remarks: &'a mut Vec<String>,
+    /// The clone, where objects remember who made them; none in tests.
+    pub(crate) clone: Option<&'a Remote>,
     /// Pid of the process at the cut and of the clone, as the agent sees them.
     pub(crate) pids: (i32, i32),
 }

@@ -2,6 +2,7 @@
 
 use super::kernel::{self, Bytes, checked, reopen};
 use super::open::{Dumping, Each, Making, Open, reads, writes};
+use super::sockets::poll;
 use super::terminals::lead_outside;
 use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ pub(crate) struct PipeState {
     pub(crate) inode: u64,
     /// `F_GETPIPE_SZ`, bytes.
     pub(crate) capacity: i32,
+    /// The other end was closed at the cut: this one leads nowhere, not outside.
+    alone: bool,
     /// Parts in the order in which they come out; with one of its reading ends only.
     pub(crate) queued: Vec<Bytes>,
 }
@@ -28,7 +31,9 @@ impl PipeState {
         let capacity = kernel::fcntl(open, F_GETPIPE_SZ, 0).on("reading the size of", open.named())?;
         let first = open.reads() && dumping.recorded.insert(open.key());
         let queued = if first { peek(open, capacity).on("copying", open.named())? } else { Vec::new() };
-        Ok(Self { inode: open.stat.st_ino, capacity, queued })
+        // A reader without a writer hangs up, a writer without a reader fails.
+        let alone = poll(open, 0, 0) & (libc::POLLHUP | libc::POLLERR) != 0;
+        Ok(Self { inode: open.stat.st_ino, capacity, alone, queued })
     }
 }
 
@@ -106,7 +111,7 @@ pub(crate) fn recreate(all: &Each<PipeState>, making: &mut Making) -> RmResult<(
         let whole = any(reads) && any(writes);
         let mut inside = Vec::new();
         for (index, state) in ends {
-            if !whole && making.is_stdio(*index) {
+            if !whole && !state.alone && making.is_stdio(*index) {
                 lead_outside(*index, making)?;
             } else {
                 inside.push((*index, *state));
@@ -130,7 +135,7 @@ pub(crate) fn recreate(all: &Each<PipeState>, making: &mut Making) -> RmResult<(
             let fd = fd.map_or_else(|| reopen(&reader, flags & !libc::O_DIRECT), OwnedFd::try_clone);
             making.put(*index, fd.on("opening", "a pipe's end")?)?;
         }
-        if !whole {
+        if !whole && !state.alone {
             making.remark(first, "the other end of the pipe was outside and is closed");
         }
     }

@@ -74,6 +74,14 @@ pub(crate) fn place(
             owner.set(cx.remote, common.number)?;
         }
     }
+    for (index, socket) in &state.unix {
+        // Again, by the clone: connecting sockets are told who listens.
+        if let Some(backlog) = socket.backlog {
+            let number = state.common[*index as usize].number;
+            let args = [number as u64, u64::from(backlog)];
+            cx.remote.call(sysno::listen, &args).on("listening on descriptor", number)?;
+        }
+    }
     for (index, file) in &state.files {
         take_locks(file, cx.remote, state.common[*index as usize].number)?;
     }

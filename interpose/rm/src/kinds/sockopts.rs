@@ -158,7 +158,6 @@ impl Options {
     }
 
     /// A saved number.
-    #[cfg(test)]
     pub(crate) fn int(&self, level: i32, name: i32) -> Option<i32> {
         let found = self.values.iter().find(|option| (option.0, option.1) == (level, name))?;
         found.2.0.get(..4).map(|raw| i32::from_ne_bytes([raw[0], raw[1], raw[2], raw[3]]))

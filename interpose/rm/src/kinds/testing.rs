@@ -135,6 +135,7 @@ impl Captured {
             stdio: &[],
             output: &output,
             remarks: &mut remarks,
+            clone: None,
             pids: (self.state.pid, self.state.pid),
         };
         descriptors::recreate(&self.state, &mut making).unwrap();

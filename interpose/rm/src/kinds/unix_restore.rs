@@ -10,6 +10,8 @@ use super::terminals::lead_outside;
 use super::unix_names::{bind_again, free_name};
 use super::unix_sockets::{UnixState, is_named, path_in};
 use crate::manager::{Context, RmResult};
+use crate::remote::{Remote, call};
+use holo_abi::sysno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -70,11 +72,16 @@ fn named(state: &UnixState) -> bool {
 /// A connection with both ends here.
 fn pair(
     (index, state): (u32, &UnixState),
-    (_, other): (u32, &UnixState),
+    (other_index, other): (u32, &UnixState),
     making: &mut Making,
 ) -> RmResult<(OwnedFd, OwnedFd)> {
     let number = making.common(index).number;
-    let plain = || sockets::pair(state.socket.kind);
+    let clone = making.clone;
+    let plain = || match clone {
+        // So that SO_PEERCRED names the application.
+        Some(clone) => pair_by(clone, state.socket.kind),
+        None => sockets::pair(state.socket.kind),
+    };
     let made = match (named(state), named(other)) {
         (false, false) => plain(),
         // The side with a name is the one that was accepted; if both have one, the other is bound first.
@@ -87,11 +94,32 @@ fn pair(
     });
     let (one, two) = made.on("making the connection of descriptor", number)?;
     let _ = (state.socket.options.apply(&one), other.socket.options.apply(&two));
+    for (index, state) in [(index, state), (other_index, other)] {
+        if state.socket.options.int(libc::SOL_SOCKET, libc::SO_PASSCRED).is_some_and(|on| on != 0)
+            && !state.queued.is_empty()
+        {
+            making.remark(index, "queued messages lost the identity of their sender");
+        }
+    }
     refill(&two, &state.queued).on("refilling descriptor", number)?;
     refill(&one, &other.queued).on("refilling the peer of descriptor", number)?;
     shut(&one, state.shut).on("shutting descriptor", number)?;
     shut(&two, other.shut).on("shutting the peer of descriptor", number)?;
     Ok((one, two))
+}
+
+/// A pair that the clone makes; its own numbers of it are closed again.
+fn pair_by(clone: &Remote, kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let kind = (kind | libc::SOCK_CLOEXEC) as u64;
+    let at = clone.page.scratch_address(0);
+    clone.call(sysno::socketpair, &[libc::AF_UNIX as u64, kind, 0, at])?;
+    let raw = clone.page.take(0, 8);
+    let number = |at: usize| i32::from_ne_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
+    let ends = [number(0), number(4)];
+    let borrowed = (clone.borrow_fd(ends[0]), clone.borrow_fd(ends[1]));
+    let mut close = ends.map(|end| call(sysno::close, &[end as u64]));
+    clone.run_all(&mut close)?;
+    Ok((borrowed.0?, borrowed.1?))
 }
 
 /// A connection made by accepting it from a listener with the server side's name.
