@@ -487,7 +487,9 @@ impl Joined {
         if active == ways::SYMBOLS {
             symbols::activate();
         }
+        // The agent waits for this word before it sends the park signal.
         header.ways.store(active, Ordering::Release);
+        trace::mark_start();
         active
     }
 

@@ -37,6 +37,12 @@ pub enum BarrierError {
         /// Cause.
         source: io::Error,
     },
+    /// libholo has not started yet, or could not take any way in.
+    #[error("process {pid} is not ready: libholo is still starting, or found no way in (see `holo doctor`)")]
+    NotReady {
+        /// Its pid.
+        pid: i32,
+    },
     /// More threads than slots.
     #[error("process {pid} has {threads} threads, more than {SLOTS_MAX}")]
     TooMany {
@@ -109,6 +115,10 @@ fn signal(pid: i32, tid: i32) -> io::Result<()> {
 pub fn park(page: &Page, pid: i32, deadline: Duration) -> Result<Parked<'_>, BarrierError> {
     let header = &page.control().header;
     let since = Instant::now();
+    // Without its handler the signal would end the process.
+    if header.ways.load(Ordering::SeqCst) == 0 {
+        return Err(BarrierError::NotReady { pid });
+    }
     let generation = cut::generation(header.cut.load(Ordering::SeqCst)) + 1;
     let word = cut::word(generation, cut::PARK);
     page.keep_alive();
