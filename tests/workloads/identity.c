@@ -69,7 +69,7 @@ static void observe(char *to, int inherited) {
     ssize_t n = OK(read(fd, text, sizeof text - 1));
     close(fd), text[n] = 0, rest = strrchr(text, ')');
     CHECK(rest && sscanf(text, "%lu", &pid) == 1 && sscanf(rest, ") %*c %lu %lu %lu", &parent, &group, &session) == 3, "stat");
-    note(to, "stat %lu %.*s\n", pid, (int)(rest - text), strchr(text, '('));
+    note(to, "stat %lu %.*s\n", pid, (int)(rest - strchr(text, '(')) + 1, strchr(text, '('));
     if (!inherited) note(to, "stat group %lu session %lu\n", group, session);
 }
 
