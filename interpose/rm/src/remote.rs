@@ -12,10 +12,12 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a call list may take.
 pub const CALL_PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is checked meanwhile that the process still lives.
+const LIFE_CHECK: Duration = Duration::from_millis(100);
 
 /// A process and the thread in it that serves us by default.
 pub struct Remote {
@@ -115,12 +117,35 @@ impl Remote {
         for part in calls.chunks_mut(holo_abi::control::BATCH_CALLS) {
             self.page.keep_alive();
             self.page.start(slot, part, stop);
-            let done = self.page.finish(slot, part, CALL_PATIENCE)?;
+            let done = self.finish(slot, part)?;
             if stop && (done < part.len() || part.iter().any(|call| outcome(call).is_err())) {
                 return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// Waits for a list, as long as there is somebody to run it.
+    fn finish(&self, slot: usize, part: &mut [Call]) -> io::Result<usize> {
+        let since = Instant::now();
+        loop {
+            match self.page.finish(slot, part, LIFE_CHECK) {
+                Err(cause) if cause.kind() == io::ErrorKind::TimedOut && since.elapsed() < CALL_PATIENCE => {
+                    if self.ended() {
+                        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Whether the process ended; a zombie has.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        let mut entry = libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry.
+        unsafe { libc::poll(&raw mut entry, 1, 0) == 1 }
     }
 
     /// Makes a list of calls, all of which must succeed.
@@ -205,7 +230,10 @@ fn transfer(pid: i32, at: u64, ours: *mut u8, bytes: usize, write: bool) -> io::
             let cause = io::Error::last_os_error();
             let verb = if write { "writing" } else { "reading" };
             let at = at + done as u64;
-            return Err(io::Error::new(cause.kind(), format!("{verb} {part} bytes at {at:#x} of {pid}: {cause}")));
+            return Err(io::Error::new(
+                cause.kind(),
+                format!("{verb} {part} bytes at {at:#x} of {pid}: {cause}"),
+            ));
         }
         done += moved as usize;
     }

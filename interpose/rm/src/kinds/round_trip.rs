@@ -316,6 +316,23 @@ fn placed() {
     std::fs::remove_file(file).unwrap();
 }
 
+// Goal: nobody waits for a process that died in the middle of a call. Method: kill the server of a sleeping call.
+#[test]
+fn death_in_a_call() {
+    let clone = TestClone::new();
+    let pid = clone.remote.pid;
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        // SAFETY: our own child.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    });
+    let since = std::time::Instant::now();
+    let died = clone.remote.call(holo_abi::sysno::pause, &[]).unwrap_err();
+    assert_eq!(died.raw_os_error(), Some(libc::ESRCH));
+    assert!(since.elapsed() < std::time::Duration::from_secs(2));
+    killer.join().unwrap();
+}
+
 // Goal: what cannot be replicated is refused with number and object. Method: a packet socket and a pidfd.
 #[test]
 fn refusals() {
