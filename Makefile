@@ -27,7 +27,7 @@ setup:
 	  $(SUDO) env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	else echo "setup: all Debian packages are there"; fi
 	@if ! command -v $(CARGO) >/dev/null; then \
-	  echo "setup: no cargo: install Rust 1.85 or newer with rustup (https://rustup.rs), then run make setup again"; exit 1; fi
+	  echo "setup: no cargo: install Rust 1.88 or newer with rustup (https://rustup.rs), then run make setup again"; exit 1; fi
 	@for c in fmt clippy; do $(CARGO) $$c --version >/dev/null 2>&1 || { echo "setup: adding cargo $$c"; rustup component add rustfmt clippy; }; done
 	@for t in cargo-nextest cargo-deny; do if command -v $$t >/dev/null; then echo "setup: $$t is there"; \
 	  else echo "setup: installing $$t"; $(CARGO) install --locked $$t || echo "setup: $$t could not be installed; its checks will be left out"; fi; done

@@ -213,7 +213,11 @@ impl App {
         let pidfd = (raw >= 0).then(|| unsafe { OwnedFd::from_raw_fd(raw) });
         let mut due = Instant::now() + every;
         loop {
-            let wait = if every.is_zero() { Duration::from_secs(3600) } else { due.saturating_duration_since(Instant::now()) };
+            let wait = if every.is_zero() {
+                Duration::from_secs(3600)
+            } else {
+                due.saturating_duration_since(Instant::now())
+            };
             if pidfd.as_ref().is_none_or(|pidfd| ended(pidfd, wait)) {
                 break;
             }
@@ -228,7 +232,9 @@ impl App {
                 due = (due + every).max(Instant::now());
             }
         }
-        let status = keeper.and_then(|mut keeper| keeper.wait().ok()).map(std::os::unix::process::ExitStatusExt::into_raw);
+        let status = keeper
+            .and_then(|mut keeper| keeper.wait().ok())
+            .map(std::os::unix::process::ExitStatusExt::into_raw);
         let mut inner = self.inner.lock();
         if inner.incarnation == incarnation {
             inner.exit = Some(status.unwrap_or(0));
@@ -260,10 +266,8 @@ impl App {
         (self.announce)(&self.name, epoch);
         let options = self.record().options;
         let count = if options.keep_epochs == 0 { self.config.keep_epochs } else { options.keep_epochs };
-        let retention = Retention {
-            keep_count: count as usize,
-            keep_age: Duration::from_secs(options.keep_secs),
-        };
+        let retention =
+            Retention { keep_count: count as usize, keep_age: Duration::from_secs(options.keep_secs) };
         if let Err(cause) = self.store.retain(&retention) {
             eprintln!("holod: {}: old epochs are not dropped: {cause}", self.name);
         }
@@ -331,7 +335,10 @@ impl App {
         if told.recv_timeout(patience * 2).unwrap_or(false) {
             *fence = Some(Fence { stop, thread });
         } else {
-            eprintln!("holod: {}: killed, since it could not be parked and another node may run it soon", self.name);
+            eprintln!(
+                "holod: {}: killed, since it could not be parked and another node may run it soon",
+                self.name
+            );
             // SAFETY: our application's process.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
@@ -372,7 +379,13 @@ impl App {
             real_pids: alive.iter().map(|(instance, _)| instance.real_pid as u32).collect(),
             cluster_pids: alive.iter().map(|(instance, _)| instance.cluster_pid).collect(),
             stop_us: last.as_ref().map_or(0, |meta| meta.stop_us),
-            command: inner.record.argv.iter().map(|arg| String::from_utf8_lossy(arg)).collect::<Vec<_>>().join(" "),
+            command: inner
+                .record
+                .argv
+                .iter()
+                .map(|arg| String::from_utf8_lossy(arg))
+                .collect::<Vec<_>>()
+                .join(" "),
             standby: inner.record.options.standby.clone(),
         }
     }

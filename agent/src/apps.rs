@@ -62,7 +62,11 @@ fn name_from(command: &[u8]) -> String {
     let base = command.rsplit(|byte| *byte == b'/').next().unwrap_or(b"");
     let name: String = base
         .iter()
-        .map(|byte| if byte.is_ascii_alphanumeric() || b"._-".contains(byte) { char::from(*byte) } else { '_' })
+        .map(
+            |byte| {
+                if byte.is_ascii_alphanumeric() || b"._-".contains(byte) { char::from(*byte) } else { '_' }
+            },
+        )
         .take(48)
         .collect();
     let name = name.trim_start_matches(['.', '-']).to_owned();
@@ -120,7 +124,8 @@ impl Apps {
                 announce(name, epoch);
             }
         });
-        let app = App::new(record, store, self.paths.clone(), self.config.clone(), self.node.clone(), announce);
+        let app =
+            App::new(record, store, self.paths.clone(), self.config.clone(), self.node.clone(), announce);
         if let Some(instance) = found {
             match Page::open(&instance.page) {
                 Ok(page) => app.adopt(instance, Arc::new(page), None),
@@ -141,7 +146,10 @@ impl Apps {
     /// There is none of that name.
     pub fn get(&self, name: &str) -> Result<Arc<App>, Failure> {
         self.all.lock().get(name).cloned().ok_or_else(|| {
-            Failure::new(ErrorKind::NotFound, format!("no application `{name}` on this node; `holo ps` lists them"))
+            Failure::new(
+                ErrorKind::NotFound,
+                format!("no application `{name}` on this node; `holo ps` lists them"),
+            )
         })
     }
 
@@ -202,7 +210,8 @@ impl Apps {
         };
         let app = self.get_or_add(&name)?;
         if let Some((instance, _)) = app.instance() {
-            let message = format!("{name} runs already, as process {}; choose another --name", instance.real_pid);
+            let message =
+                format!("{name} runs already, as process {}; choose another --name", instance.real_pid);
             return Err(Failure::new(ErrorKind::Refused, message));
         }
         let run = now_ns();
@@ -231,8 +240,7 @@ impl Apps {
         let tables = join::tables(&self.paths.sites, request);
         let Some(started) = start_time(request.real_pid) else { return Ok(()) };
         join::welcome(stream, &page, &tables)?;
-        let instance =
-            Instance { real_pid: request.real_pid, started, cluster_pid: request.pid, page: path };
+        let instance = Instance { real_pid: request.real_pid, started, cluster_pid: request.pid, page: path };
         app.adopt(instance, page, None);
         Ok(())
     }
@@ -287,7 +295,8 @@ impl Apps {
         let mut at = pid;
         for _ in 0..64 {
             let Ok(stat) = fs::read_to_string(format!("/proc/{at}/stat")) else { return false };
-            let parent = stat.rsplit_once(") ").and_then(|(_, tail)| tail.split_whitespace().nth(1)?.parse().ok());
+            let parent =
+                stat.rsplit_once(") ").and_then(|(_, tail)| tail.split_whitespace().nth(1)?.parse().ok());
             match parent {
                 Some(parent) if owners.contains(&parent) => return true,
                 Some(parent) if parent > 1 => at = parent,
@@ -304,7 +313,10 @@ impl Apps {
     pub fn remove(&self, name: &str) -> Result<(), Failure> {
         let app = self.get(name)?;
         if app.instance().is_some() {
-            return Err(Failure::new(ErrorKind::Refused, format!("{name} runs; `holo stop {name}` it first")));
+            return Err(Failure::new(
+                ErrorKind::Refused,
+                format!("{name} runs; `holo stop {name}` it first"),
+            ));
         }
         app.store.remove().map_err(|cause| Failure::new(ErrorKind::Failed, format!("{name}: {cause}")))?;
         Record::remove(&self.paths.records, name)

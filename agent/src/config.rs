@@ -104,7 +104,10 @@ fn beside(name: &str, name_of_setting: &'static str) -> Result<PathBuf, ConfigEr
     let dir = exe.parent().unwrap_or(Path::new("/"));
     let places = [dir.join(name), dir.join("../lib/holo").join(name)];
     places.iter().find(|path| path.is_file()).and_then(|path| path.canonicalize().ok()).ok_or_else(|| {
-        setting(name_of_setting, format!("{name} is neither beside {} nor in ../lib/holo; give its path", exe.display()))
+        setting(
+            name_of_setting,
+            format!("{name} is neither beside {} nor in ../lib/holo; give its path", exe.display()),
+        )
     })
 }
 

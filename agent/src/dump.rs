@@ -171,7 +171,8 @@ fn phases(
         manager.pre_dump(&mut context(&remote, &[], out, app)).map_err(|cause| unprotected(&cause))?;
     }
     let mut parts = vec![("prepare".to_owned(), micros(since))];
-    let fenced = || Failure::new(ErrorKind::Refused, format!("{} is parked: its lease has expired", app.name));
+    let fenced =
+        || Failure::new(ErrorKind::Refused, format!("{} is parked: its lease has expired", app.name));
     let cut = app.cut.try_lock_for(Duration::from_secs(5)).ok_or_else(fenced)?;
     let deadline = match record.options.park_ms_max {
         0 => PARK_MS,
@@ -218,7 +219,8 @@ fn store(
     out: &mut Out,
     meta: &mut EpochMeta,
 ) -> Result<(), Failure> {
-    let bad = |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, format!("{}: {cause}", app.name));
+    let bad =
+        |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, format!("{}: {cause}", app.name));
     let mut writer = app.store.begin(app.store.newest_number() + 1).map_err(|cause| bad(&cause))?;
     for manager in managers.iter_mut().rev() {
         let before = writer.figures();

@@ -154,7 +154,9 @@ impl ResourceManager for Files {
                 // What the store still has need not be read again; what it has dropped is stored anew.
                 if writer.keep_blob(blob).is_err() {
                     self.previous = None;
-                    return Err(bad("contents of the epoch before are gone; the next epoch stores them again"));
+                    return Err(bad(
+                        "contents of the epoch before are gone; the next epoch stores them again",
+                    ));
                 }
             }
         }

@@ -35,7 +35,8 @@ pub fn of(app: &App) -> Graph {
     }
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
         let number = entry.file_name().to_string_lossy().into_owned();
-        let target = fs::read_link(entry.path()).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        let target =
+            fs::read_link(entry.path()).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
         let id = format!("fd:{}:{number}", instance.cluster_pid);
         graph.nodes.push(vertex(id.clone(), "descriptor", number));
         graph.edges.push((process.clone(), id.clone(), "holds".into()));

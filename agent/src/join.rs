@@ -108,12 +108,12 @@ fn empty() -> Welcome {
 
 fn send(stream: &UnixStream, answer: &Welcome, fds: &[i32]) -> io::Result<()> {
     // SAFETY: plain data.
-    let bytes = unsafe {
-        std::slice::from_raw_parts(std::ptr::from_ref(answer).cast::<u8>(), size_of::<Welcome>())
-    };
+    let bytes =
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(answer).cast::<u8>(), size_of::<Welcome>()) };
     let rights = [ControlMessage::ScmRights(fds)];
     let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
-    let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    let sent =
+        sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
     if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 

@@ -46,7 +46,10 @@ pub fn ready(app: &App, epoch: Option<u64>, stdio: &[OwnedFd]) -> Result<Ready, 
     if let Some((instance, _)) = app.instance() {
         return Err(Failure::new(
             ErrorKind::Refused,
-            format!("{} runs on this node as process {}; `holo stop {0}` it first", app.name, instance.real_pid),
+            format!(
+                "{} runs on this node as process {}; `holo stop {0}` it first",
+                app.name, instance.real_pid
+            ),
         ));
     }
     let epoch = match epoch {
@@ -56,7 +59,10 @@ pub fn ready(app: &App, epoch: Option<u64>, stdio: &[OwnedFd]) -> Result<Ready, 
             last.ok_or_else(|| {
                 let damaged = app.store.damaged();
                 match damaged.last() {
-                    Some(bad) => Failure::new(ErrorKind::BadImage, format!("{}: no usable epoch; the newest: {}", app.name, bad.reason)),
+                    Some(bad) => Failure::new(
+                        ErrorKind::BadImage,
+                        format!("{}: no usable epoch; the newest: {}", app.name, bad.reason),
+                    ),
                     None => Failure::new(ErrorKind::NotFound, format!("{} has no epoch yet", app.name)),
                 }
             })?
@@ -73,13 +79,8 @@ pub fn ready(app: &App, epoch: Option<u64>, stdio: &[OwnedFd]) -> Result<Ready, 
         .map_err(|cause| Failure::new(ErrorKind::BadImage, format!("{} epoch {epoch}: {cause}", app.name)))?;
     let page = app.paths.pages.join(format!("{}.{}.page", app.name, std::process::id()));
     let output = app.paths.output.join(format!("{}.log", app.name));
-    let order = Order {
-        restorer: &app.config.restorer,
-        blobs: &blobs,
-        stdio,
-        output: &output,
-        page_path: &page,
-    };
+    let order =
+        Order { restorer: &app.config.restorer, blobs: &blobs, stdio, output: &output, page_path: &page };
     let mut work = app.work();
     // What the managers knew of the epoch before is of another past now.
     work.managers.clear();
@@ -87,8 +88,12 @@ pub fn ready(app: &App, epoch: Option<u64>, stdio: &[OwnedFd]) -> Result<Ready, 
     let prepared = prepare(&image, &order, &mut managers).map_err(|cause| {
         let _ = fs::remove_file(&page);
         let kind = match &cause {
-            holo_rm::manager::RmError::Image(_) | holo_rm::manager::RmError::BadSection { .. } => ErrorKind::BadImage,
-            holo_rm::manager::RmError::Unsupported(_) | holo_rm::manager::RmError::Kernel { .. } => ErrorKind::Failed,
+            holo_rm::manager::RmError::Image(_) | holo_rm::manager::RmError::BadSection { .. } => {
+                ErrorKind::BadImage
+            }
+            holo_rm::manager::RmError::Unsupported(_) | holo_rm::manager::RmError::Kernel { .. } => {
+                ErrorKind::Failed
+            }
         };
         Failure::new(kind, format!("{} epoch {epoch} cannot be restored here: {cause}", app.name))
     })?;

@@ -152,7 +152,8 @@ fn receive_stdio(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
     let mut byte = [0u8; 1];
     let mut parts = [IoSliceMut::new(&mut byte)];
     let mut space = nix::cmsg_space!([i32; 3]);
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message =
+        recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut out = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(fds) = control {
@@ -160,7 +161,11 @@ fn receive_stdio(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
             out.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
         }
     }
-    if out.len() == 3 { Ok(out) } else { Err(io::Error::other("an attached restore needs three descriptors")) }
+    if out.len() == 3 {
+        Ok(out)
+    } else {
+        Err(io::Error::other("an attached restore needs three descriptors"))
+    }
 }
 
 fn answer(
@@ -172,8 +177,9 @@ fn answer(
     let broken = |cause: io::Error| Failure::new(ErrorKind::Failed, cause.to_string());
     match request {
         Request::Register { name, options, argv, unprotected } => {
-            let peer = nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials)
-                .map_err(|cause| broken(cause.into()))?;
+            let peer =
+                nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials)
+                    .map_err(|cause| broken(cause.into()))?;
             if let Some(why) = &unprotected {
                 return Ok(announce_unprotected(apps, &name, options, argv, why));
             }

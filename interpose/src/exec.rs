@@ -126,7 +126,10 @@ unsafe fn build(entries: *const *const u8, count: usize, plan: &Plan, wanted: &W
                 put(PRELOAD);
                 put(wanted.library);
                 put(b":");
-                put(core::slice::from_raw_parts((*entries.add(index)).add(PRELOAD.len()), old - PRELOAD.len()));
+                put(core::slice::from_raw_parts(
+                    (*entries.add(index)).add(PRELOAD.len()),
+                    old - PRELOAD.len(),
+                ));
                 put(b"\0");
             }
             None if plan.preload_missing => {

@@ -11,13 +11,17 @@
 //!   without holo. If the handler returns, the true context is put back;
 //! - anywhere else: the handler runs with the context as it is.
 //!
+//! A signal that comes while the entry itself runs for another one must not take the thread for being in the
+//! dispatcher, nor overwrite the one that is deferred: it is raised again with everything blocked, and
+//! comes when the entry is through with the first.
+//!
 //! The entry is assembly with unwind information: no compiled frame stands between the handler and the
 //! interrupted code.
 
 use crate::dispatch::Verdict;
 use crate::{park, traps, user, waits};
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 use holo_abi::{PARK_COOKIE, PARK_SIGNAL, sysno};
 use holo_sys::frame::{Context, SigInfo, UContext};
 use holo_sys::gate::{self, Regs, Zone, holo_block};
@@ -38,6 +42,9 @@ const SA_NODEFER: u64 = 0x4000_0000;
 unsafe extern "C" {
     pub(crate) fn holo_signal_entry();
     pub(crate) fn holo_restorer();
+    static holo_signal_flagged: u8;
+    static holo_signal_left: u8;
+    static holo_restorer_end: u8;
 }
 
 global_asm!(
@@ -60,6 +67,11 @@ global_asm!(
     "sub rsp, {saved}",
     ".cfi_adjust_cfa_offset {saved}",
     "cld",
+    "mov r11, qword ptr [rip + holo_tls@GOTTPOFF]",
+    "mov eax, 1",
+    "xchg dword ptr fs:[r11 + {entering}], eax",
+    "holo_signal_flagged:",
+    "mov [rsp + {previous}], eax",
     "mov ebx, edi",
     "mov r12, rsi",
     "mov r13, rdx",
@@ -77,6 +89,16 @@ global_asm!(
     "mov rsi, rsp",
     "call {after}",
     "2:",
+    "mov r11, qword ptr [rip + holo_tls@GOTTPOFF]",
+    "mov eax, [rsp + {previous}]",
+    "mov ecx, eax",
+    "and ecx, 1",
+    "mov dword ptr fs:[r11 + {entering}], ecx",
+    "holo_signal_left:",
+    "test eax, eax",
+    "jnz 3f",
+    "mov dword ptr fs:[r11 + {held}], 0",
+    "3:",
     "add rsp, {saved}",
     ".cfi_adjust_cfa_offset -{saved}",
     "pop r13",
@@ -95,6 +117,7 @@ global_asm!(
     ".hidden holo_restorer",
     "holo_restorer:",
     ".byte 0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05",
+    "holo_restorer_end:",
     ".text",
     // Compiled functions get a hidden name for the gate: nothing but hooks may be in the dynamic table.
     ".globl holo_raise_deferred",
@@ -103,6 +126,9 @@ global_asm!(
     "holo_raise_deferred:",
     "jmp {raise}",
     saved = const size_of::<Saved>(),
+    previous = const core::mem::offset_of!(Saved, previous),
+    entering = const core::mem::offset_of!(Tls, entering),
+    held = const core::mem::offset_of!(Tls, held),
     before = sym signal_before,
     after = sym signal_after,
     raise = sym raise_deferred,
@@ -116,14 +142,15 @@ struct Saved {
     shown_rip: u64,
     shown_rsp: u64,
     in_holo: u32,
-    deferred: u32,
+    /// Bit 0: what `entering` was; bit 1: another entry has yet to look at `held`.
+    previous: u32,
     regs: *mut Regs,
     last_nr: u64,
     /// 1: the context is a [`Zone::Block`], of which all registers are put back.
     whole: u64,
 }
 
-const _: () = assert!(size_of::<Saved>() % 16 == 0);
+const _: () = assert!(size_of::<Saved>().is_multiple_of(16));
 
 /// Where the interrupted thread was.
 enum Place {
@@ -195,6 +222,9 @@ unsafe extern "C" fn signal_before(
         traps::redirect(&mut frame.context, info);
         return 0;
     }
+    if is_busy(info, frame, saved, words) {
+        return 0;
+    }
     let at = place(&frame.context, words);
     if let Place::Defer(rip) = at {
         frame.context.rip = rip;
@@ -205,6 +235,8 @@ unsafe extern "C" fn signal_before(
         return 0;
     }
     if is_park(signal, info) {
+        // Everything is blocked. A restored thread comes back by its frame alone, not through the entry.
+        words.entering = 0;
         park::on_park(frame, words);
         return 0;
     }
@@ -223,7 +255,6 @@ unsafe extern "C" fn signal_before(
     saved.shown_rip = 0;
     saved.whole = 0;
     saved.in_holo = words.in_holo;
-    saved.deferred = 0;
     saved.regs = words.regs;
     saved.last_nr = words.last_nr;
     let again = core::mem::take(&mut words.again_rip);
@@ -247,7 +278,8 @@ unsafe extern "C" fn signal_before(
             context.rbp = regs.rbp;
             context.r8_15[4..].copy_from_slice(&regs.r12_15);
             [context.rdi, context.rsi, context.rdx] = [regs.args[0], regs.args[1], regs.args[2]];
-            [context.r8_15[2], context.r8_15[0], context.r8_15[1]] = [regs.args[3], regs.args[4], regs.args[5]];
+            [context.r8_15[2], context.r8_15[0], context.r8_15[1]] =
+                [regs.args[3], regs.args[4], regs.args[5]];
             if !made {
                 context.rax = regs.rax;
             }
@@ -261,7 +293,47 @@ unsafe extern "C" fn signal_before(
     words.handlers = words.handlers.wrapping_add(1);
     // The handler may make calls, or never come back.
     words.in_holo = 0;
+    words.entering = 0;
+    compiler_fence(Ordering::SeqCst);
+    if words.held != 0 {
+        words.held = 0;
+        let mask = words.held_mask;
+        // SAFETY: a mask of ours. What was held comes here, as if at the handler's first instruction.
+        unsafe { sys!(sysno::rt_sigprocmask, SIG_SETMASK, &raw const mask, 0, 8) };
+    }
     action.handler
+}
+
+/// If the thread was in the entry for another signal, puts this one off until that one is dealt with.
+fn is_busy(info: &SigInfo, frame: &mut UContext, saved: &mut Saved, words: &mut Tls) -> bool {
+    let rip = frame.context.rip;
+    // SAFETY: only addresses of labels are taken.
+    let (flagged, left, end) = unsafe {
+        (
+            (&raw const holo_signal_flagged) as u64,
+            (&raw const holo_signal_left) as u64,
+            (&raw const holo_restorer_end) as u64,
+        )
+    };
+    let entering = (holo_signal_entry as *const () as u64..flagged).contains(&rip);
+    let decides = entering || saved.previous != 0;
+    let leaves = (left..end).contains(&rip);
+    if !decides && !leaves {
+        return false;
+    }
+    let all = !0u64;
+    // SAFETY: a mask of ours. Blocked first: with `SA_NODEFER` it would come at once.
+    unsafe { sys!(sysno::rt_sigprocmask, SIG_SETMASK, &raw const all, 0, 8) };
+    raise_now(info);
+    if decides {
+        words.held_mask = frame.mask;
+        words.held = 1;
+    }
+    if entering {
+        saved.previous |= 2;
+    }
+    frame.mask = all;
+    true
 }
 
 /// Second half: the handler returned.
@@ -271,6 +343,8 @@ unsafe extern "C" fn signal_before(
 unsafe extern "C" fn signal_after(frame: *mut UContext, saved: *const Saved) {
     // SAFETY: as in the first half.
     let (frame, saved, words) = unsafe { (&mut *frame, &*saved, &mut *tls()) };
+    words.entering = 1;
+    compiler_fence(Ordering::SeqCst);
     words.in_holo = saved.in_holo;
     words.regs = saved.regs;
     words.last_nr = saved.last_nr;
@@ -339,13 +413,7 @@ fn raise_now(info: &SigInfo) {
     let copy = *info;
     // SAFETY: queues a signal to this thread.
     unsafe {
-        sys!(
-            sysno::rt_tgsigqueueinfo,
-            sys!(sysno::getpid),
-            sys!(sysno::gettid),
-            copy.signo,
-            &raw const copy
-        )
+        sys!(sysno::rt_tgsigqueueinfo, sys!(sysno::getpid), sys!(sysno::gettid), copy.signo, &raw const copy)
     };
 }
 

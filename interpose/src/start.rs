@@ -40,7 +40,7 @@ pub(crate) fn control() -> Option<&'static Control> {
 /// What a started program's environment must have; `None` while not joined.
 pub(crate) fn wanted() -> Option<&'static Wanted> {
     // SAFETY: written by the constructor only.
-    unsafe { (*(&raw const WANTED)).as_ref() }
+    unsafe { WANTED.as_ref() }
 }
 
 /// Registered rseq area, length and signature of the calling thread.
@@ -49,7 +49,7 @@ pub(crate) fn rseq_of(words: &Tls, fs_base: u64) -> (u64, u32, u32) {
         return (words.rseq, words.rseq_len_sig as u32, (words.rseq_len_sig >> 32) as u32);
     }
     // SAFETY: written by the constructor only.
-    let (offset, bytes) = unsafe { *(&raw const RSEQ) };
+    let (offset, bytes) = unsafe { RSEQ };
     if bytes == 0 {
         return (0, 0, 0);
     }
@@ -181,7 +181,8 @@ fn refuse(environment: &Environment, why: Refusal) {
     }
     let require = environment.get(b"HOLO_REQUIRE") == Some(b"1");
     if require || !parent_is_preloaded(environment) {
-        let tail: &[u8] = if require { b"; HOLO_REQUIRE=1: not started" } else { b"; the program runs unprotected" };
+        let tail: &[u8] =
+            if require { b"; HOLO_REQUIRE=1: not started" } else { b"; the program runs unprotected" };
         match &why {
             Refusal::NoAgent(path, errno) => {
                 let cause: &[u8] = match errno {
@@ -190,7 +191,14 @@ fn refuse(environment: &Environment, why: Refusal) {
                     -13 => b"permission denied",
                     _ => b"cannot connect",
                 };
-                say(&[b"holo: no agent at ", trim(path), b" (", cause, b"); start holod or use `holo run`", tail]);
+                say(&[
+                    b"holo: no agent at ",
+                    trim(path),
+                    b" (",
+                    cause,
+                    b"); start holod or use `holo run`",
+                    tail,
+                ]);
             }
             Refusal::Quietly => return,
             Refusal::Said(reason) => say(&[b"holo: ", trim(reason), tail]),
@@ -351,7 +359,9 @@ fn join(environment: &Environment) -> Result<Joined, Refusal> {
     let (welcome, fds) = converse(&path, &hello)?;
     if welcome.magic != join::MAGIC || welcome.version != holo_abi::VERSION {
         close_all(&fds);
-        return Err(Refusal::Broken(b"the agent is of another version; install libholo.so and holod together"));
+        return Err(Refusal::Broken(
+            b"the agent is of another version; install libholo.so and holod together",
+        ));
     }
     if welcome.refused == join::REFUSED_QUIETLY {
         close_all(&fds);
@@ -381,7 +391,8 @@ fn join(environment: &Environment) -> Result<Joined, Refusal> {
 }
 
 fn number(text: &[u8]) -> u64 {
-    text.iter().fold(0u64, |value, byte| value.wrapping_mul(10).wrapping_add(u64::from(byte.wrapping_sub(b'0'))))
+    text.iter()
+        .fold(0u64, |value, byte| value.wrapping_mul(10).wrapping_add(u64::from(byte.wrapping_sub(b'0'))))
 }
 
 fn close_all(fds: &[i32]) {
@@ -554,7 +565,7 @@ fn remember(environment: &Environment) {
     let mut used = 0;
     let mut keep = |text: &[u8]| -> Option<&'static [u8]> {
         // SAFETY: constructor, one thread; each part is handed out once.
-        let kept = unsafe { (&mut (*(&raw mut KEPT))).get_mut(used..used + text.len() + 1)? };
+        let kept = unsafe { KEPT.get_mut(used..used + text.len() + 1)? };
         kept[..text.len()].copy_from_slice(text);
         used += text.len() + 1;
         Some(kept)
@@ -564,9 +575,9 @@ fn remember(environment: &Environment) {
     let mut library: &'static [u8] = b"";
     for entry in environment.entries() {
         if let Some(value) = entry.strip_prefix(b"LD_PRELOAD=") {
-            let ours = value
-                .split(|byte| *byte == b':' || *byte == b' ')
-                .find(|part| part.rsplit(|byte| *byte == b'/').next().is_some_and(|base| base.starts_with(b"libholo")));
+            let ours = value.split(|byte| *byte == b':' || *byte == b' ').find(|part| {
+                part.rsplit(|byte| *byte == b'/').next().is_some_and(|base| base.starts_with(b"libholo"))
+            });
             if let Some(kept) = ours.and_then(&mut keep) {
                 library = &kept[..kept.len() - 1];
             }

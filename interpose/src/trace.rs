@@ -14,7 +14,7 @@ static mut FILE: [u8; 256] = [0; 256];
 pub(crate) fn start(file: &[u8]) {
     let take = file.len().min(230);
     // SAFETY: constructor, one thread.
-    unsafe { (&mut (*(&raw mut FILE)))[..take].copy_from_slice(&file[..take]) };
+    unsafe { (&mut FILE)[..take].copy_from_slice(&file[..take]) };
     ON.store(true, Ordering::Relaxed);
 }
 
@@ -25,7 +25,7 @@ pub(crate) fn mark_start() {
         return;
     }
     // SAFETY: written once by the constructor, before.
-    let mut path = unsafe { *(&raw const FILE) };
+    let mut path = unsafe { FILE };
     let Some(end) = path.iter().position(|byte| *byte == 0).filter(|end| *end > 0) else { return };
     path[end..end + 6].copy_from_slice(b".start");
     for counter in &COUNTS {
@@ -65,7 +65,7 @@ pub(crate) fn write_out() {
         return;
     }
     // SAFETY: written once by the constructor.
-    let mut path = unsafe { *(&raw const FILE) };
+    let mut path = unsafe { FILE };
     let Some(end) = path.iter().position(|byte| *byte == 0).filter(|end| *end > 0) else { return };
     path[end] = b'.';
     // SAFETY: no memory is passed.

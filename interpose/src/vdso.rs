@@ -24,7 +24,9 @@ pub(crate) unsafe fn find(base: usize) {
         let (mut bias, mut dynamic) = (None, 0);
         for header in (0..count).map(|i| headers + i * 56) {
             match *(header as *const u32) {
-                1 if bias.is_none() => bias = Some(base + word(header + 8) as usize - word(header + 16) as usize),
+                1 if bias.is_none() => {
+                    bias = Some(base + word(header + 8) as usize - word(header + 16) as usize)
+                }
                 2 => dynamic = base + word(header + 8) as usize,
                 _ => {}
             }

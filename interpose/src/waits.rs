@@ -220,7 +220,9 @@ fn timed(nr: i64, args: &mut [u64; 6], shape: &Shape, timeout_ns: i64, given: u6
     });
     match shape.unit {
         // As the kernel does; it ignores a pointer that has become bad.
-        Unit::TimespecLeft | Unit::TimevalLeft => { let _ = user::write(given, &left, rsp); }
+        Unit::TimespecLeft | Unit::TimevalLeft => {
+            let _ = user::write(given, &left, rsp);
+        }
         Unit::Milliseconds | Unit::Timespec => {}
     }
     if ret == EINTR && rest_given != 0 && user::write(rest_given, &rest, rsp).is_err() {

@@ -185,7 +185,7 @@ pub(crate) fn check_run(space: u64, address: u64, keys: &[PageKey]) -> Result<u6
     if keys.is_empty() {
         return Err(ManifestError::EmptyRun { address });
     }
-    if address % PAGE_BYTES as u64 != 0 {
+    if !address.is_multiple_of(PAGE_BYTES as u64) {
         return Err(bad);
     }
     match (keys.len() as u64).checked_mul(PAGE_BYTES as u64).and_then(|bytes| address.checked_add(bytes)) {

@@ -197,7 +197,7 @@ impl Slots {
     /// Segments in which every slot is free.
     pub(crate) fn free_segments(&self) -> Vec<u32> {
         let whole = |first: u32, length: u32| {
-            first % SEGMENT_SLOTS == 0 && first + length == segment_end(first).min(self.end)
+            first.is_multiple_of(SEGMENT_SLOTS) && first + length == segment_end(first).min(self.end)
         };
         let free = self.free.iter().filter(|(first, length)| whole(**first, **length));
         free.map(|(first, _)| first / SEGMENT_SLOTS).collect()
@@ -233,13 +233,13 @@ impl Slots {
     fn put_free(&mut self, mut first: u32, mut length: u32) {
         let neighbour = self.free.range(..first).next_back().map(|(before, count)| (*before, *count));
         match neighbour {
-            Some((before, count)) if before + count == first && first % SEGMENT_SLOTS != 0 => {
+            Some((before, count)) if before + count == first && !first.is_multiple_of(SEGMENT_SLOTS) => {
                 self.free.remove(&before);
                 (first, length) = (before, count + length);
             }
             Some(_) | None => {}
         }
-        if (first + length) % SEGMENT_SLOTS != 0 {
+        if !(first + length).is_multiple_of(SEGMENT_SLOTS) {
             length += self.free.remove(&(first + length)).unwrap_or(0);
         }
         self.free.insert(first, length);

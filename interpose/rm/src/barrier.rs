@@ -196,7 +196,9 @@ pub fn inner_tid(pid: i32, tid: i32) -> i32 {
 
 impl Parked<'_> {
     fn collect(&mut self, generation: u64) {
-        self.slots = self.page.used()
+        self.slots = self
+            .page
+            .used()
             .filter(|index| {
                 self.page.state(*index).load(Ordering::SeqCst) == slot::PARKED
                     // SAFETY: filled in before the state was set.

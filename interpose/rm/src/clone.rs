@@ -98,12 +98,18 @@ fn own_offset_ns(clock: &str) -> i64 {
 fn clock_offsets_ns(state: &ProcessState) -> [i64; 2] {
     let down = (clock_ns(libc::CLOCK_REALTIME) - state.clocks_ns[2]).max(0);
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    [(libc::CLOCK_MONOTONIC, "monotonic", 0), (libc::CLOCK_BOOTTIME, "boottime", 1)].map(|(clock, name, index)| {
-        let host = clock_ns(clock) - own_offset_ns(name);
-        let wanted = state.clocks_ns[index] + down;
-        let same_boot = boot_id.trim() == state.boot_id;
-        if same_boot && (wanted - host).abs() < 1_000_000_000 && host >= state.clocks_ns[index] { 0 } else { wanted - host }
-    })
+    [(libc::CLOCK_MONOTONIC, "monotonic", 0), (libc::CLOCK_BOOTTIME, "boottime", 1)].map(
+        |(clock, name, index)| {
+            let host = clock_ns(clock) - own_offset_ns(name);
+            let wanted = state.clocks_ns[index] + down;
+            let same_boot = boot_id.trim() == state.boot_id;
+            if same_boot && (wanted - host).abs() < 1_000_000_000 && host >= state.clocks_ns[index] {
+                0
+            } else {
+                wanted - host
+            }
+        },
+    )
 }
 
 fn only_child(pid: i32) -> io::Result<i32> {
@@ -114,7 +120,12 @@ fn only_child(pid: i32) -> io::Result<i32> {
         .ok_or_else(|| io::Error::other(format!("process {pid} has no child")))
 }
 
-fn spawn(order: &Order, state: &ProcessState, page: &Page, channel: &UnixStream) -> RmResult<(Clone, i32, i32)> {
+fn spawn(
+    order: &Order,
+    state: &ProcessState,
+    page: &Page,
+    channel: &UnixStream,
+) -> RmResult<(Clone, i32, i32)> {
     let page_fd = state.fd_max.max(2) + 20;
     let channel_fd = page_fd + 1;
     // SAFETY: no memory is passed.
@@ -153,7 +164,8 @@ fn spawn(order: &Order, state: &ProcessState, page: &Page, channel: &UnixStream)
             let above = page_fd.max(channel_fd) + 1;
             let page = libc::fcntl(from_page, libc::F_DUPFD, above);
             let channel = libc::fcntl(from_channel, libc::F_DUPFD, above);
-            if page < 0 || channel < 0 || libc::dup2(page, page_fd) < 0 || libc::dup2(channel, channel_fd) < 0 {
+            if page < 0 || channel < 0 || libc::dup2(page, page_fd) < 0 || libc::dup2(channel, channel_fd) < 0
+            {
                 return Err(io::Error::last_os_error());
             }
             libc::close(page);

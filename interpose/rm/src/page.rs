@@ -1,6 +1,8 @@
 //! The agent's side of a control page (`holo_abi::control`).
 
-use holo_abi::control::{self, BATCH_CALLS, CONTROL_BYTES, Call, Control, Header, SLOTS_MAX, SLOT_CALLS, Slot, slot};
+use holo_abi::control::{
+    self, BATCH_CALLS, CONTROL_BYTES, Call, Control, Header, SLOT_CALLS, SLOTS_MAX, Slot, slot,
+};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -54,7 +56,8 @@ impl Page {
     pub fn create_at(path: &Path) -> io::Result<Self> {
         let _ = std::fs::remove_file(path);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
-        let file = file.map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", path.display())))?;
+        let file =
+            file.map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", path.display())))?;
         Self::init(file.into())
     }
 
@@ -69,7 +72,9 @@ impl Page {
         }
         let page = Self::map(file.into())?;
         // SAFETY: plain words.
-        let known = unsafe { (*page.header()).magic == control::MAGIC && (*page.header()).version == holo_abi::VERSION };
+        let known = unsafe {
+            (*page.header()).magic == control::MAGIC && (*page.header()).version == holo_abi::VERSION
+        };
         if known { Ok(page) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
@@ -270,7 +275,12 @@ impl Page {
     ///
     /// # Errors
     /// `TimedOut`.
-    pub fn wait_state(&self, index: usize, patience: Duration, good: impl Fn(u32) -> bool) -> io::Result<u32> {
+    pub fn wait_state(
+        &self,
+        index: usize,
+        patience: Duration,
+        good: impl Fn(u32) -> bool,
+    ) -> io::Result<u32> {
         wait(self.state(index), patience, good)
     }
 }

@@ -70,7 +70,8 @@ impl Snapshot {
     /// No memory, no pid, ...: nothing is left behind.
     pub fn take(remote: &Remote) -> RmResult<Self> {
         let page = &remote.page;
-        let reserve = || page.reserve().ok_or_else(|| RmError::Unsupported("no free slot for a snapshot".into()));
+        let reserve =
+            || page.reserve().ok_or_else(|| RmError::Unsupported("no free slot for a snapshot".into()));
         let middle = reserve()?;
         let Ok(last) = reserve() else {
             page.state(middle).store(slot::FREE, Ordering::SeqCst);
@@ -100,7 +101,8 @@ impl Snapshot {
         arguments[0] = CLONE_FILES | CLONE_FS;
         arguments[11] = CLONE_VM;
         // SAFETY: plain words.
-        let bytes = unsafe { std::slice::from_raw_parts(arguments.as_ptr().cast::<u8>(), size_of_val(&arguments)) };
+        let bytes =
+            unsafe { std::slice::from_raw_parts(arguments.as_ptr().cast::<u8>(), size_of_val(&arguments)) };
         let at = page.put(0, bytes);
         let inner = remote
             .call(CALL_CLONE, &[at, CLONE_ARGS_BYTES, page.slot_address(middle)])

@@ -115,7 +115,11 @@ unsafe fn simple_with(signal: c_int, handler: sighandler_t, flags: u64, mask: u6
     let new = Action { handler: handler as u64, flags: flags | SA_RESTORER, restorer, mask };
     let mut old = Action::default();
     // SAFETY: a complete action.
-    if unsafe { set_action(signal, Some(&new), &mut old) } < 0 { SIG_ERR } else { old.handler as sighandler_t }
+    if unsafe { set_action(signal, Some(&new), &mut old) } < 0 {
+        SIG_ERR
+    } else {
+        old.handler as sighandler_t
+    }
 }
 
 unsafe fn simple(signal: c_int, handler: sighandler_t, flags: u64) -> sighandler_t {
@@ -217,10 +221,8 @@ unsafe fn suspend_without(signal: c_int) -> c_int {
 unsafe fn wait_for(set: *const sigset_t, info: *mut siginfo_t, time: *const timespec) -> i64 {
     // SAFETY: the caller's structures.
     unsafe {
-        let ret = super::gate_cancellable(
-            nr::rt_sigtimedwait,
-            &[set as u64, info as u64, time as u64, MASK_BYTES],
-        );
+        let ret =
+            super::gate_cancellable(nr::rt_sigtimedwait, &[set as u64, info as u64, time as u64, MASK_BYTES]);
         if ret >= 0
             && let Some(info) = info.as_mut()
             && info.si_code == libc::SI_TKILL

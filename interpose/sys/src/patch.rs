@@ -62,9 +62,9 @@ pub struct Place {
 #[must_use]
 pub fn find(rip: u64) -> Option<Place> {
     let used = MODULES_USED.load(Ordering::Acquire);
-    for index in 0..used {
-        // SAFETY: entries below `used` are written before it is raised and never changed.
-        let module = unsafe { MODULES[index] };
+    // SAFETY: entries below `used` are written before it is raised and never changed.
+    let modules: &[Module; MODULES_MAX] = unsafe { &*(&raw const MODULES).cast() };
+    for module in &modules[..used] {
         let Some(offset) = rip.checked_sub(module.area) else { continue };
         if offset >= module.area_bytes {
             continue;
@@ -147,11 +147,16 @@ fn map_near(low: u64, high: u64, bytes: u64) -> Option<u64> {
     // Below the module first: above it the next library or the heap may want to grow.
     for distance in 1..4096u64 {
         for base in [low.wrapping_sub(distance * step + bytes) & !0xfff, (high + distance * step) & !0xfff] {
-            if base < 0x10000 || base > (1 << 47) - bytes || base.abs_diff(low).max(base.abs_diff(high)) > REACH {
+            if base < 0x10000
+                || base > (1 << 47) - bytes
+                || base.abs_diff(low).max(base.abs_diff(high)) > REACH
+            {
                 continue;
             }
             // SAFETY: NOREPLACE never touches an existing mapping.
-            let got = unsafe { sys!(sysno::mmap, base, bytes, PROT_RW, PRIVATE_ANONYMOUS | FIXED_NOREPLACE, -1i64, 0) };
+            let got = unsafe {
+                sys!(sysno::mmap, base, bytes, PROT_RW, PRIVATE_ANONYMOUS | FIXED_NOREPLACE, -1i64, 0)
+            };
             if got.cast_unsigned() == base {
                 return Some(base);
             }
@@ -189,7 +194,12 @@ fn in_arena(low: u64, high: u64, bytes: u64) -> Option<u64> {
 /// One thread; `table` readable; `bias` is that of the module that the table is for.
 ///
 /// With `inside` the trampolines are put into libholo's text, where calls are not trapped.
-pub unsafe fn apply(bias: u64, table: *const u8, table_bytes: usize, inside: bool) -> Result<u32, PatchError> {
+pub unsafe fn apply(
+    bias: u64,
+    table: *const u8,
+    table_bytes: usize,
+    inside: bool,
+) -> Result<u32, PatchError> {
     let index = MODULES_USED.load(Ordering::Acquire);
     if index >= MODULES_MAX {
         return Err(PatchError::NoRoom);
@@ -277,7 +287,12 @@ pub unsafe fn apply(bias: u64, table: *const u8, table_bytes: usize, inside: boo
             }
             let tail = usize::from(site.code_len) + usize::from(site.fixups) * size_of::<Fixup>();
             reader.skip(((tail + 3) & !3) - tail);
-            entries.add(i).write(Entry { at: offset as u32, raw: site.raw_at, len: site.code_len, site: site.syscall_at });
+            entries.add(i).write(Entry {
+                at: offset as u32,
+                raw: site.raw_at,
+                len: site.code_len,
+                site: site.syscall_at,
+            });
             let patch = (bias + u64::from(site.patch_at)) as *mut u8;
             core::ptr::write_bytes(patch, 0xcc, usize::from(site.patch_len));
             patch.write(0xe9);
@@ -291,8 +306,7 @@ pub unsafe fn apply(bias: u64, table: *const u8, table_bytes: usize, inside: boo
         sys!(sysno::mprotect, text, text_bytes, PROT_RX);
         sys!(sysno::mprotect, area, code_bytes, PROT_RX);
         sys!(sysno::mprotect, entries as u64, entry_bytes, PROT_R);
-        MODULES[index] =
-            Module { bias, area, area_bytes: code_bytes, entries, count: header.count as usize };
+        MODULES[index] = Module { bias, area, area_bytes: code_bytes, entries, count: header.count as usize };
     }
     MODULES_USED.store(index + 1, Ordering::Release);
     Ok(header.count)

@@ -38,9 +38,15 @@ pub struct Tls {
     pub again_rip: u64,
     /// See `again_rip`.
     pub again_rsp: u64,
+    /// 1 while the entry of a signal decides what to do with it.
+    pub entering: u32,
+    /// 1 when another signal came meanwhile: it is pending, and all signals are blocked.
+    pub held: u32,
+    /// The mask to put back for it.
+    pub held_mask: u64,
 }
 
-const _: () = assert!(size_of::<Tls>() == 224);
+const _: () = assert!(size_of::<Tls>() == 240);
 const _: () = assert!(core::mem::offset_of!(Tls, deferred) == 4);
 const _: () = assert!(core::mem::offset_of!(Tls, last_nr) == 8);
 const _: () = assert!(core::mem::offset_of!(Tls, regs) == 16);
@@ -49,11 +55,11 @@ global_asm!(
     ".section .tbss,\"awT\",@nobits",
     ".balign 16",
     ".type holo_tls, @object",
-    ".size holo_tls, 224",
+    ".size holo_tls, 240",
     ".globl holo_tls",
     ".hidden holo_tls",
     "holo_tls:",
-    ".zero 224",
+    ".zero 240",
     ".text",
 );
 

@@ -261,7 +261,7 @@ impl EpochSink for StorePort {
             return Err(error("the store is full", true));
         }
         assert_eq!(offered.options, b"options");
-        if manifest.len() % 32 != 0 {
+        if !manifest.len().is_multiple_of(32) {
             return Err(error("damaged manifest", false));
         }
         let keys = manifest.chunks_exact(32).map(|c| c.try_into().unwrap()).collect();

@@ -67,14 +67,13 @@ proptest! {
         Content::of(1).write(&app, 1).unwrap();
         let mut bytes = frame.clone();
         if cut { change(&mut bytes, &changes) } else { bytes = reframed(&frame, Kind::MANIFEST, &changes) }
-        if let Ok(import) = app.begin_import(bytes.clone()) {
-            if let Ok(meta) = complete(import, &pages) {
+        if let Ok(import) = app.begin_import(bytes.clone())
+            && let Ok(meta) = complete(import, &pages) {
                 // It was complete: then all of it can be read, and is what was sent.
                 let reader = app.open_epoch(meta.epoch).unwrap();
                 reader.verify().unwrap();
                 prop_assert_eq!(reader.export_manifest(), bytes);
             }
-        }
         Content::of(1).assert_in(&app, 1);
     }
 

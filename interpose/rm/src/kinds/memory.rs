@@ -91,7 +91,8 @@ fn layout(cx: &DumpCx) -> RmResult<Layout> {
     // Numbers as in proc(5); the first field after the name is 3.
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
     let brk = cx.remote.call(sysno::brk, &[0]).on("asking for", "brk")?;
-    let words = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51].map(|number| if number == 0 { brk } else { field(number) });
+    let words = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51]
+        .map(|number| if number == 0 { brk } else { field(number) });
     let auxv = fs::read(cx.remote.proc("auxv")).on("reading", "auxv")?;
     Ok(Layout { words, auxv })
 }
@@ -116,7 +117,14 @@ impl Memory {
     }
 
     /// Reads ranges of the parked process itself.
-    fn copy_now(&mut self, cx: &DumpCx, space: u64, base: u64, zone: &Zone, ranges: &[(u64, u64)]) -> RmResult<()> {
+    fn copy_now(
+        &mut self,
+        cx: &DumpCx,
+        space: u64,
+        base: u64,
+        zone: &Zone,
+        ranges: &[(u64, u64)],
+    ) -> RmResult<()> {
         for (start, end) in ranges {
             let mut bytes = vec![0; (end - start) as usize];
             cx.remote.page.keep_alive();
@@ -157,7 +165,8 @@ impl Memory {
         }
         // A later zone must not repeat what an earlier one gave.
         self.copied.sort_by_key(|(space, at, _)| (*space, *at));
-        self.copied.dedup_by(|next, kept| next.0 == kept.0 && next.1 == kept.1 && next.2.len() <= kept.2.len());
+        self.copied
+            .dedup_by(|next, kept| next.0 == kept.0 && next.1 == kept.1 && next.2.len() <= kept.2.len());
         Ok(objects)
     }
 
@@ -289,7 +298,8 @@ impl ResourceManager for Memory {
         let mut pagemap = Pagemap::open(snapshot.pid).on("opening", "the snapshot's pagemap")?;
         let mut buffer = Vec::new();
         let copied = std::mem::take(&mut self.copied);
-        let by_hand: Vec<u64> = copied.iter().filter(|(space, ..)| *space == 0).map(|(_, at, _)| *at).collect();
+        let by_hand: Vec<u64> =
+            copied.iter().filter(|(space, ..)| *space == 0).map(|(_, at, _)| *at).collect();
         let writer = cx.writer.as_mut().ok_or(RmError::BadSection { kind: NAME, what: "no image".into() })?;
         for zone in state.zones.iter().filter(|zone| zone.is_private()) {
             if by_hand.iter().any(|at| (zone.start..zone.end).contains(at)) {
@@ -351,7 +361,11 @@ impl ResourceManager for Memory {
         }
         let mut last = 0;
         for zone in &state.zones {
-            if zone.start < last || zone.end <= zone.start || (zone.start | zone.end) % PAGE != 0 || zone.end > 1 << 47 {
+            if zone.start < last
+                || zone.end <= zone.start
+                || (zone.start | zone.end) % PAGE != 0
+                || zone.end > 1 << 47
+            {
                 return Err(RmError::BadSection { kind: NAME, what: format!("a zone at {:#x}", zone.start) });
             }
             last = zone.end;

@@ -58,7 +58,8 @@ pub(crate) fn restore(cx: &mut SwitchCx, shared: &SharedObjects) -> RmResult<()>
     let mut taken: Vec<(u64, u64)> =
         state.zones.iter().chain(&state.vdso.zones).chain(&now).map(|zone| (zone.start, zone.end)).collect();
     taken.push(control_zone(page_at));
-    let hole = hole(&mut taken, HOLE_BYTES).ok_or_else(|| RmError::Unsupported("no hole in the address space".into()))?;
+    let hole = hole(&mut taken, HOLE_BYTES)
+        .ok_or_else(|| RmError::Unsupported("no hole in the address space".into()))?;
     move_server(cx, hole)?;
     vdso::place(cx, &state.vdso, &now, hole + VDSO_AT)?;
     let keep = [control_zone(page_at)];
@@ -151,7 +152,10 @@ fn map(
         ZoneKind::Anonymous | ZoneKind::Stack | ZoneKind::FilePrivate => {
             let grows = if zone.kind == ZoneKind::Stack { MAP_GROWSDOWN } else { 0 };
             let plain = call(sysno::mmap, &[zone.start, zone.bytes(), prot, anonymous | grows, NOWHERE, 0]);
-            let lazy = call(sysno::mmap, &[zone.start, zone.bytes(), prot, anonymous | grows | MAP_NORESERVE, NOWHERE, 0]);
+            let lazy = call(
+                sysno::mmap,
+                &[zone.start, zone.bytes(), prot, anonymous | grows | MAP_NORESERVE, NOWHERE, 0],
+            );
             // Reservations without access were never accounted.
             let first = if zone.prot & 2 == 0 { lazy } else { plain };
             let mut calls = [first];
@@ -175,7 +179,14 @@ fn map(
     }
 }
 
-fn map_file(cx: &SwitchCx, zone: &Zone, path: &[u8], flags: u64, prot: u64, map_flags: u64) -> std::io::Result<()> {
+fn map_file(
+    cx: &SwitchCx,
+    zone: &Zone,
+    path: &[u8],
+    flags: u64,
+    prot: u64,
+    map_flags: u64,
+) -> std::io::Result<()> {
     let mut name = path.to_vec();
     name.push(0);
     if name.len() > 4096 {
@@ -192,7 +203,12 @@ fn map_file(cx: &SwitchCx, zone: &Zone, path: &[u8], flags: u64, prot: u64, map_
 }
 
 /// Maps a shared object, made at its first zone: the first mapping keeps it, later ones duplicate it.
-fn map_object(cx: &SwitchCx, state: &MemoryState, zone: &Zone, (shared, objects): &mut Objects) -> RmResult<()> {
+fn map_object(
+    cx: &SwitchCx,
+    state: &MemoryState,
+    zone: &Zone,
+    (shared, objects): &mut Objects,
+) -> RmResult<()> {
     let bad = |what: &str| RmError::BadSection { kind: NAME, what: what.into() };
     let index = state
         .objects
@@ -203,7 +219,14 @@ fn map_object(cx: &SwitchCx, state: &MemoryState, zone: &Zone, (shared, objects)
     let fd = match objects.get(&index) {
         Some(fd) => *fd,
         None => {
-            let fd = crate::kinds::objects::make(cx, shared, object.key, &object.path, object.bytes, 1 + index as u64)?;
+            let fd = crate::kinds::objects::make(
+                cx,
+                shared,
+                object.key,
+                &object.path,
+                object.bytes,
+                1 + index as u64,
+            )?;
             objects.insert(index, fd);
             fd
         }
@@ -342,7 +365,11 @@ mod tests {
 
     #[test]
     fn a_hole_touches_nothing() {
-        let mut taken = vec![(0x5555_0000_0000, 0x5555_0100_0000), (0x1_0000_0000, 0x1_4000_0000), (0x7fff_0000_0000, 0x7fff_1000_0000)];
+        let mut taken = vec![
+            (0x5555_0000_0000, 0x5555_0100_0000),
+            (0x1_0000_0000, 0x1_4000_0000),
+            (0x7fff_0000_0000, 0x7fff_1000_0000),
+        ];
         let at = hole(&mut taken, HOLE_BYTES).unwrap();
         assert!(taken.iter().all(|(start, end)| at + HOLE_BYTES < *start || at > *end));
         let mut all = vec![(0, 1 << 47)];

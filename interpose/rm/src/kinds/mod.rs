@@ -24,9 +24,9 @@ pub mod pagemap;
 mod pipes;
 mod place;
 pub mod process;
-pub mod shared;
 #[cfg(test)]
 mod round_trip;
+pub mod shared;
 mod signalfd;
 pub mod signals;
 mod sockdiag;

@@ -193,9 +193,8 @@ impl ResourceManager for Process {
         let hex = |name: &str| u64::from_str_radix(status(&text, name).unwrap_or("0"), 16).unwrap_or(0);
         let header = remote.page.header();
         // SAFETY: plain words, constant since the process joined.
-        let (holo, page_address) = unsafe {
-            ([(*header).serve_at, (*header).holo_start, (*header).holo_end], (*header).address)
-        };
+        let (holo, page_address) =
+            unsafe { ([(*header).serve_at, (*header).holo_start, (*header).holo_end], (*header).address) };
         let kept_parent = remote.page.control().header.ppid.load(Ordering::Relaxed) as i32;
         let state = ProcessState {
             pid: innermost(&text, "NStgid"),
@@ -224,7 +223,10 @@ impl ResourceManager for Process {
                 .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
                 .max()
                 .unwrap_or(2),
-            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
             clocks_ns: [clock(0), clock(1), clock(2)],
         };
         cx.sections.put(NAME, VERSION, &state)
@@ -236,7 +238,10 @@ impl ResourceManager for Process {
         let mut cwd = state.cwd.clone();
         cwd.push(0);
         if cwd.len() > 4096 {
-            return Err(RmError::BadSection { kind: NAME, what: "a working directory longer than a path".into() });
+            return Err(RmError::BadSection {
+                kind: NAME,
+                what: "a working directory longer than a path".into(),
+            });
         }
         let cwd_at = page.put(0, &cwd);
         let mut calls = vec![call(sysno::chdir, &[cwd_at]), call(sysno::umask, &[u64::from(state.umask)])];
@@ -259,7 +264,8 @@ impl ResourceManager for Process {
             .collect();
         calls.push(call(sysno::prctl, &[PR_SET_CHILD_SUBREAPER, u64::from(state.subreaper)]));
         if state.pdeathsig != 0 {
-            cx.remarks.push("the signal at the parent's death is kept, but the parent is holo's init now".into());
+            cx.remarks
+                .push("the signal at the parent's death is kept, but the parent is holo's init now".into());
             calls.push(call(sysno::prctl, &[PR_SET_PDEATHSIG, u64::from(state.pdeathsig)]));
         }
         if state.no_new_privs {
@@ -282,7 +288,8 @@ impl ResourceManager for Process {
             let mut ours = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
             // SAFETY: writes one limit.
             unsafe { libc::syscall(libc::SYS_prlimit64, cx.remote.pid, resource, 0usize, &raw mut ours) };
-            limit = libc::rlimit64 { rlim_cur: (*soft).min(ours.rlim_max), rlim_max: (*hard).min(ours.rlim_max) };
+            limit =
+                libc::rlimit64 { rlim_cur: (*soft).min(ours.rlim_max), rlim_max: (*hard).min(ours.rlim_max) };
             set(&limit);
             cx.remarks.push(format!("limit {resource} is lower on this node"));
         }
@@ -294,7 +301,11 @@ impl ResourceManager for Process {
 
 /// Calls that give a thread the capabilities of the image and no more; the last that it makes.
 #[must_use]
-pub fn drop_capabilities(state: &ProcessState, page: &crate::page::Page, scratch: usize) -> holo_abi::control::Call {
+pub fn drop_capabilities(
+    state: &ProcessState,
+    page: &crate::page::Page,
+    scratch: usize,
+) -> holo_abi::control::Call {
     const VERSION_3: u32 = 0x2008_0522;
     let [inheritable, permitted, effective] = state.capabilities;
     let mut words = vec![VERSION_3, 0];

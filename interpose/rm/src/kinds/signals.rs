@@ -6,8 +6,8 @@
 use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
 use crate::remote::call;
 use holo_abi::{PARK_SIGNAL, sysno};
-use serde::{Deserialize, Serialize};
 use serde::de::Error as _;
+use serde::{Deserialize, Serialize};
 
 const NAME: &str = "signals";
 const VERSION: u16 = 1;
@@ -141,7 +141,11 @@ impl ResourceManager for Signals {
                 Some(index) => {
                     let Some(thread) = threads.threads.get(index as usize) else { continue };
                     let slot = index as usize + usize::from(threads.leader_gone);
-                    cx.remote.call_in(slot, sysno::rt_tgsigqueueinfo, &[pid, thread.tid as u64, signal, info_at])
+                    cx.remote.call_in(
+                        slot,
+                        sysno::rt_tgsigqueueinfo,
+                        &[pid, thread.tid as u64, signal, info_at],
+                    )
                 }
             };
             queued.on("queueing", format!("signal {signal}"))?;

@@ -100,7 +100,8 @@ fn capture(cx: &DumpCx, index: usize) -> RmResult<ThreadState> {
         libc::syscall(libc::SYS_sched_getaffinity, outer, affinity.len(), affinity.as_mut_ptr())
     };
     affinity.truncate(mask_bytes.max(0) as usize);
-    let comm = fs::read(remote.proc(&format!("task/{outer}/comm"))).on("reading", format!("name of {tid}"))?;
+    let comm =
+        fs::read(remote.proc(&format!("task/{outer}/comm"))).on("reading", format!("name of {tid}"))?;
     Ok(ThreadState {
         tid,
         frame,
@@ -171,7 +172,8 @@ impl ResourceManager for Threads {
             cx.remote
                 .call(CALL_CLONE, &[at, bytes.len() as u64, page.slot_address(index)])
                 .on("making", format!("thread {}", thread.tid))?;
-            page.wait_state(index, PATIENCE, |now| now == slot::DONE).on("starting", format!("thread {}", thread.tid))?;
+            page.wait_state(index, PATIENCE, |now| now == slot::DONE)
+                .on("starting", format!("thread {}", thread.tid))?;
         }
         Ok(())
     }
@@ -219,7 +221,8 @@ impl ResourceManager for Threads {
                 let cause = std::io::Error::from_raw_os_error(-made.ret as i32);
                 match made.nr {
                     sysno::sched_setaffinity | sysno::sched_setattr => {
-                        cx.remarks.push(format!("thread {}: scheduling as on the other node: {cause}", thread.tid));
+                        cx.remarks
+                            .push(format!("thread {}: scheduling as on the other node: {cause}", thread.tid));
                     }
                     _ => {
                         let object = format!("thread {} (call {})", thread.tid, made.nr);

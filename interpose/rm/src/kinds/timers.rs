@@ -111,13 +111,14 @@ impl ResourceManager for Timers {
         let remote = cx.remote;
         let page = &remote.page;
         let text = remote.proc_text("timers").on("reading", "timers")?;
-        let mut posix =
-            parse(&text).ok_or_else(|| RmError::Unsupported(format!("POSIX timers of unknown form: {text}")))?;
+        let mut posix = parse(&text)
+            .ok_or_else(|| RmError::Unsupported(format!("POSIX timers of unknown form: {text}")))?;
         if posix.len() > TIMERS_MAX {
             return Err(RmError::Unsupported(format!("{} POSIX timers", posix.len())));
         }
-        let mut calls: Vec<_> =
-            (0..3).map(|which| call(sysno::getitimer, &[which, page.scratch_address(which as usize * 32)])).collect();
+        let mut calls: Vec<_> = (0..3)
+            .map(|which| call(sysno::getitimer, &[which, page.scratch_address(which as usize * 32)]))
+            .collect();
         for (index, timer) in posix.iter().enumerate() {
             let at = page.scratch_address(96 + index * 32);
             calls.push(call(sysno::timer_gettime, &[u64::from(timer.id), at]));
@@ -180,11 +181,15 @@ impl ResourceManager for Timers {
                 remote.call(sysno::timer_delete, &[u64::from(got)]).on("counting", "timers")?;
                 page.put(64, &timer.id.to_le_bytes());
                 if chosen || got > timer.id || made_max.is_some_and(|max| got <= max) {
-                    return Err(RmError::Unsupported(format!("timer id {} cannot be had (got {got})", timer.id)));
+                    return Err(RmError::Unsupported(format!(
+                        "timer id {} cannot be had (got {got})",
+                        timer.id
+                    )));
                 }
                 made_max = Some(got);
             }
-            let left_ns = left(timer.left_ns, timer.clock >= 0 && timer.clock != libc::CLOCK_PROCESS_CPUTIME_ID);
+            let left_ns =
+                left(timer.left_ns, timer.clock >= 0 && timer.clock != libc::CLOCK_PROCESS_CPUTIME_ID);
             if left_ns != 0 {
                 let value: Vec<u8> = [
                     timer.interval_ns / SECOND_NS,
@@ -215,7 +220,9 @@ impl ResourceManager for Timers {
                     .flat_map(|word| word.to_le_bytes())
                     .collect();
             let at = page.put(0, &value);
-            remote.call(sysno::setitimer, &[which as u64, at, 0]).on("arming", format!("interval timer {which}"))?;
+            remote
+                .call(sysno::setitimer, &[which as u64, at, 0])
+                .on("arming", format!("interval timer {which}"))?;
         }
         Ok(())
     }

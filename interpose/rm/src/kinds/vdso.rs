@@ -41,7 +41,9 @@ pub fn functions(image: &[u8]) -> Option<Vec<Function>> {
     for index in 0..count {
         let header = headers.checked_add(index * 56)?;
         match word(image, header, 4)? {
-            1 if bias.is_none() => bias = Some(word(image, header + 16, 8)?.wrapping_sub(word(image, header + 8, 8)?)),
+            1 if bias.is_none() => {
+                bias = Some(word(image, header + 16, 8)?.wrapping_sub(word(image, header + 8, 8)?))
+            }
             2 => dynamic = Some(word(image, header + 8, 8)?),
             _ => {}
         }
@@ -142,7 +144,9 @@ pub fn place(cx: &mut SwitchCx, state: &VdsoState, zones: &[Zone], hole: u64) ->
         return Err(RmError::BadSection { kind: "memory", what: "a vdso too large to be one".into() });
     }
     let code_zone = |zones: &[Zone]| zones.iter().find(|zone| zone.kind == ZoneKind::Vdso).cloned();
-    let (Some(our_code), Some(their_code)) = (code_zone(&ours), code_zone(&state.zones)) else { return Ok(()) };
+    let (Some(our_code), Some(their_code)) = (code_zone(&ours), code_zone(&state.zones)) else {
+        return Ok(());
+    };
     let mut code = vec![0; our_code.bytes() as usize];
     cx.remote.read(our_code.start, &mut code).on("reading", "the clone's vdso")?;
     // By way of the hole: old and new place may overlap.
@@ -154,7 +158,10 @@ pub fn place(cx: &mut SwitchCx, state: &VdsoState, zones: &[Zone], hole: u64) ->
             Zone { start, end: start + zone.bytes(), ..zone.clone() }
         })
         .collect();
-    if same_shape(&ours, &state.zones) && code == state.code && std::env::var_os("HOLO_TEST_OTHER_VDSO").is_none() {
+    if same_shape(&ours, &state.zones)
+        && code == state.code
+        && std::env::var_os("HOLO_TEST_OTHER_VDSO").is_none()
+    {
         return move_parts(cx, &moved, state.zones[0].start);
     }
     let new_at = hole + (our_code.start - ours[0].start);
@@ -162,10 +169,8 @@ pub fn place(cx: &mut SwitchCx, state: &VdsoState, zones: &[Zone], hole: u64) ->
         RmError::Unsupported("this kernel's vdso lacks a function that the application may use".into())
     })?;
     let bytes = their_code.bytes();
-    let mut calls = [call(
-        sysno::mmap,
-        &[their_code.start, bytes, 3, MAP_PRIVATE_ANONYMOUS_FIXED, u64::MAX, 0],
-    )];
+    let mut calls =
+        [call(sysno::mmap, &[their_code.start, bytes, 3, MAP_PRIVATE_ANONYMOUS_FIXED, u64::MAX, 0])];
     cx.remote.run_all(&mut calls).on("mapping", "the old vdso")?;
     cx.remote.write(their_code.start, &built).on("writing", "the old vdso")?;
     let mut calls = [call(sysno::mprotect, &[their_code.start, bytes, 5])];
@@ -193,14 +198,18 @@ mod tests {
         let zones = crate::kinds::zones::parse(&std::fs::read("/proc/self/maps").unwrap()).unwrap();
         let at = zones.iter().find(|zone| zone.kind == ZoneKind::Vdso).unwrap().start;
         let code = stand_in(&image, &image, at).unwrap();
-        let (_, offset) = functions(&image)
-            .unwrap()
-            .into_iter()
-            .find(|(name, _)| name == b"__vdso_clock_gettime")
-            .unwrap();
+        let (_, offset) =
+            functions(&image).unwrap().into_iter().find(|(name, _)| name == b"__vdso_clock_gettime").unwrap();
         // SAFETY: a fresh mapping, filled, then executable; the function has this signature.
         unsafe {
-            let copy = libc::mmap(std::ptr::null_mut(), code.len(), 3, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
+            let copy = libc::mmap(
+                std::ptr::null_mut(),
+                code.len(),
+                3,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
             assert_ne!(copy, libc::MAP_FAILED);
             std::ptr::copy_nonoverlapping(code.as_ptr(), copy.cast(), code.len());
             assert_eq!(libc::mprotect(copy, code.len(), 5), 0);
@@ -210,7 +219,9 @@ mod tests {
             let mut later = libc::timespec { tv_sec: 0, tv_nsec: 0 };
             assert_eq!(function(libc::CLOCK_MONOTONIC, &raw mut now), 0);
             libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut later);
-            assert!((later.tv_sec, later.tv_nsec) >= (now.tv_sec, now.tv_nsec) && later.tv_sec - now.tv_sec < 2);
+            assert!(
+                (later.tv_sec, later.tv_nsec) >= (now.tv_sec, now.tv_nsec) && later.tv_sec - now.tv_sec < 2
+            );
             libc::munmap(copy, code.len());
         }
     }

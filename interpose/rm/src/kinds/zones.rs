@@ -211,8 +211,12 @@ mod tests {
 
     #[test]
     fn flags_reach_their_zone() {
-        let mut zones = parse(b"1000-2000 rw-p 00000000 00:00 0 \n3000-4000 rw-p 00000000 00:00 0 \n").unwrap();
-        add_flags(&mut zones, b"1000-2000 rw-p 0 00:00 0\nVmFlags: rd wr mr\n3000-4000 rw-p\nVmFlags: rd hg dc \n");
+        let mut zones =
+            parse(b"1000-2000 rw-p 00000000 00:00 0 \n3000-4000 rw-p 00000000 00:00 0 \n").unwrap();
+        add_flags(
+            &mut zones,
+            b"1000-2000 rw-p 0 00:00 0\nVmFlags: rd wr mr\n3000-4000 rw-p\nVmFlags: rd hg dc \n",
+        );
         assert!(zones[0].flags.is_empty());
         assert_eq!(zones[1].flags, [*b"hg", *b"dc"]);
     }
