@@ -11,9 +11,14 @@
 //! | `symbols` | the way in for functions, with `redhook` |
 //! | `traps` | the way in for system calls that libc does not make |
 //! | `user` | reading the application's memory as carefully as the kernel does |
+//! | `early` | what the constructor leaves for all others |
 //! | `vdso`, `mem`, `trace` | the clock, `memcpy` and friends, call counts |
 
+// Errors live on the constructor's stack for a moment; there is no allocator to box them with.
+#![allow(clippy::result_large_err)]
+
 mod dispatch;
+mod early;
 mod exec;
 mod mem;
 mod park;

@@ -3,6 +3,7 @@
 //! It joins the agent, maps the control page, patches libc and ld.so, takes the park signal. Whatever fails,
 //! the program runs on as if holo were not there; it is told once, on standard error.
 
+use crate::early::Early;
 use crate::{dispatch, signals, symbols, trace, traps, vdso};
 use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -16,11 +17,11 @@ use holo_track::environ::{ADDED_MAX, Wanted};
 
 static CONTROL: AtomicPtr<Control> = AtomicPtr::new(core::ptr::null_mut());
 static WAYS: AtomicU32 = AtomicU32::new(0);
-static mut WANTED: Option<Wanted> = None;
+static WANTED: Early<Option<Wanted>> = Early::new(None);
 /// Copies of the library's path and the variables: a program may write over its initial environment.
-static mut KEPT: [u8; 4096] = [0; 4096];
+static KEPT: Early<[u8; 4096]> = Early::new([0; 4096]);
 /// glibc's rseq area: offset from the thread pointer, and size (0: not registered by it).
-static mut RSEQ: (i64, u32) = (0, 0);
+static RSEQ: Early<(i64, u32)> = Early::new((0, 0));
 
 /// glibc's rseq signature on x86-64.
 const RSEQ_SIGNATURE: u32 = 0x5305_3053;
@@ -39,8 +40,7 @@ pub(crate) fn control() -> Option<&'static Control> {
 
 /// What a started program's environment must have; `None` while not joined.
 pub(crate) fn wanted() -> Option<&'static Wanted> {
-    // SAFETY: written by the constructor only.
-    unsafe { WANTED.as_ref() }
+    WANTED.get().as_ref()
 }
 
 /// Registered rseq area, length and signature of the calling thread.
@@ -48,8 +48,7 @@ pub(crate) fn rseq_of(words: &Tls, fs_base: u64) -> (u64, u32, u32) {
     if words.rseq != 0 {
         return (words.rseq, words.rseq_len_sig as u32, (words.rseq_len_sig >> 32) as u32);
     }
-    // SAFETY: written by the constructor only.
-    let (offset, bytes) = unsafe { RSEQ };
+    let (offset, bytes) = *RSEQ.get();
     if bytes == 0 {
         return (0, 0, 0);
     }
@@ -555,7 +554,7 @@ fn rseq_start() {
     // SAFETY: glibc's constants, set by the loader before any constructor.
     unsafe {
         if *bytes != 0 {
-            RSEQ = (*offset, (*bytes).max(RSEQ_BYTES_MIN));
+            *RSEQ.get_mut() = (*offset, (*bytes).max(RSEQ_BYTES_MIN));
         }
     }
 }
@@ -565,7 +564,7 @@ fn remember(environment: &Environment) {
     let mut used = 0;
     let mut keep = |text: &[u8]| -> Option<&'static [u8]> {
         // SAFETY: constructor, one thread; each part is handed out once.
-        let kept = unsafe { KEPT.get_mut(used..used + text.len() + 1)? };
+        let kept = unsafe { KEPT.get_mut() }.get_mut(used..used + text.len() + 1)?;
         kept[..text.len()].copy_from_slice(text);
         used += text.len() + 1;
         Some(kept)
@@ -593,5 +592,5 @@ fn remember(environment: &Environment) {
         return;
     }
     // SAFETY: constructor, one thread.
-    unsafe { WANTED = Some(Wanted { library, variables, count }) };
+    unsafe { *WANTED.get_mut() = Some(Wanted { library, variables, count }) };
 }

@@ -2,19 +2,21 @@
 //!
 //! At `exit_group` the counts are written to `$HOLO_TRACE_FILE.<pid>`, a line `number count` each.
 
+use crate::early::Early;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use holo_abi::sysno;
 use holo_sys::sys;
 
 static ON: AtomicBool = AtomicBool::new(false);
 static COUNTS: [AtomicU64; 512] = [const { AtomicU64::new(0) }; 512];
-static mut FILE: [u8; 256] = [0; 256];
+static FILE: Early<[u8; 256]> = Early::new([0; 256]);
 
 /// Starts counting; `file` is `HOLO_TRACE_FILE`'s value.
 pub(crate) fn start(file: &[u8]) {
     let take = file.len().min(230);
     // SAFETY: constructor, one thread.
-    unsafe { (&mut FILE)[..take].copy_from_slice(&file[..take]) };
+    unsafe { FILE.get_mut() }
+    [..take].copy_from_slice(&file[..take]);
     ON.store(true, Ordering::Relaxed);
 }
 
@@ -24,8 +26,7 @@ pub(crate) fn mark_start() {
     if !ON.load(Ordering::Relaxed) {
         return;
     }
-    // SAFETY: written once by the constructor, before.
-    let mut path = unsafe { FILE };
+    let mut path = *FILE.get();
     let Some(end) = path.iter().position(|byte| *byte == 0).filter(|end| *end > 0) else { return };
     path[end..end + 6].copy_from_slice(b".start");
     for counter in &COUNTS {
@@ -64,8 +65,7 @@ pub(crate) fn write_out() {
     if !ON.load(Ordering::Relaxed) {
         return;
     }
-    // SAFETY: written once by the constructor.
-    let mut path = unsafe { FILE };
+    let mut path = *FILE.get();
     let Some(end) = path.iter().position(|byte| *byte == 0).filter(|end| *end > 0) else { return };
     path[end] = b'.';
     // SAFETY: no memory is passed.
