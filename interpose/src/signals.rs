@@ -307,14 +307,11 @@ unsafe extern "C" fn signal_before(
 /// If the thread was in the entry for another signal, puts this one off until that one is dealt with.
 fn is_busy(info: &SigInfo, frame: &mut UContext, saved: &mut Saved, words: &mut Tls) -> bool {
     let rip = frame.context.rip;
-    // SAFETY: only addresses of labels are taken.
-    let (flagged, left, end) = unsafe {
-        (
-            (&raw const holo_signal_flagged) as u64,
-            (&raw const holo_signal_left) as u64,
-            (&raw const holo_restorer_end) as u64,
-        )
-    };
+    let (flagged, left, end) = (
+        (&raw const holo_signal_flagged) as u64,
+        (&raw const holo_signal_left) as u64,
+        (&raw const holo_restorer_end) as u64,
+    );
     let entering = (holo_signal_entry as *const () as u64..flagged).contains(&rip);
     let decides = entering || saved.previous != 0;
     let leaves = (left..end).contains(&rip);

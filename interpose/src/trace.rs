@@ -15,8 +15,8 @@ static FILE: Early<[u8; 256]> = Early::new([0; 256]);
 pub(crate) fn start(file: &[u8]) {
     let take = file.len().min(230);
     // SAFETY: constructor, one thread.
-    unsafe { FILE.get_mut() }
-    [..take].copy_from_slice(&file[..take]);
+    let kept = unsafe { FILE.get_mut() };
+    kept[..take].copy_from_slice(&file[..take]);
     ON.store(true, Ordering::Relaxed);
 }
 
