@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const IGNORED: &[&str] = &["rt_sigreturn", "restart_syscall", "getppid", "io_uring_setup", "rt_sigaction"];
 
 /// Calls that the library makes for itself in a running program.
-const OWN: &[&str] = &["getpid", "gettid", "process_vm_readv"];
+const OWN: &[&str] = &["getpid", "gettid", "process_vm_readv", "rt_sigprocmask"];
 
 /// Runs `prepare` in the directory first and `beside` (a shell script) at the same time, neither under holo.
 fn parity(name: &str, prepare: &str, beside: &str, args: &[&str], processes_min: usize) {
