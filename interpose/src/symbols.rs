@@ -36,6 +36,7 @@ pub(crate) fn passive() -> bool {
 pub(crate) fn start() {
     net::resolve();
     process::resolve();
+    process::resolve_vfork();
     signal::resolve();
     wait::resolve();
 }

@@ -4,6 +4,7 @@ use super::{gate, passive, table, with_errno};
 use crate::{exec, signals};
 use core::arch::naked_asm;
 use core::ffi::c_void;
+use core::sync::atomic::{AtomicPtr, Ordering};
 use holo_abi::sysno as nr;
 use libc::{c_char, c_int, c_long, posix_spawn_file_actions_t, posix_spawnattr_t, pthread_attr_t, pthread_t};
 
@@ -75,6 +76,51 @@ unsafe fn extended(env: List) -> List {
     let here = 0u64;
     // SAFETY: the environment that the caller wants to start a program with.
     unsafe { exec::extended(env as u64, (&raw const here) as u64) }.map_or(env, |built| built as List)
+}
+
+// The child of `vfork` comes back through the same frame as its parent: nothing may stay on the stack.
+macro_rules! forked {
+    ($($name:ident),*) => {
+        $(
+            #[unsafe(no_mangle)]
+            #[unsafe(naked)]
+            unsafe extern "C" fn $name() {
+                naked_asm!(
+                    ".cfi_startproc",
+                    "sub rsp, 8",
+                    ".cfi_adjust_cfa_offset 8",
+                    "call {before}",
+                    "add rsp, 8",
+                    ".cfi_adjust_cfa_offset -8",
+                    "jmp rax",
+                    ".cfi_endproc",
+                    before = sym before_vfork,
+                );
+            }
+        )*
+    };
+}
+
+forked! { vfork, __vfork }
+
+static VFORK: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Looks up `vfork`, which no table line can stand for.
+pub(super) fn resolve_vfork() {
+    // SAFETY: a terminated name.
+    VFORK.store(unsafe { libc::dlsym(libc::RTLD_NEXT, c"vfork".as_ptr()) }, Ordering::Release);
+}
+
+/// Returns libc's `vfork`.
+extern "C" fn before_vfork() -> *mut c_void {
+    const VFORK_FLAGS: u64 = 0x4100;
+    if !passive() {
+        signals::on_clone(VFORK_FLAGS);
+    }
+    if VFORK.load(Ordering::Acquire).is_null() {
+        resolve_vfork();
+    }
+    VFORK.load(Ordering::Acquire)
 }
 
 // `execl` and its kin take their arguments one by one, up to a null pointer. The register arguments are
