@@ -1,6 +1,6 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
-use crate::{exec, signals, start, trace, traps, user, waits};
+use crate::{exec, signals, socket_waits, start, trace, traps, user, waits};
 use core::sync::atomic::Ordering;
 use holo_abi::sysno;
 use holo_sys::gate::{CLASS, PLAIN, Regs, SLOW};
@@ -41,6 +41,7 @@ const SLOW_CALLS: &[i64] = &[
     sysno::execve,
     sysno::execveat,
     sysno::getppid,
+    sysno::setsockopt,
     sysno::madvise,
     sysno::rseq,
     sysno::io_uring_setup,
@@ -113,6 +114,8 @@ fn decide(regs: &mut Regs) -> Verdict {
         | sysno::io_getevents
         | sysno::io_pgetevents
         | sysno::recvmmsg => waits::on_wait(regs),
+        sysno::setsockopt => socket_waits::on_setsockopt(regs),
+        nr if socket_waits::concerns(nr) => socket_waits::on_call(regs),
         sysno::execve => exec::on_exec(regs, 2),
         sysno::execveat => exec::on_exec(regs, 3),
         sysno::exit_group => {

@@ -5,6 +5,7 @@
 //! | `start` | the constructor: join the agent, patch libc, take the park signal |
 //! | `dispatch` | what happens to each intercepted call |
 //! | `waits` | calls with relative time-outs |
+//! | `socket_waits` | calls whose time-out is the socket's |
 //! | `signals` | the application's handlers: deferral, true contexts |
 //! | `park` | the barrier's end in each thread |
 //! | `exec` | the preload survives `execve` |
@@ -23,6 +24,7 @@ mod exec;
 mod mem;
 mod park;
 mod signals;
+mod socket_waits;
 mod start;
 mod symbols;
 mod trace;

@@ -37,6 +37,19 @@ pub(crate) fn until_done(nr: i64, mut args: impl FnMut() -> [u64; 6]) -> i64 {
     }
 }
 
+/// Makes a call once; `None` if a park interrupted it.
+pub(crate) fn until_parked(nr: i64, args: &[u64; 6]) -> Option<i64> {
+    loop {
+        // SAFETY: the application's call with its own arguments.
+        match unsafe { holo_block(nr, core::ptr::from_ref(args)) } {
+            RESTART => return None,
+            // SAFETY: `regs` is the frame of the call that we are in.
+            DEFERRED => unsafe { signals::raise_deferred((*tls()).regs) },
+            ret => return Some(ret),
+        }
+    }
+}
+
 /// Does the kernel restart this call after a handler with `SA_RESTART`? These it never does.
 pub(crate) fn restarts(nr: u64) -> bool {
     !matches!(

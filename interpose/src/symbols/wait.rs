@@ -78,6 +78,22 @@ table! {
         unparked(|| real()(semaphore, clock, until)));
 }
 
+/// Younger than the libc that this library is made for, so there may be no real function to call.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_pwait2(
+    epoll: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    time: Time,
+    mask: Mask,
+) -> c_int {
+    // SAFETY: the caller's arguments.
+    unsafe { table!(@wait nr::epoll_pwait2, epoll, events, count, time, mask, MASK_BYTES) }
+}
+
 /// The kernel writes what is left into the time-out, libc's functions leave the caller's alone.
 unsafe fn copied(time: Time) -> Option<timespec> {
     // SAFETY: as libc, which reads it too.
