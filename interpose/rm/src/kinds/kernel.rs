@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// A byte string in a state: one copy on the wire instead of a call per byte.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Bytes(#[serde(with = "holo_image::wire::bytes")] pub(crate) Vec<u8>);
 
 /// A call's result as `io::Result`.

@@ -42,6 +42,7 @@ mod timerfd;
 pub mod timers;
 mod udp;
 mod unix_names;
+mod unix_pairs;
 mod unix_restore;
 mod unix_sockets;
 pub mod vdso;

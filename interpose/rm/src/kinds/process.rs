@@ -68,6 +68,8 @@ pub struct ProcessState {
     pub ways: u32,
     /// Address of the control page.
     pub page_address: u64,
+    /// Processor features of the node that a program may have chosen its code by.
+    pub features: Vec<String>,
     /// Highest descriptor number in use.
     pub fd_max: i32,
     /// Kernel's boot id and clocks (monotonic, boot, real; nanoseconds) at the cut.
@@ -96,6 +98,54 @@ fn numbers<T: std::str::FromStr>(text: Option<&str>) -> Vec<T> {
 
 fn innermost(text: &str, name: &str) -> i32 {
     numbers::<i32>(status(text, name)).last().copied().unwrap_or(0)
+}
+
+/// Features that user code asks for, by their names in `/proc/cpuinfo`; those that begin with one of these.
+const FEATURES: [&str; 31] = [
+    "pni",
+    "ssse3",
+    "sse4",
+    "popcnt",
+    "avx",
+    "fma",
+    "bmi1",
+    "bmi2",
+    "movbe",
+    "f16c",
+    "abm",
+    "aes",
+    "vaes",
+    "pclmulqdq",
+    "vpclmulqdq",
+    "gfni",
+    "sha_ni",
+    "rdrand",
+    "rdseed",
+    "adx",
+    "xsave",
+    "clwb",
+    "clflushopt",
+    "amx",
+    "fsrm",
+    "erms",
+    "rtm",
+    "cx16",
+    "lahf_lm",
+    "pku",
+    "rdpid",
+];
+
+/// What this node's processor has of [`FEATURES`].
+fn processor_features() -> Vec<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags =
+        text.lines().find_map(|line| line.strip_prefix("flags")?.split_once(':').map(|(_, flags)| flags));
+    flags
+        .unwrap_or("")
+        .split_whitespace()
+        .filter(|flag| FEATURES.iter().any(|feature| flag.starts_with(feature)))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The manager.
@@ -218,6 +268,7 @@ impl ResourceManager for Process {
             holo,
             ways: remote.page.control().header.ways.load(Ordering::Relaxed),
             page_address,
+            features: processor_features(),
             fd_max: fs::read_dir(remote.proc("fd"))
                 .on("listing", "descriptors")?
                 .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -230,6 +281,21 @@ impl ResourceManager for Process {
             clocks_ns: [clock(0), clock(1), clock(2)],
         };
         cx.sections.put(NAME, VERSION, &state)
+    }
+
+    /// A program chose its code by what the processor could do, when it started.
+    fn pre_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: ProcessState = cx.section(NAME, VERSION)?;
+        let ours = processor_features();
+        let missing: Vec<&str> =
+            state.features.iter().filter(|flag| !ours.contains(flag)).map(String::as_str).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(RmError::Unsupported(format!(
+            "this node's processor lacks {}, which the application may use; restore it on one that has them",
+            missing.join(", ")
+        )))
     }
 
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {

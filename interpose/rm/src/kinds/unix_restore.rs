@@ -1,17 +1,16 @@
 //! Unix sockets at the restore.
 //!
-//! Pairs without names are made as pairs. A connection that was accepted has the listener's name, and can
-//! only be made by accepting it: through a listener of our own, before the application's is there.
+//! Connections within the application come first (see [`super::unix_pairs`]), since they may need a listener's
+//! name for a moment; then listeners and datagram sockets.
 
-use super::kernel::identity;
+use super::kernel::{Bytes, identity};
 use super::open::{Each, Making, path_of};
-use super::sockets::{self, Message, accept, bind, connect, listen, send, shutdown};
+use super::sockets::{self, Message, connect, listen, send, shutdown};
 use super::terminals::lead_outside;
-use super::unix_names::{bind_again, free_name};
+use super::unix_names::bind_again;
+use super::unix_pairs::Hands;
 use super::unix_sockets::{UnixState, is_named, path_in};
 use crate::manager::{Context, RmResult};
-use crate::remote::{Remote, call};
-use holo_abi::sysno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,6 +19,10 @@ use std::os::fd::OwnedFd;
 pub(crate) fn recreate(all: &Each<UnixState>, making: &mut Making) -> RmResult<()> {
     let by_inode: BTreeMap<u64, (u32, &UnixState)> =
         all.iter().map(|(index, state)| (state.inode, (*index, state))).collect();
+    let mut names: BTreeMap<&Bytes, usize> = BTreeMap::new();
+    for (_, state) in all {
+        *names.entry(&state.socket.local).or_default() += 1;
+    }
     let mut done = BTreeSet::new();
     for (index, state) in all {
         let other = state.peer_inode.and_then(|peer| by_inode.get(&peer)).copied();
@@ -29,7 +32,7 @@ pub(crate) fn recreate(all: &Each<UnixState>, making: &mut Making) -> RmResult<(
         };
         let datagrams_with_names = state.socket.kind == libc::SOCK_DGRAM && (named(state) || named(other));
         if *index < other_index && !datagrams_with_names {
-            let (one, two) = pair((*index, state), (other_index, other), making)?;
+            let (one, two) = pair((*index, state), (other_index, other), &names, making)?;
             for (index, state, fd) in [(*index, state, one), (other_index, other, two)] {
                 state.socket.settle(index, fd, making)?;
                 done.insert(index);
@@ -73,24 +76,15 @@ fn named(state: &UnixState) -> bool {
 fn pair(
     (index, state): (u32, &UnixState),
     (other_index, other): (u32, &UnixState),
+    names: &BTreeMap<&Bytes, usize>,
     making: &mut Making,
 ) -> RmResult<(OwnedFd, OwnedFd)> {
     let number = making.common(index).number;
-    let clone = making.clone;
-    let plain = || match clone {
-        // So that SO_PEERCRED names the application.
-        Some(clone) => pair_by(clone, state.socket.kind),
-        None => sockets::pair(state.socket.kind),
-    };
-    let made = match (named(state), named(other)) {
-        (false, false) => plain(),
-        // The side with a name is the one that was accepted; if both have one, the other is bound first.
-        (_, true) => accepted(state, other),
-        (true, false) => accepted(other, state).map(|(client, server)| (server, client)),
-    };
+    let hands = Hands(making.clone);
+    let made = hands.connection(state, other, |name| names.get(name).is_some_and(|count| *count > 1));
     let made = made.or_else(|cause| {
         making.remark(index, format!("the connection lost its name: {cause}"));
-        plain()
+        hands.pair(state.socket.kind)
     });
     let (one, two) = made.on("making the connection of descriptor", number)?;
     let _ = (state.socket.options.apply(&one), other.socket.options.apply(&two));
@@ -106,53 +100,6 @@ fn pair(
     shut(&one, state.shut).on("shutting descriptor", number)?;
     shut(&two, other.shut).on("shutting the peer of descriptor", number)?;
     Ok((one, two))
-}
-
-/// A pair that the clone makes; its own numbers of it are closed again.
-fn pair_by(clone: &Remote, kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
-    let kind = (kind | libc::SOCK_CLOEXEC) as u64;
-    let at = clone.page.scratch_address(0);
-    clone.call(sysno::socketpair, &[libc::AF_UNIX as u64, kind, 0, at])?;
-    let raw = clone.page.take(0, 8);
-    let number = |at: usize| i32::from_ne_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
-    let ends = [number(0), number(4)];
-    let borrowed = (clone.borrow_fd(ends[0]), clone.borrow_fd(ends[1]));
-    let mut close = ends.map(|end| call(sysno::close, &[end as u64]));
-    clone.run_all(&mut close)?;
-    Ok((borrowed.0?, borrowed.1?))
-}
-
-/// A connection made by accepting it from a listener with the server side's name.
-fn accepted(client: &UnixState, server: &UnixState) -> io::Result<(OwnedFd, OwnedFd)> {
-    let name = &server.socket.local.0;
-    let listener = sockets::socket(libc::AF_UNIX, server.socket.kind, 0)?;
-    let path = path_in(name);
-    if path.as_ref().is_some_and(|path| path.is_relative()) {
-        return Err(io::Error::other("its name is relative to a directory"));
-    }
-    free_name(name, server.socket.kind)?;
-    bind(&listener, name)?;
-    let made = (|| {
-        listen(&listener, 1)?;
-        let one = sockets::socket(libc::AF_UNIX, client.socket.kind, 0)?;
-        if named(client) && client.socket.local != server.socket.local {
-            free_name(&client.socket.local.0, client.socket.kind)?;
-            bind(&one, &client.socket.local.0)?;
-            if let Some(bound) = &client.bound
-                && let Some(path) = path_in(&client.socket.local.0)
-                && bound.now.is_none()
-            {
-                std::fs::remove_file(path)?;
-            }
-        }
-        connect(&one, name)?;
-        let two = accept(&listener)?;
-        Ok((one, two))
-    })();
-    if let Some(path) = path {
-        std::fs::remove_file(path)?;
-    }
-    made
 }
 
 fn refill(from: &OwnedFd, messages: &[Message]) -> io::Result<()> {
