@@ -1,6 +1,6 @@
 //! The barrier's end in each thread: how it waits, and how no call shows that it did.
 
-use crate::start;
+use crate::{signals, start};
 use core::sync::atomic::Ordering;
 use holo_abi::control::{Control, Slot, cut, slot};
 use holo_abi::sysno;
@@ -24,7 +24,6 @@ pub(crate) fn on_park(frame: &mut UContext, words: &mut Tls) {
     if cut::state(word) != cut::PARK {
         return;
     }
-    words.again_rip = 0;
     issue_again(frame, words);
     words.parks = words.parks.wrapping_add(1);
     let Some(slot) = claim(page) else { return };
@@ -44,32 +43,37 @@ pub(crate) fn on_park(frame: &mut UContext, words: &mut Tls) {
     slot.state.store(slot::FREE, Ordering::Release);
 }
 
-/// A call that returned `EINTR` because of the park is made again: with its frame set back to the call.
-fn issue_again(frame: &mut UContext, words: &mut Tls) {
+/// A call that the park interrupted is made again: its frame is set back to the call. (Where `SA_RESTART`
+/// applies the kernel has done so itself.) `rcx` still tells that it was made before, see `signals`.
+fn issue_again(frame: &mut UContext, words: &Tls) {
     let context = &mut frame.context;
-    if context.rax != EINTR {
-        return;
-    }
-    match gate::zone(context.rip) {
-        Zone::Block { after: true } => {
+    let failed = context.rax == EINTR;
+    let call = match gate::zone(context.rip) {
+        Zone::Block { after: true } if failed => {
             context.rax = RESTART.cast_unsigned();
             context.rip += 1;
+            None
         }
-        Zone::Own { after: true } => {
-            context.rip -= 2;
-            context.rax = words.last_nr;
-            (words.again_rip, words.again_rsp) = (context.rip, context.rsp);
+        Zone::Block { after: false } if signals::was_made(context) => {
+            context.rax = RESTART.cast_unsigned();
+            context.rip += 3;
+            None
         }
-        Zone::Outside => {
-            if let Some(found) = patch::find(context.rip)
-                && found.offset == 2
-            {
-                context.rip = found.raw;
-                context.rax = words.last_nr;
-                (words.again_rip, words.again_rsp) = (context.rip, context.rsp);
-            }
+        Zone::Own { after: true } if failed => Some(context.rip - 2),
+        Zone::Outside if failed => {
+            patch::find(context.rip).filter(|found| found.offset == 2).map(|found| found.raw)
         }
-        Zone::Enter | Zone::Save | Zone::Exit | Zone::Jump | Zone::Block { .. } | Zone::Own { .. } => {}
+        Zone::Outside
+        | Zone::Enter
+        | Zone::Save
+        | Zone::Exit
+        | Zone::Jump
+        | Zone::Block { .. }
+        | Zone::Own { .. } => None,
+    };
+    if let Some(at) = call {
+        context.rip = at;
+        context.rax = words.last_nr;
     }
 }
 

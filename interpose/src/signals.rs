@@ -201,6 +201,13 @@ fn trampoline(rip: u64) -> Place {
     }
 }
 
+/// Is the thread at a `syscall` instruction that it has executed already? The instruction leaves the address
+/// behind it in `rcx`; before the first time, the gate has put another value there. Such a call was
+/// interrupted, by a park or by a signal with `SA_RESTART`, and is to be made again.
+pub(crate) fn was_made(context: &Context) -> bool {
+    context.rcx == context.rip + 2
+}
+
 /// Is it the agent's order to park?
 fn is_park(signal: i32, info: &SigInfo) -> bool {
     signal == PARK_SIGNAL && info.code == SI_QUEUE && info.value == PARK_COOKIE
@@ -257,11 +264,9 @@ unsafe extern "C" fn signal_before(
     saved.in_holo = words.in_holo;
     saved.regs = words.regs;
     saved.last_nr = words.last_nr;
-    let again = core::mem::take(&mut words.again_rip);
     if let Place::Call { site, mut made, frame: regs, mut next } = at {
         let context = &mut frame.context;
-        let interrupted = again == context.rip && words.again_rsp == context.rsp;
-        if interrupted && !(action.flags & SA_RESTART != 0 && waits::restarts(context.rax)) {
+        if regs.is_null() && !made && was_made(context) && !(action.flags & SA_RESTART != 0 && waits::restarts(context.rax)) {
             // It came while the thread was parked in this call, which it ends as it would have without the park.
             context.rax = EINTR;
             saved.context.rax = EINTR;

@@ -33,11 +33,6 @@ pub struct Tls {
     pub parks: u32,
     /// Thread that last made a child which shares these words (`vfork`, `posix_spawn`); 0: none.
     pub sharer: u64,
-    /// Where a call that a park interrupted is issued again: instruction and stack pointer; 0: nowhere. A signal
-    /// that came during the park finds the thread there, and interrupts the call as it would have.
-    pub again_rip: u64,
-    /// See `again_rip`.
-    pub again_rsp: u64,
     /// 1 while the entry of a signal decides what to do with it.
     pub entering: u32,
     /// 1 when another signal came meanwhile: it is pending, and all signals are blocked.
@@ -46,7 +41,7 @@ pub struct Tls {
     pub held_mask: u64,
 }
 
-const _: () = assert!(size_of::<Tls>() == 240);
+const _: () = assert!(size_of::<Tls>() == 224);
 const _: () = assert!(core::mem::offset_of!(Tls, deferred) == 4);
 const _: () = assert!(core::mem::offset_of!(Tls, last_nr) == 8);
 const _: () = assert!(core::mem::offset_of!(Tls, regs) == 16);
@@ -55,11 +50,11 @@ global_asm!(
     ".section .tbss,\"awT\",@nobits",
     ".balign 16",
     ".type holo_tls, @object",
-    ".size holo_tls, 240",
+    ".size holo_tls, 224",
     ".globl holo_tls",
     ".hidden holo_tls",
     "holo_tls:",
-    ".zero 240",
+    ".zero 224",
     ".text",
 );
 
