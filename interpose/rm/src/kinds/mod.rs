@@ -26,6 +26,8 @@ mod place;
 pub mod process;
 #[cfg(test)]
 mod round_trip;
+#[cfg(test)]
+mod round_trip_sockets;
 pub mod shared;
 mod signalfd;
 pub mod signals;

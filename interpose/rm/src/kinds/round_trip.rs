@@ -5,10 +5,9 @@
 use super::testing::{Holder, TestClone, numbers, read_now, temporary};
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 
 /// Runs a script that records descriptor numbers with `n('name', fd)`.
-fn holder(script: &str) -> (Holder, std::collections::BTreeMap<String, i32>) {
+pub(crate) fn holder(script: &str) -> (Holder, std::collections::BTreeMap<String, i32>) {
     let names = temporary("names");
     let prelude = format!(
         "names=[]\ndef n(name,fd):\n  names.append(f'{{name}}={{fd if isinstance(fd,int) else fd.fileno()}}\\n')\n  \
@@ -186,92 +185,6 @@ fn epoll_members() {
     assert_eq!(stale, [(description("set"), number["reused"], description("copy"))]);
     let order = super::epoll::inner_first(&state.epolls).unwrap();
     assert_eq!(state.epolls[order[0]].0, description("inner"));
-}
-
-// Goal: unix sockets keep queues, boundaries, names. Method: pairs of all types with messages both ways, an
-// accepted connection, a half that was shut, a datagram socket with a name, a peer outside.
-#[test]
-fn unix_sockets() {
-    let dir = temporary("unix");
-    std::fs::create_dir(&dir).unwrap();
-    let outside = std::os::unix::net::UnixListener::bind(dir.join("outside")).unwrap();
-    let (holder, number) = holder(&format!(
-        "d='{}/'\nU=socket.AF_UNIX\nfor name,kind in (('s',1),('d',2),('q',5)):\n  a,b=socket.socketpair(U,kind)\n  \
-         n(name+'a',a);n(name+'b',b)\n  a.send(b'one');a.send(b'three');b.send(b'back')\n\
-         l=n('l',socket.socket(U,1));l.bind(d+'sock');l.listen(7)\nc=n('c',socket.socket(U,1));c.connect(d+'sock')\n\
-         k,_=l.accept();n('k',k);c.send(b'hello');c.shutdown(socket.SHUT_WR)\n\
-         x=n('x',socket.socket(U,2));x.bind(chr(0)+'holo-x-'+str(os.getpid()))\ny=socket.socket(U,2);y.sendto(b'dgram',x.getsockname());y.close()\n\
-         o=n('o',socket.socket(U,1));o.connect(d+'outside')",
-        dir.display()
-    ));
-    let (theirs, _) = outside.accept().unwrap();
-    (&theirs).write_all(b"from outside").unwrap();
-    let captured = holder.captured();
-    assert_eq!(holder.captured().state, captured.state);
-    holder.kill();
-    let remade = captured.remake();
-    let read = |name: &str| read_now(remade.at(number[name]), 100).unwrap();
-    assert_eq!(read("sb"), b"onethree");
-    assert_eq!((read("db"), read("db"), read("da")), (b"one".to_vec(), b"three".to_vec(), b"back".to_vec()));
-    assert_eq!((read("qb"), read("qb"), read("qa")), (b"one".to_vec(), b"three".to_vec(), b"back".to_vec()));
-    assert_eq!((read("k"), read("k"), read("x")), (b"hello".to_vec(), Vec::new(), b"dgram".to_vec()));
-    let name = |fd| String::from_utf8_lossy(&super::sockets::local_name(fd).unwrap().0[2..]).into_owned();
-    assert_eq!(name(remade.at(number["k"])), format!("{}/sock\0", dir.display()));
-    assert!(name(remade.at(number["x"])).starts_with("\0holo-x-"));
-    UnixStream::connect(dir.join("sock")).unwrap();
-    assert_eq!((read("o"), read("o")), (b"from outside".to_vec(), Vec::new()));
-    assert_eq!(
-        remade.remarks.iter().filter(|remark| remark.contains("unix socket")).count(),
-        1,
-        "{:?}",
-        remade.remarks
-    );
-    std::fs::remove_dir_all(dir).unwrap();
-}
-
-// Goal: TCP and UDP. Method: a connection within the process with bytes both ways and one half closed, a
-// listener with a backlog, a connection to outside that is reset, a datagram to oneself.
-#[test]
-fn internet() {
-    let outside = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let (holder, number) = holder(&format!(
-        "l=n('l',socket.socket());l.setsockopt(1,2,1);l.bind(('127.0.0.1',0));l.listen(9)\n\
-         c=n('c',socket.create_connection(l.getsockname()));k,_=l.accept();n('k',k)\n\
-         c.send(b'up'*1000);k.send(b'down'*1000);c.shutdown(socket.SHUT_WR)\n\
-         o=n('o',socket.create_connection(('127.0.0.1',{})))\n\
-         u=n('u',socket.socket(socket.AF_INET,2));u.bind(('127.0.0.1',0));u.connect(u.getsockname());u.send(b'self')\n\
-         i=n('idle',socket.socket(socket.AF_INET6));i.setsockopt(6,1,1)",
-        outside.local_addr().unwrap().port()
-    ));
-    let (theirs, _) = outside.accept().unwrap();
-    let captured = holder.captured();
-    assert_eq!(holder.captured().state.tcp, captured.state.tcp);
-    holder.kill();
-    drop(theirs);
-    let remade = captured.remake();
-    assert_eq!(remade.remarks.len(), 1, "{:?}", remade.remarks);
-    let at = |name: &str| remade.at(number[name]);
-    let names = |name: &str| {
-        let endpoint =
-            |raw: std::io::Result<super::kernel::Bytes>| super::internet::Endpoint::parse(&raw.unwrap().0);
-        (endpoint(super::sockets::local_name(at(name))), endpoint(super::sockets::peer_name(at(name))))
-    };
-    let ((one, other), (server, client)) = (names("c"), names("k"));
-    assert_eq!((one, other), (client, server));
-    let again = remade.recapture();
-    let sockets = |state: &super::descriptors::State| -> Vec<_> {
-        state.tcp.iter().map(|(_, tcp)| tcp.socket.local.clone()).collect()
-    };
-    assert_eq!(sockets(&captured.state)[..3], sockets(&again.state)[..3]);
-    assert_eq!(again.state.tcp[0].1, captured.state.tcp[0].1);
-    assert_eq!(again.state.udp, captured.state.udp);
-    assert_eq!(read_now(at("k"), 9999).unwrap(), b"up".repeat(1000));
-    assert_eq!(read_now(at("k"), 9999).unwrap(), b"");
-    assert_eq!(read_now(at("c"), 9999).unwrap(), b"down".repeat(1000));
-    assert_eq!(read_now(at("u"), 99).unwrap(), b"self");
-    assert_eq!(read_now(at("o"), 99).unwrap_err().raw_os_error(), Some(libc::ECONNRESET));
-    let server = super::internet::Endpoint::parse(&super::sockets::local_name(at("l")).unwrap().0).unwrap();
-    std::net::TcpStream::connect((server.ip, server.port)).unwrap();
 }
 
 // Goal: in the clone every number has its description, sets have their members again, owners and record locks
