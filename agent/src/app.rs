@@ -11,6 +11,8 @@
 
 use crate::config::Config;
 use crate::dump;
+use crate::fence::Fence;
+use crate::guard::Guard;
 use crate::record::{Instance, Record, start_time};
 use holo_api::local::{AppInfo, AppState, EpochInfo, ErrorKind};
 use holo_image::{AppStore, EpochMeta, Retention};
@@ -20,7 +22,7 @@ use parking_lot::{Mutex, MutexGuard};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Child;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -60,12 +62,19 @@ pub struct Paths {
     pub output: PathBuf,
 }
 
+/// Before the end of an instance is told to other nodes.
+const END_PAUSE: Duration = Duration::from_millis(200);
+
 /// What changes often.
 struct Inner {
     record: Record,
     page: Option<Arc<Page>>,
     reasons: Vec<String>,
     standby_of: Option<String>,
+    /// Why the instance here is parked, if it is for longer than an epoch.
+    parked: Option<String>,
+    /// Incarnation that was killed by order: its end is no news.
+    killed: u64,
     /// Raised whenever an instance comes or goes, so that old watchers end.
     incarnation: u64,
     /// How the last instance ended, for who is attached.
@@ -77,8 +86,21 @@ pub(crate) struct Work {
     pub(crate) managers: Vec<Box<dyn ResourceManager>>,
 }
 
-/// What an instance was told to be called back with.
-pub type Announce = Arc<dyn Fn(&str, u64) + Send + Sync>;
+/// Who is asked before an application is launched, and told what becomes of it.
+pub trait Hooks: Send + Sync {
+    /// It is about to run here for the first time, with these stand-bys.
+    ///
+    /// # Errors
+    /// Why it must not.
+    fn launch(&self, name: &str, standby: &[String]) -> Result<(), Failure>;
+    /// An epoch of it was sealed here.
+    fn sealed(&self, name: &str, epoch: u64);
+    /// Its instance ended, by itself or by a signal that is not ours.
+    fn ended(&self, name: &str);
+}
+
+/// Set once, when there is somebody.
+pub type HooksCell = Arc<OnceLock<Arc<dyn Hooks>>>;
 
 /// An application.
 pub struct App {
@@ -96,14 +118,9 @@ pub struct App {
     work: Mutex<Work>,
     /// Held while threads are parked.
     pub(crate) cut: Mutex<()>,
-    fence: Mutex<Option<Fence>>,
-    announce: Announce,
-}
-
-/// Threads parked until told otherwise.
-struct Fence {
-    stop: std::sync::mpsc::Sender<()>,
-    thread: thread::JoinHandle<()>,
+    pub(crate) fence: Mutex<Option<Fence>>,
+    pub(crate) guard: Arc<Guard>,
+    hooks: HooksCell,
 }
 
 impl App {
@@ -114,7 +131,8 @@ impl App {
         paths: Paths,
         config: Arc<Config>,
         node: String,
-        announce: Announce,
+        guard: Arc<Guard>,
+        hooks: HooksCell,
     ) -> Arc<Self> {
         Arc::new(Self {
             name: record.name.clone(),
@@ -128,12 +146,15 @@ impl App {
                 page: None,
                 reasons: Vec::new(),
                 standby_of: None,
+                parked: None,
+                killed: 0,
                 incarnation: 0,
                 exit: None,
             }),
             cut: Mutex::new(()),
             fence: Mutex::new(None),
-            announce,
+            guard,
+            hooks,
         })
     }
 
@@ -181,6 +202,11 @@ impl App {
         self.inner.lock().standby_of = owner;
     }
 
+    /// Notes why the instance here is parked; none: it is not.
+    pub fn set_parked(&self, why: Option<String>) {
+        self.inner.lock().parked = why;
+    }
+
     pub(crate) fn work(&self) -> MutexGuard<'_, Work> {
         self.work.lock()
     }
@@ -195,6 +221,7 @@ impl App {
         inner.page = Some(page);
         inner.reasons.clear();
         inner.standby_of = None;
+        inner.parked = None;
         inner.exit = None;
         if let Err(cause) = inner.record.save(&self.paths.records) {
             eprintln!("holod: {}: the record is not saved: {cause}", self.name);
@@ -225,7 +252,7 @@ impl App {
                 return;
             }
             if !every.is_zero() && Instant::now() >= due {
-                if self.fence.lock().is_none() {
+                if !self.is_fenced() {
                     // What went wrong is in the reasons.
                     let _ = dump::take(self);
                 }
@@ -235,6 +262,9 @@ impl App {
         let status = keeper
             .and_then(|mut keeper| keeper.wait().ok())
             .map(std::os::unix::process::ExitStatusExt::into_raw);
+        if let Some(status) = status.filter(|status| *status != 0) {
+            eprintln!("holod: {}: process {pid} ended, wait status {status:#x}", self.name);
+        }
         let mut inner = self.inner.lock();
         if inner.incarnation == incarnation {
             inner.exit = Some(status.unwrap_or(0));
@@ -244,6 +274,21 @@ impl App {
             inner.page = None;
             inner.reasons.clear();
             let _ = inner.record.save(&self.paths.records);
+        }
+        let ours = inner.killed == incarnation;
+        drop(inner);
+        if !ours {
+            self.tell_end(incarnation);
+        }
+    }
+
+    /// The others are told late: where the whole node is dying, its applications end an instant before the agent does.
+    fn tell_end(&self, incarnation: u64) {
+        thread::sleep(END_PAUSE);
+        if self.inner.lock().incarnation == incarnation
+            && let Some(hooks) = self.hooks.get()
+        {
+            hooks.ended(&self.name);
         }
     }
 
@@ -263,7 +308,14 @@ impl App {
 
     /// An epoch is sealed here: tells the cluster, drops old ones.
     pub(crate) fn sealed(&self, epoch: u64) {
-        (self.announce)(&self.name, epoch);
+        if let Some(hooks) = self.hooks.get() {
+            hooks.sealed(&self.name, epoch);
+        }
+        self.retain();
+    }
+
+    /// Drops epochs that need not be kept.
+    pub(crate) fn retain(&self) {
         let options = self.record().options;
         let count = if options.keep_epochs == 0 { self.config.keep_epochs } else { options.keep_epochs };
         let retention =
@@ -282,9 +334,12 @@ impl App {
         self.kill()
     }
 
+    /// What is parked dies parked.
     pub(crate) fn kill(&self) -> Result<(), Failure> {
-        self.lift_fence();
         let Some((instance, _)) = self.instance() else { return Ok(()) };
+        let mut inner = self.inner.lock();
+        inner.killed = inner.incarnation;
+        drop(inner);
         // SAFETY: the start time was just compared.
         unsafe { libc::kill(instance.real_pid, libc::SIGKILL) };
         let until = Instant::now() + Duration::from_secs(10);
@@ -295,62 +350,8 @@ impl App {
             }
             thread::sleep(Duration::from_millis(2));
         }
+        self.lift_fence();
         Ok(())
-    }
-
-    /// Parks the instance until [`Self::lift_fence`]; kills it if it cannot be parked within `patience`.
-    pub fn put_fence(self: &Arc<Self>, patience: Duration) {
-        let mut fence = self.fence.lock();
-        if fence.is_some() {
-            return;
-        }
-        let Some((instance, page)) = self.instance() else { return };
-        let (stop, stopped) = std::sync::mpsc::channel();
-        let (tell, told) = std::sync::mpsc::channel();
-        let app = Arc::clone(self);
-        let pid = instance.real_pid;
-        let thread = thread::spawn(move || {
-            let Some(_cut) = app.cut.try_lock_for(patience) else {
-                let _ = tell.send(false);
-                return;
-            };
-            match holo_rm::barrier::park(&page, pid, patience) {
-                Err(cause) => {
-                    eprintln!("holod: {}: cannot be fenced: {cause}", app.name);
-                    let _ = tell.send(false);
-                }
-                Ok(parked) => {
-                    let _ = tell.send(true);
-                    while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) =
-                        stopped.recv_timeout(Duration::from_millis(50))
-                    {
-                        page.keep_alive();
-                    }
-                    if let Err(cause) = parked.release() {
-                        eprintln!("holod: {}: {cause}", app.name);
-                    }
-                }
-            }
-        });
-        if told.recv_timeout(patience * 2).unwrap_or(false) {
-            *fence = Some(Fence { stop, thread });
-        } else {
-            eprintln!(
-                "holod: {}: killed, since it could not be parked and another node may run it soon",
-                self.name
-            );
-            // SAFETY: our application's process.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
-        }
-    }
-
-    /// Lets a parked instance run again.
-    pub fn lift_fence(&self) {
-        let fence = self.fence.lock().take();
-        if let Some(Fence { stop, thread }) = fence {
-            drop(stop);
-            let _ = thread.join();
-        }
     }
 
     /// A row of `holo ps`.
@@ -360,6 +361,7 @@ impl App {
         let last = self.store.last();
         let inner = self.inner.lock();
         let state = match (&alive, &inner.standby_of) {
+            (Some(_), _) if inner.parked.is_some() => AppState::Stopped,
             (Some(_), _) if !inner.reasons.is_empty() => AppState::Unprotected,
             (Some(_), _) => AppState::Running,
             (None, Some(_)) => AppState::Standby,
@@ -372,7 +374,7 @@ impl App {
         AppInfo {
             name: self.name.clone(),
             state,
-            reasons: inner.reasons.clone(),
+            reasons: inner.parked.iter().chain(&inner.reasons).cloned().collect(),
             node,
             epoch: last.as_ref().map_or(0, |meta| meta.epoch),
             lag_ms: last.as_ref().map_or(0, |meta| now_ns().saturating_sub(meta.at_unix_ns) / 1_000_000),

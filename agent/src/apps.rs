@@ -1,7 +1,8 @@
 //! The applications of this node.
 
-use crate::app::{Announce, App, Failure, Paths, now_ns};
+use crate::app::{App, Failure, Hooks, HooksCell, Paths, now_ns};
 use crate::config::Config;
+use crate::guard::Guard;
 use crate::join;
 use crate::record::{Instance, Record, start_time};
 use holo_api::local::{AppInfo, AppOptions, ErrorKind};
@@ -28,7 +29,9 @@ pub struct Apps {
     all: Mutex<BTreeMap<String, Arc<App>>>,
     /// Announced by `holo run`: token to name and the pid that will be it.
     announced: Mutex<HashMap<u64, (String, i32)>>,
-    announce: Mutex<Announce>,
+    /// See [`Guard`].
+    pub guard: Arc<Guard>,
+    hooks: HooksCell,
 }
 
 fn make_dirs(config: &Config) -> io::Result<Paths> {
@@ -82,6 +85,7 @@ impl Apps {
         let failed = |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, cause.to_string());
         let paths = make_dirs(&config).map_err(|cause| failed(&cause))?;
         let store = Store::open(&paths.state).map_err(|cause| failed(&cause))?;
+        let guard = Arc::new(Guard::open(&paths.state).map_err(|cause| failed(&cause))?);
         let apps = Arc::new(Self {
             config,
             node,
@@ -89,7 +93,8 @@ impl Apps {
             store,
             all: Mutex::default(),
             announced: Mutex::default(),
-            announce: Mutex::new(Arc::new(|_, _| {})),
+            guard,
+            hooks: HooksCell::default(),
         });
         let mut records = Record::load_all(&apps.paths.records).map_err(|cause| failed(&cause))?;
         for name in apps.store.apps().map_err(|cause| failed(&cause))? {
@@ -105,9 +110,10 @@ impl Apps {
         Ok(apps)
     }
 
-    /// Whom to tell of sealed epochs.
-    pub fn on_sealed(&self, announce: Announce) {
-        *self.announce.lock() = announce;
+    /// Whom to ask and to tell; once.
+    pub fn set_hooks(&self, hooks: Arc<dyn Hooks>) {
+        let set = self.hooks.set(hooks);
+        assert!(set.is_ok(), "there is one cluster");
     }
 
     fn add(self: &Arc<Self>, mut record: Record) -> Result<Arc<App>, Failure> {
@@ -117,15 +123,8 @@ impl Apps {
             .app(&name)
             .map_err(|cause| Failure::new(ErrorKind::BadImage, format!("{name}: {cause}")))?;
         let found = record.instance.take().filter(|at| start_time(at.real_pid) == Some(at.started));
-        let weak = Arc::downgrade(self);
-        let announce: Announce = Arc::new(move |name, epoch| {
-            if let Some(apps) = weak.upgrade() {
-                let announce = apps.announce.lock().clone();
-                announce(name, epoch);
-            }
-        });
-        let app =
-            App::new(record, store, self.paths.clone(), self.config.clone(), self.node.clone(), announce);
+        let (paths, config, node) = (self.paths.clone(), self.config.clone(), self.node.clone());
+        let app = App::new(record, store, paths, config, node, self.guard.clone(), self.hooks.clone());
         if let Some(instance) = found {
             match Page::open(&instance.page) {
                 Ok(page) => app.adopt(instance, Arc::new(page), None),
@@ -213,6 +212,9 @@ impl Apps {
             let message =
                 format!("{name} runs already, as process {}; choose another --name", instance.real_pid);
             return Err(Failure::new(ErrorKind::Refused, message));
+        }
+        if let Some(hooks) = self.hooks.get() {
+            hooks.launch(&name, &options.standby)?;
         }
         let run = now_ns();
         app.change_record(|record| {

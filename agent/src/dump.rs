@@ -1,8 +1,10 @@
 //! DUMP: one epoch of one application.
 
 use crate::app::{App, Failure, now_ns};
+use crate::fence::{Held, Kept, Progress};
 use crate::files::Files;
 use crate::kinds::registry;
+use crate::record::Instance;
 use holo_api::local::ErrorKind;
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, EpochMeta, EpochSide, PAGE_BYTES};
@@ -80,9 +82,13 @@ fn micros(since: Instant) -> u64 {
 /// # Errors
 /// Why there is no new epoch.
 pub fn take(app: &App) -> Result<EpochMeta, Failure> {
-    let taken = attempt(app);
+    let (instance, page) = app.instance().ok_or_else(|| not_running(app))?;
+    let taken = attempt(app, &instance, &page, None);
     match &taken {
-        Ok(_) => app.set_reasons(Vec::new()),
+        Ok(meta) => {
+            app.set_reasons(Vec::new());
+            app.sealed(meta.epoch);
+        }
         // Gone is not unprotected.
         Err(failure) if app.instance().is_some() && failure.kind != ErrorKind::Refused => {
             app.set_reasons(vec![failure.message.clone()]);
@@ -101,19 +107,49 @@ struct Out {
     files_changed: u64,
 }
 
-fn attempt(app: &App) -> Result<EpochMeta, Failure> {
+/// Takes the last epoch before a planned switch: the application stays parked in `kept` from its cut on. It is told in
+/// `progress` when nothing runs any more; nobody else is told of the epoch.
+///
+/// # Errors
+/// Why there is no such epoch.
+pub(crate) fn last<'a>(
+    app: &'a App,
+    of: &'a Instance,
+    page: &'a Arc<Page>,
+    kept: &mut Option<Kept<'a>>,
+    progress: &Progress,
+) -> Result<EpochMeta, Failure> {
+    let meta = attempt(app, of, page, Some(Keep { kept, progress }))?;
+    app.retain();
+    Ok(meta)
+}
+
+/// Where a parked application is left.
+struct Keep<'k, 'a> {
+    kept: &'k mut Option<Kept<'a>>,
+    progress: &'k Progress,
+}
+
+fn attempt<'a>(
+    app: &'a App,
+    instance: &'a Instance,
+    page: &'a Arc<Page>,
+    keep: Option<Keep<'_, 'a>>,
+) -> Result<EpochMeta, Failure> {
     let mut work = app.work();
     let since = Instant::now();
-    let not_running = || Failure::new(ErrorKind::Refused, format!("{} does not run on this node", app.name));
-    let (instance, page) = app.instance().ok_or_else(not_running)?;
+    // It may have ended while another epoch was taken.
+    if app.instance().is_none_or(|(now, _)| now != *instance) {
+        return Err(not_running(app));
+    }
     if work.managers.is_empty() {
         work.managers = registry(files(app), roots(app));
     }
     let managers = &mut work.managers;
     let mut out = Out::default();
-    let outcome = phases(app, &page, instance.real_pid, managers, &mut out, since);
+    let outcome = phases(app, instance, page, managers, &mut out, since, keep);
     if outcome.is_err() {
-        let idle = Remote::new(Arc::clone(&page), instance.real_pid, 0);
+        let idle = Remote::new(Arc::clone(page), instance.real_pid, 0);
         if let Ok(remote) = idle {
             let mut cx = context(&remote, &[], &mut out, app);
             for manager in managers.iter_mut().rev() {
@@ -123,7 +159,7 @@ fn attempt(app: &App) -> Result<EpochMeta, Failure> {
         // A process that ended meanwhile is no obstacle.
         if app.instance().is_none() {
             work.managers.clear();
-            return Err(not_running());
+            return Err(not_running(app));
         }
     }
     let mut meta = outcome?;
@@ -134,9 +170,11 @@ fn attempt(app: &App) -> Result<EpochMeta, Failure> {
     if let Err(cause) = side {
         eprintln!("holod: {}: {cause}", app.name);
     }
-    drop(work);
-    app.sealed(meta.epoch);
     Ok(meta)
+}
+
+fn not_running(app: &App) -> Failure {
+    Failure::new(ErrorKind::Refused, format!("{} does not run on this node", app.name))
 }
 
 fn context<'a>(remote: &'a Remote, slots: &'a [usize], out: &'a mut Out, app: &'a App) -> DumpCx<'a> {
@@ -156,14 +194,16 @@ fn unprotected(cause: &RmError) -> Failure {
     Failure::new(ErrorKind::Unprotected, cause.to_string())
 }
 
-fn phases(
-    app: &App,
-    page: &Arc<Page>,
-    pid: i32,
+fn phases<'a>(
+    app: &'a App,
+    of: &'a Instance,
+    page: &'a Arc<Page>,
     managers: &mut [Box<dyn ResourceManager>],
     out: &mut Out,
     since: Instant,
+    keep: Option<Keep<'_, 'a>>,
 ) -> Result<EpochMeta, Failure> {
+    let pid = of.real_pid;
     let failed = |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, cause.to_string());
     let record = app.record();
     let remote = Remote::new(Arc::clone(page), pid, 0).map_err(|cause| failed(&cause))?;
@@ -191,11 +231,22 @@ fn phases(
         manager.dump(&mut context(&remote, &slots, out, app)).map_err(|cause| unprotected(&cause))?;
         parts.push((name.into(), micros(start)));
     }
-    let release = Instant::now();
-    let stop = parked.release().map_err(|cause| failed(&cause))?;
-    parts.push(("unpark".into(), micros(release)));
+    let stop = match keep {
+        None => {
+            let release = Instant::now();
+            let stop = parked.release().map_err(|cause| failed(&cause))?;
+            parts.push(("unpark".into(), micros(release)));
+            drop(cut);
+            stop
+        }
+        Some(Keep { kept, progress }) => {
+            let stop = parked.since.elapsed();
+            *kept = Some(Kept { parked, held: Held::start(page, &app.guard, of), cut });
+            progress.parked();
+            stop
+        }
+    };
     drop(alive);
-    drop(cut);
     let mut meta = EpochMeta {
         at_unix_ns,
         node: app.node.clone(),

@@ -10,14 +10,17 @@
 //! | `dump`, `restore` | an epoch taken, an epoch run |
 //! | `files` | the application's files, as a resource manager |
 //! | `graph` | what the application has, for people |
+//! | `fence`, `guard` | an application that must not run, with the agent and without |
 //! | `ports` | what the cluster asks of this node |
 
 pub mod app;
 pub mod apps;
 pub mod config;
 pub mod dump;
+pub mod fence;
 pub mod files;
 pub mod graph;
+pub mod guard;
 pub mod join;
 pub mod kinds;
 pub mod ports;

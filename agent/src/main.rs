@@ -18,12 +18,19 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
+    // The agent starts this process itself: see `holo_agent::guard`.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "guard")
+        && let Some(dir) = arguments.next()
+    {
+        return Ok(holo_agent::guard::watch(dir.as_ref())?);
+    }
     let config = Arc::new(Options::parse().complete()?);
     prepare_process();
     let listener = server::bind(&config.socket)?;
-    let node = ports::node_name(&config)?;
-    let apps = Apps::open(config, node)?;
-    let cluster = ports::start(&apps)?;
+    let identity = ports::identity(&config)?;
+    let apps = Apps::open(config, identity.name.clone())?;
+    let cluster = ports::start(&identity, &apps)?;
     eprintln!("holod: node {} serves {}", apps.node, apps.config.socket.display());
     server::serve(&listener, &apps, &cluster);
     Ok(())

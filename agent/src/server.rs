@@ -1,10 +1,10 @@
 //! The unix socket: processes that join and requests of the command line, a thread per connection.
 
-use crate::app::{Failure, epoch_info};
+use crate::app::{App, Failure};
 use crate::apps::{Apps, is_ours};
-use crate::{graph, join, restore};
+use crate::{graph, join};
 use holo_abi::join::MAGIC as JOIN_MAGIC;
-use holo_api::local::{AgentStatus, ErrorKind, MAGIC as API_MAGIC, Reply, Request};
+use holo_api::local::{AgentStatus, EpochInfo, ErrorKind, MAGIC as API_MAGIC, NodeInfo, Reply, Request, RestoreInfo};
 use holo_image::wire::{self, Kind};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use std::fs;
@@ -22,29 +22,42 @@ const REQUEST_BYTES_MAX: u64 = 16 << 20;
 const CONNECTIONS_MAX: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What other parts of the agent answer.
+/// What depends on whether there are other nodes.
 pub trait Cluster: Send + Sync {
     /// `holo switch`.
     ///
     /// # Errors
     /// Why not.
-    fn switch(&self, name: &str, to: Option<&str>) -> Result<holo_api::local::RestoreInfo, Failure>;
+    fn switch(&self, name: &str, to: Option<&str>) -> Result<RestoreInfo, Failure>;
     /// `holo node ls`.
-    fn nodes(&self) -> Vec<holo_api::local::NodeInfo>;
+    fn nodes(&self) -> Vec<NodeInfo>;
     /// `holo node drain`.
     ///
     /// # Errors
     /// Why not.
     fn drain(&self, node: &str) -> Result<(), Failure>;
-    /// Before a local restore: may this node run the application?
+    /// `holo checkpoint`: an epoch, sealed where it must be.
     ///
     /// # Errors
-    /// Another node has it.
-    fn may_restore(&self, name: &str) -> Result<(), Failure>;
-    /// The application was started or restored here by an order.
-    fn started(&self, name: &str);
-    /// It was stopped by an order.
-    fn stopped(&self, name: &str);
+    /// Why there is none.
+    fn checkpoint(&self, app: &Arc<App>) -> Result<EpochInfo, Failure>;
+    /// `holo restore`, with standard descriptors if it stays attached.
+    ///
+    /// # Errors
+    /// Another node has it, or the epoch cannot be run.
+    fn restore(&self, app: &Arc<App>, epoch: Option<u64>, stdio: Vec<OwnedFd>) -> Result<RestoreInfo, Failure>;
+    /// `holo stop`.
+    ///
+    /// # Errors
+    /// Why not.
+    fn stop(&self, app: &Arc<App>) -> Result<(), Failure>;
+    /// `holo rm`.
+    ///
+    /// # Errors
+    /// Why not.
+    fn remove(&self, name: &str) -> Result<(), Failure>;
+    /// `holo epochs`.
+    fn epochs(&self, app: &Arc<App>) -> Vec<EpochInfo>;
     /// Address where other nodes are served.
     fn listen(&self) -> Option<String>;
 }
@@ -116,11 +129,7 @@ fn converse(mut stream: UnixStream, apps: &Arc<Apps>, cluster: &Arc<dyn Cluster>
     match magic {
         JOIN_MAGIC => {
             let request = join::read(&mut stream)?;
-            apps.join(&stream, &request)?;
-            if let Ok(Some(app)) = Ok::<_, io::Error>(joined(apps, request.real_pid)) {
-                cluster.started(&app);
-            }
-            Ok(())
+            apps.join(&stream, &request)
         }
         API_MAGIC => {
             let request: Request =
@@ -133,13 +142,6 @@ fn converse(mut stream: UnixStream, apps: &Arc<Apps>, cluster: &Arc<dyn Cluster>
         }
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "neither a join nor a request")),
     }
-}
-
-fn joined(apps: &Arc<Apps>, pid: i32) -> Option<String> {
-    apps.list()
-        .into_iter()
-        .find(|app| app.instance().is_some_and(|(at, _)| at.real_pid == pid))
-        .map(|app| app.name.clone())
 }
 
 fn send(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
@@ -187,14 +189,11 @@ fn answer(
             Ok(Reply::Registered { env: environment(apps, &name, token), name, warning: None })
         }
         Request::Ps => Ok(Reply::Apps(apps.info())),
-        Request::Checkpoint { name } => apps.get(&name)?.checkpoint().map(Reply::Epoch),
+        Request::Checkpoint { name } => cluster.checkpoint(&apps.get(&name)?).map(Reply::Epoch),
         Request::Restore { name, epoch, attach } => {
             let app = apps.get(&name)?;
-            cluster.may_restore(&name)?;
             let stdio = if attach { receive_stdio(stream).map_err(broken)? } else { Vec::new() };
-            let info = restore::ready(&app, epoch, &stdio)?.run(&app)?;
-            drop(stdio);
-            cluster.started(&name);
+            let info = cluster.restore(&app, epoch, stdio)?;
             if !attach {
                 return Ok(Reply::Restored(info));
             }
@@ -208,13 +207,11 @@ fn answer(
         }
         Request::Switch { name, to } => cluster.switch(&name, to.as_deref()).map(Reply::Restored),
         Request::Stop { name } => {
-            let app = apps.get(&name)?;
-            cluster.stopped(&name);
-            app.stop().map(|()| Reply::Done)
+            cluster.stop(&apps.get(&name)?).map(|()| Reply::Done)
         }
-        Request::Rm { name } => apps.remove(&name).map(|()| Reply::Done),
+        Request::Rm { name } => cluster.remove(&name).map(|()| Reply::Done),
         Request::Epochs { name } => {
-            Ok(Reply::Epochs(apps.get(&name)?.store.epochs().iter().map(epoch_info).collect()))
+            Ok(Reply::Epochs(cluster.epochs(&apps.get(&name)?)))
         }
         Request::Graph { name } => Ok(Reply::Graph(graph::of(&*apps.get(&name)?))),
         Request::Nodes => Ok(Reply::Nodes(cluster.nodes())),

@@ -1,0 +1,252 @@
+//! Epochs sent and received: the cluster's view of the store.
+//!
+//! A block is a page: one byte that says how it is packed, then the bytes. A key is a page's name and zeros.
+
+use crate::app::{App, Failure};
+use crate::apps::Apps;
+use holo_api::local::AppOptions;
+use holo_api::peer::Key;
+use holo_cluster::ports::{EpochReader, EpochSink, EpochSource, EpochWriter, Offered, StoreError};
+use holo_image::wire::{self, Kind};
+use holo_image::{Import, PAGE_BYTES, Page, PageKey};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Pages read at once: what follows in the manifest is asked for next, most likely.
+const AHEAD_PAGES: usize = 128;
+const RAW: u8 = 0;
+const LZ4: u8 = 1;
+
+/// What of an application goes along with its epochs, so that another node can run and protect it.
+#[derive(Serialize, Deserialize)]
+struct Along {
+    options: AppOptions,
+    argv: Vec<Vec<u8>>,
+}
+
+const ALONG: Kind = Kind::new(35, 1);
+const ALONG_BYTES_MAX: u64 = 1 << 20;
+
+/// The store, as the cluster sees it.
+pub(super) struct Epochs {
+    pub(super) apps: Arc<Apps>,
+}
+
+fn broken(cause: &holo_image::Error) -> StoreError {
+    // What is damaged or foreign stays so.
+    StoreError { why: cause.to_string(), retry: !cause.is_bad_image() && !cause.is_not_found() }
+}
+
+fn unknown(failure: &Failure) -> StoreError {
+    StoreError { why: failure.message.clone(), retry: false }
+}
+
+fn refused(why: String) -> StoreError {
+    StoreError { why, retry: false }
+}
+
+fn to_wire(key: PageKey) -> Key {
+    let mut out = [0; 32];
+    out[..16].copy_from_slice(&key.to_bytes());
+    out
+}
+
+fn from_wire(key: &Key) -> Result<PageKey, StoreError> {
+    let (name, rest) = key.split_at(16);
+    match name.try_into() {
+        Ok(name) if rest.iter().all(|byte| *byte == 0) => Ok(PageKey::from_bytes(name)),
+        _ => Err(refused("a block with a name that no page has".into())),
+    }
+}
+
+fn pack(page: &Page) -> Vec<u8> {
+    let mut out = vec![LZ4; 1 + lz4_flex::block::get_maximum_output_size(PAGE_BYTES)];
+    match lz4_flex::block::compress_into(page, &mut out[1..]) {
+        Ok(bytes) if bytes < PAGE_BYTES => out.truncate(1 + bytes),
+        _ => {
+            out.truncate(1);
+            out[0] = RAW;
+            out.extend_from_slice(page);
+        }
+    }
+    out
+}
+
+fn unpack(block: &[u8]) -> Result<Page, StoreError> {
+    let mut page = [0; PAGE_BYTES];
+    let bytes = match block.split_first() {
+        Some((&RAW, bytes)) if bytes.len() == PAGE_BYTES => {
+            page.copy_from_slice(bytes);
+            PAGE_BYTES
+        }
+        Some((&LZ4, bytes)) => lz4_flex::block::decompress_into(bytes, &mut page)
+            .map_err(|cause| refused(format!("a block that cannot be unpacked: {cause}")))?,
+        _ => 0,
+    };
+    if bytes == PAGE_BYTES { Ok(page) } else { Err(refused("a block that is no page".into())) }
+}
+
+struct Reader {
+    app: Arc<App>,
+    epoch: holo_image::EpochReader,
+    /// Names in the order in which they are asked for, and where each is; made at the first question.
+    order: Vec<PageKey>,
+    places: HashMap<PageKey, usize>,
+    ahead: HashMap<PageKey, Page>,
+}
+
+impl EpochSource for Epochs {
+    fn open(&self, app: &str, epoch: u64) -> Result<Box<dyn EpochReader>, StoreError> {
+        let app = self.apps.get(app).map_err(|failure| unknown(&failure))?;
+        let epoch = app.store.open_epoch(epoch).map_err(|cause| broken(&cause))?;
+        Ok(Box::new(Reader { app, epoch, order: Vec::new(), places: HashMap::new(), ahead: HashMap::new() }))
+    }
+}
+
+impl Reader {
+    /// Reads a page and those that follow it in the manifest.
+    fn fill(&mut self, key: PageKey) -> Result<(), StoreError> {
+        if self.order.is_empty() {
+            self.order = self.epoch.keys();
+            self.places = self.order.iter().enumerate().map(|(place, key)| (*key, place)).collect();
+        }
+        let place = self.places.get(&key).copied().ok_or_else(|| refused(format!("no page {key} in it")))?;
+        let keys = &self.order[place..(place + AHEAD_PAGES).min(self.order.len())];
+        let mut pages = vec![[0; PAGE_BYTES]; keys.len()];
+        let mut wanted: Vec<_> = keys.iter().copied().zip(&mut pages).collect();
+        self.epoch.read_pages_into(&mut wanted).map_err(|cause| broken(&cause))?;
+        self.ahead = keys.iter().copied().zip(pages).collect();
+        Ok(())
+    }
+}
+
+impl EpochReader for Reader {
+    fn options(&mut self) -> Result<Vec<u8>, StoreError> {
+        let record = self.app.record();
+        let along = Along { options: record.options, argv: record.argv };
+        wire::encode(&along, ALONG).map_err(|cause| refused(cause.to_string()))
+    }
+
+    fn manifest(&mut self) -> Result<Vec<u8>, StoreError> {
+        Ok(self.epoch.export_manifest())
+    }
+
+    fn read(&mut self, key: &Key) -> Result<Vec<u8>, StoreError> {
+        let key = from_wire(key)?;
+        if !self.ahead.contains_key(&key) {
+            self.fill(key)?;
+        }
+        self.ahead.get(&key).map(pack).ok_or_else(|| refused(format!("no page {key} in it")))
+    }
+}
+
+struct Writer {
+    app: Arc<App>,
+    import: Import,
+    along: Along,
+    from: String,
+}
+
+impl EpochSink for Epochs {
+    fn newest(&self, app: &str) -> u64 {
+        self.apps.get(app).ok().and_then(|app| app.store.last()).map_or(0, |meta| meta.epoch)
+    }
+
+    fn set_aside(&self, app: &str, after: u64) -> Result<u64, StoreError> {
+        let Ok(app) = self.apps.get(app) else { return Ok(0) };
+        // One that is just being taken would come after all.
+        let _work = app.work();
+        let sealed = app.store.epochs().into_iter().map(|meta| meta.epoch);
+        let damaged = app.store.damaged().into_iter().map(|bad| bad.epoch);
+        let mut beyond: Vec<u64> = sealed.chain(damaged).filter(|epoch| *epoch > after).collect();
+        beyond.sort_unstable();
+        beyond.dedup();
+        // The newest first: what is left is always a line without a hole.
+        for epoch in beyond.iter().rev() {
+            app.store.remove_epoch(*epoch).map_err(|cause| broken(&cause))?;
+        }
+        if let (Some(first), Some(last)) = (beyond.first(), beyond.last()) {
+            eprintln!("holod: {}: epochs {first} to {last} dropped: it went on from {after} on another node", app.name);
+        }
+        Ok(app.store.last().map_or(0, |meta| meta.epoch))
+    }
+
+    fn begin(&self, offered: &Offered, manifest: &[u8]) -> Result<Box<dyn EpochWriter>, StoreError> {
+        let bad = |what: &dyn std::fmt::Display| refused(format!("{}: {what}", offered.app));
+        let mut along: Along =
+            wire::decode(&offered.options, ALONG, ALONG_BYTES_MAX).map_err(|cause| bad(&cause))?;
+        if along.options.roots.iter().any(|root| !root.starts_with(b"/")) {
+            return Err(bad(&"a protected directory that is not absolute"));
+        }
+        // Seen from here the stand-bys are the others.
+        along.options.standby.retain(|node| *node != self.apps.node && *node != offered.from);
+        along.options.standby.insert(0, offered.from.clone());
+        let app = self.apps.get_or_add(&offered.app).map_err(|failure| unknown(&failure))?;
+        if app.instance().is_some() {
+            return Err(bad(&"an instance of it lives here"));
+        }
+        let import = app.store.begin_import(manifest.to_vec()).map_err(|cause| broken(&cause))?;
+        if import.manifest().meta.epoch != offered.epoch {
+            return Err(bad(&format!("its manifest is of epoch {}", import.manifest().meta.epoch)));
+        }
+        Ok(Box::new(Writer { app, import, along, from: offered.from.clone() }))
+    }
+}
+
+impl EpochWriter for Writer {
+    fn missing(&mut self, max: usize) -> Result<Vec<Key>, StoreError> {
+        Ok(self.import.missing().into_iter().take(max).map(to_wire).collect())
+    }
+
+    fn put(&mut self, key: &Key, bytes: &[u8]) -> Result<(), StoreError> {
+        self.import.put(from_wire(key)?, &unpack(bytes)?).map_err(|cause| broken(&cause))
+    }
+
+    fn seal(self: Box<Self>) -> Result<(), StoreError> {
+        let Self { app, import, along, from } = *self;
+        let epoch = import.manifest().meta.epoch;
+        let record = app.record();
+        if record.options != along.options || record.argv != along.argv {
+            // Before the epoch: one that can be seen can also be run.
+            app.change_record(|record| {
+                record.options = along.options;
+                record.argv = along.argv;
+            });
+        }
+        import.seal().map_err(|cause| broken(&cause))?;
+        let noted = app.store.update_side(epoch, |side| side.sealed_where = vec!["local".into(), from]);
+        if let Err(cause) = noted {
+            eprintln!("holod: {}: {cause}", app.name);
+        }
+        app.retain();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn pages_come_back_and_what_is_none_is_refused() {
+        let mut noise = [0; PAGE_BYTES];
+        let mut word = 1u32;
+        for byte in &mut noise {
+            word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *byte = (word >> 24) as u8;
+        }
+        for page in [[7; PAGE_BYTES], noise] {
+            let block = pack(&page);
+            assert!(block.len() <= 1 + PAGE_BYTES);
+            assert_eq!(unpack(&block).unwrap(), page);
+            assert!(unpack(&block[..block.len() - 1]).is_err());
+        }
+        assert!(pack(&[7; PAGE_BYTES]).len() < 100);
+        assert!(unpack(&[]).is_err() && unpack(&[RAW, 1]).is_err() && unpack(&[9; 4097]).is_err());
+        let key = PageKey::of(&noise);
+        assert_eq!(from_wire(&to_wire(key)).unwrap(), key);
+        assert!(from_wire(&[1; 32]).is_err());
+    }
+}
