@@ -19,13 +19,14 @@ const FUTEX_WAKE: u64 = 1;
 ///
 /// The thread is at a point where its frame alone resumes it: in user code, or about to make a call.
 pub(crate) fn on_park(frame: &mut UContext, words: &mut Tls) {
+    // Even if the cut was called off meanwhile: the signal has interrupted the call.
+    issue_again(frame, words);
+    words.parks = words.parks.wrapping_add(1);
     let Some(page) = start::control() else { return };
     let word = page.header.cut.load(Ordering::Acquire);
     if cut::state(word) != cut::PARK {
         return;
     }
-    issue_again(frame, words);
-    words.parks = words.parks.wrapping_add(1);
     let Some(slot) = claim(page) else { return };
     fill(slot, frame, words, cut::generation(word));
     // SAFETY: exclusive by the claim; the page stays mapped.
