@@ -160,6 +160,8 @@ impl ResourceManager for Descriptors {
 
     fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         watched::search(cx.remote, &mut self.watched);
+        // What is open may change at any time now: this only makes the kernel's own tables ready.
+        let _ = listing::entries(cx.remote);
         Ok(())
     }
 

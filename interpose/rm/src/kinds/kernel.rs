@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
-use std::ffi::CString;
+use std::ffi::{CStr, CString, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 /// A byte string in a state: one copy on the wire instead of a call per byte.
@@ -43,6 +43,39 @@ pub(crate) fn reopen(fd: &impl AsRawFd, flags: i32) -> io::Result<OwnedFd> {
         kept &= !libc::O_TMPFILE;
     }
     open(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())), kept, 0)
+}
+
+/// Reads all of a small file in an open directory, as the kernel makes it up: a short read is its end.
+pub(crate) fn read_at(dir: &impl AsRawFd, name: &CStr) -> io::Result<Vec<u8>> {
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    // SAFETY: a terminated name.
+    let fd = owned(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags) })?;
+    let mut text = vec![0u8; 4096];
+    let mut done = 0;
+    loop {
+        let room = &mut text[done..];
+        // SAFETY: the buffer is ours.
+        let got =
+            checked(unsafe { libc::read(fd.as_raw_fd(), room.as_mut_ptr().cast(), room.len()) })? as usize;
+        let full = got == room.len();
+        done += got;
+        if got == 0 || (!full && done < 4096) {
+            text.truncate(done);
+            return Ok(text);
+        }
+        text.resize(done + 65536, 0);
+    }
+}
+
+/// Where a link in an open directory points.
+pub(crate) fn link_at(dir: &impl AsRawFd, name: &CStr) -> io::Result<OsString> {
+    let mut target = vec![0u8; libc::PATH_MAX as usize];
+    // SAFETY: a terminated name and room of the stated size.
+    let got = checked(unsafe {
+        libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), target.as_mut_ptr().cast(), target.len())
+    })?;
+    target.truncate(got as usize);
+    Ok(OsString::from_vec(target))
 }
 
 /// `fstat`.

@@ -10,12 +10,14 @@ use crate::remote::{Remote, call};
 use holo_abi::sysno;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 const IPPROTO_MPTCP: i32 = 262;
 
-struct Entry {
+/// A number as `/proc` shows it.
+pub(crate) struct Entry {
     number: i32,
     link: OsString,
     info: FdInfo,
@@ -32,16 +34,30 @@ pub(crate) fn ask_cloexec(remote: &Remote, numbers: &[i32]) -> RmResult<Vec<bool
     Ok(calls.iter().map(|call| call.ret & i64::from(libc::FD_CLOEXEC) != 0).collect())
 }
 
-/// Numbers and descriptions of a process, in rising order.
-pub(crate) fn list(remote: &Remote, ask: AskCloexec) -> RmResult<(Vec<Number>, Vec<Open>)> {
+/// Link and fdinfo of every number. The first time costs several times as much as the next ones, so that this
+/// is also done, for nothing, while the application still runs.
+pub(crate) fn entries(remote: &Remote) -> RmResult<Vec<Entry>> {
     let dir = remote.proc("fd");
+    // Open once: walking from the root costs more than all else that is asked of a descriptor.
+    let open_dir = |path: &Path| kernel::open(path, libc::O_RDONLY | libc::O_DIRECTORY, 0);
+    let links = open_dir(&dir).on("opening", dir.display())?;
+    let infos = open_dir(&remote.proc("fdinfo")).on("opening", "fdinfo")?;
     let mut entries = Vec::new();
     for entry in std::fs::read_dir(&dir).on("listing", dir.display())? {
         let entry = entry.on("listing", dir.display())?;
         let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let link = std::fs::read_link(entry.path()).on("reading", entry.path().display())?.into_os_string();
-        entries.push(Entry { number, link, info: FdInfo::read(remote, number)? });
+        let name = CString::new(entry.file_name().as_bytes()).unwrap_or_default();
+        let link = kernel::link_at(&links, &name).on("reading link of descriptor", number)?;
+        let text = kernel::read_at(&infos, &name).on("reading fdinfo of descriptor", number)?;
+        let info = FdInfo::parse(String::from_utf8_lossy(&text).into_owned());
+        entries.push(Entry { number, link, info });
     }
+    Ok(entries)
+}
+
+/// Numbers and descriptions of a process, in rising order.
+pub(crate) fn list(remote: &Remote, ask: AskCloexec) -> RmResult<(Vec<Number>, Vec<Open>)> {
+    let mut entries = entries(remote)?;
     entries.sort_by_key(|entry| entry.number);
     let groups = group(remote.pid, &entries)?;
     let mut numbers = Vec::with_capacity(entries.len());
