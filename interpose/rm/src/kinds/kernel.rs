@@ -50,32 +50,28 @@ pub(crate) fn read_at(dir: &impl AsRawFd, name: &CStr) -> io::Result<Vec<u8>> {
     let flags = libc::O_RDONLY | libc::O_CLOEXEC;
     // SAFETY: a terminated name.
     let fd = owned(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags) })?;
-    let mut text = vec![0u8; 4096];
-    let mut done = 0;
+    let mut text = Vec::new();
+    // Fresh heap memory costs more than the call, so that parts go by way of the stack.
+    let mut part = [0u8; 4096];
     loop {
-        let room = &mut text[done..];
         // SAFETY: the buffer is ours.
         let got =
-            checked(unsafe { libc::read(fd.as_raw_fd(), room.as_mut_ptr().cast(), room.len()) })? as usize;
-        let full = got == room.len();
-        done += got;
-        if got == 0 || (!full && done < 4096) {
-            text.truncate(done);
+            checked(unsafe { libc::read(fd.as_raw_fd(), part.as_mut_ptr().cast(), part.len()) })? as usize;
+        text.extend_from_slice(&part[..got]);
+        if got < part.len() {
             return Ok(text);
         }
-        text.resize(done + 65536, 0);
     }
 }
 
 /// Where a link in an open directory points.
 pub(crate) fn link_at(dir: &impl AsRawFd, name: &CStr) -> io::Result<OsString> {
-    let mut target = vec![0u8; libc::PATH_MAX as usize];
+    let mut target = [0u8; libc::PATH_MAX as usize];
     // SAFETY: a terminated name and room of the stated size.
     let got = checked(unsafe {
         libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), target.as_mut_ptr().cast(), target.len())
     })?;
-    target.truncate(got as usize);
-    Ok(OsString::from_vec(target))
+    Ok(OsString::from_vec(target[..got as usize].to_vec()))
 }
 
 /// `fstat`.
