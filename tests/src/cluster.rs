@@ -23,8 +23,9 @@ use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// First process of a namespace: says that it is there, then reaps what comes to it.
-const INIT: &str = "echo ready; while :; do sleep 1000 & wait; done";
+/// First process of a namespace: says that it is there, then reaps what comes to it until its input ends. We hold the
+/// other end of that, so that a test that is killed leaves nothing behind.
+const INIT: &str = "echo ready; cat >/dev/null";
 
 /// A network with nodes.
 pub struct Cluster {
@@ -39,7 +40,7 @@ pub struct Cluster {
 
 fn spawn_init(mut command: Command) -> Child {
     // `unshare` complains when its child is killed, which is how we end it.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let mut line = String::new();
     if let Some(out) = child.stdout.take() {

@@ -87,6 +87,9 @@ fn ordered_switch(who: Who, program: impl Fn(&Cluster) -> Program) {
             ORDER_LIMIT,
         );
         assert!(progress(&cluster.nodes[to]) >= reached, "a planned switch lost {reached} rounds");
+        wait::until(LIMIT, "the new owner shows it", || {
+            (app.state(&cluster.nodes[to]) == "running").then_some(())
+        });
         app.settle(&cluster.nodes[to]);
         assert_ne!(app.state(&cluster.nodes[from]), "running", "active on two nodes");
         goes_on(&cluster.nodes[to]);
