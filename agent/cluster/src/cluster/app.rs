@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holo_api::peer::{AppEnvelope, EpochRef, Member};
+use holo_api::peer::{AppEnvelope, AppMsg, EpochRef, Member};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
@@ -58,6 +58,8 @@ struct State {
     /// Not carried out yet: the record before them could not be written.
     pending: VecDeque<Action>,
     waiting: VecDeque<Event>,
+    /// While what was prepared begins to run: what is sent only then, so that whoever hears of it finds it running.
+    held: Option<Vec<(Member, AppMsg)>>,
     disk_fails: bool,
     switches: Vec<mpsc::Sender<Result<Switched, String>>>,
     switch_began: Option<Instant>,
@@ -117,6 +119,7 @@ impl App {
             found_epoch: newest,
             pending: VecDeque::new(),
             waiting: VecDeque::new(),
+            held: None,
             disk_fails: false,
             switches: Vec::new(),
             switch_began: None,
@@ -236,12 +239,12 @@ impl App {
                     state.disk_fails = false;
                     state.saved = stored.spans;
                 }
-                Action::Send { to, msg } => {
-                    let envelope = AppEnvelope { app: self.name.clone(), run: self.run, msg };
-                    if let Some(name) = self.members.get(to as usize) {
-                        shared.send(name, envelope);
-                    }
-                }
+                Action::Send { to, msg } => match &mut state.held {
+                    // More are dropped: each is repeated by its sender's core.
+                    Some(held) if held.len() < WAITING_MAX => held.push((to, msg)),
+                    Some(_) => {}
+                    None => self.send(shared, to, msg),
+                },
                 Action::Lease(until) => self.order_lease(until),
                 Action::Fence => {
                     self.parks.fetch_add(1, Ordering::SeqCst);
@@ -255,6 +258,7 @@ impl App {
                     self.control.push(Control::Stop);
                 }
                 Action::Activate { incarnation, from } => {
+                    state.held = Some(Vec::new());
                     self.control.push(Control::Activate { incarnation, from });
                 }
                 Action::Prepare { term, from } => self.long.push(Long::Prepare { term, from }),
@@ -271,6 +275,21 @@ impl App {
             }
         }
         true
+    }
+
+    fn send(&self, shared: &Shared, to: Member, msg: AppMsg) {
+        let envelope = AppEnvelope { app: self.name.clone(), run: self.run, msg };
+        if let Some(name) = self.members.get(to as usize) {
+            shared.send(name, envelope);
+        }
+    }
+
+    /// What was prepared runs, or will not.
+    pub(super) fn activated(&self, shared: &Shared) {
+        let held = self.state.lock().held.take();
+        for (to, msg) in held.into_iter().flatten() {
+            self.send(shared, to, msg);
+        }
     }
 
     fn order_lease(&self, until: Option<u64>) {

@@ -93,7 +93,9 @@ impl App {
                 Control::Unfence { parks } => self.unfence(shared, parks),
                 Control::Stop => port.stop_instance(&self.name),
                 Control::Activate { incarnation, from } => {
-                    if let Err(why) = port.activate(&self.name, incarnation, from.epoch) {
+                    let outcome = port.activate(&self.name, incarnation, from.epoch);
+                    self.activated(shared);
+                    if let Err(why) = outcome {
                         shared.log(&format!("{}: cannot run what was prepared: {why}", self.name));
                         self.step(shared, Event::InstanceLost);
                     }
