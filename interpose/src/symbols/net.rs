@@ -42,6 +42,10 @@ table! {
     sendmmsg(fd: c_int, list: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int =
         wait(nr::sendmmsg, fd, list, count, flags);
 
+    // A socket's time-outs are kept over a park once they are known.
+    setsockopt(fd: c_int, level: c_int, name: c_int, value: Data, len: socklen_t) -> c_int =
+        call(nr::setsockopt, fd, level, name, value, len);
+
     accept(fd: c_int, who: *mut sockaddr, len: *mut socklen_t) -> c_int = wait(nr::accept, fd, who, len);
     accept4(fd: c_int, who: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int =
         wait(nr::accept4, fd, who, len, flags);
