@@ -148,6 +148,12 @@ impl Captured {
     }
 }
 
+impl Drop for Remade {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.output);
+    }
+}
+
 impl Remade {
     /// What stands for a number of the process.
     pub(crate) fn at(&self, number: i32) -> &OwnedFd {
