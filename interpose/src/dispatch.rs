@@ -1,7 +1,8 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
 use crate::{exec, signals, socket_waits, start, trace, traps, user, waits};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
+use holo_abi::control::Header;
 use holo_abi::sysno;
 use holo_sys::gate::{CLASS, PLAIN, Regs, SLOW};
 use holo_sys::tls::tls;
@@ -41,6 +42,11 @@ const SLOW_CALLS: &[i64] = &[
     sysno::execve,
     sysno::execveat,
     sysno::getppid,
+    sysno::getpgrp,
+    sysno::getpgid,
+    sysno::getsid,
+    sysno::setpgid,
+    sysno::setsid,
     sysno::setsockopt,
     sysno::madvise,
     sysno::rseq,
@@ -122,10 +128,18 @@ fn decide(regs: &mut Regs) -> Verdict {
             trace::write_out();
             Verdict::Forward
         }
-        sysno::getppid => match start::control().map(|page| page.header.ppid.load(Ordering::Relaxed)) {
-            None | Some(0) => Verdict::Forward,
-            Some(ppid) => Verdict::Handled(i64::from(ppid)),
-        },
+        sysno::getppid => shown(regs, |header| &header.ppid),
+        sysno::getpgrp => shown(regs, |header| &header.pgid),
+        sysno::getpgid if is_self(regs.args[0]) => shown(regs, |header| &header.pgid),
+        sysno::getsid if is_self(regs.args[0]) => shown(regs, |header| &header.sid),
+        sysno::setpgid | sysno::setsid => {
+            // From now on it is the kernel's to say.
+            if let Some(page) = start::control() {
+                page.header.pgid.store(0, Ordering::Relaxed);
+                page.header.sid.store(0, Ordering::Relaxed);
+            }
+            Verdict::Forward
+        }
         sysno::madvise if regs.args[2] == MADV_WIPEONFORK => {
             if let Some(page) = start::control() {
                 page.header.wipe_on_fork.store(1, Ordering::Relaxed);
@@ -176,6 +190,22 @@ fn on_clone(regs: &mut Regs) -> Verdict {
         regs.raw = raw;
     }
     Verdict::Forward
+}
+
+/// Is it this process?
+fn is_self(pid: u64) -> bool {
+    // SAFETY: no memory is passed.
+    pid == 0 || pid as i32 == unsafe { holo_sys::sys!(sysno::getpid) } as i32
+}
+
+/// An id of a process that is not in the clone's namespace: as it was before the restore.
+fn shown(regs: &Regs, id: fn(&Header) -> &AtomicU32) -> Verdict {
+    match start::control().map(|page| id(&page.header).load(Ordering::Relaxed)) {
+        None | Some(0) => Verdict::Forward,
+        // A child that was forked has a parent and a group in the namespace.
+        Some(_) if regs.rax.cast_signed() == sysno::getppid && !start::is_first() => Verdict::Forward,
+        Some(id) => Verdict::Handled(i64::from(id)),
+    }
 }
 
 /// The park signal stays deliverable whatever the application blocks.

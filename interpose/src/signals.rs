@@ -266,7 +266,11 @@ unsafe extern "C" fn signal_before(
     saved.last_nr = words.last_nr;
     if let Place::Call { site, mut made, frame: regs, mut next } = at {
         let context = &mut frame.context;
-        if regs.is_null() && !made && was_made(context) && !(action.flags & SA_RESTART != 0 && waits::restarts(context.rax)) {
+        if regs.is_null()
+            && !made
+            && was_made(context)
+            && !(action.flags & SA_RESTART != 0 && waits::restarts(context.rax))
+        {
             // It came while the thread was parked in this call, which it ends as it would have without the park.
             context.rax = EINTR;
             saved.context.rax = EINTR;

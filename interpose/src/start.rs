@@ -38,6 +38,12 @@ pub(crate) fn control() -> Option<&'static Control> {
     unsafe { CONTROL.load(Ordering::Acquire).as_ref() }
 }
 
+/// Is this the process that joined, and not a child that was forked from it?
+pub(crate) fn is_first() -> bool {
+    // SAFETY: no memory is passed.
+    control().is_some_and(|page| page.header.pid == unsafe { sys!(sysno::getpid) } as u32)
+}
+
 /// What a started program's environment must have; `None` while not joined.
 pub(crate) fn wanted() -> Option<&'static Wanted> {
     WANTED.get().as_ref()
@@ -52,7 +58,11 @@ pub(crate) fn rseq_of(words: &Tls, fs_base: u64) -> (u64, u32, u32) {
     if bytes == 0 {
         return (0, 0, 0);
     }
-    (fs_base.wrapping_add_signed(offset), bytes, RSEQ_SIGNATURE)
+    let area = fs_base.wrapping_add_signed(offset);
+    // A new thread has not registered its area yet, or could not: the kernel has not put a processor there.
+    // SAFETY: glibc's area in this thread's own block.
+    let processor = unsafe { *((area + 4) as *const i32) };
+    if processor < 0 { (0, 0, 0) } else { (area, bytes, RSEQ_SIGNATURE) }
 }
 
 unsafe fn text<'a>(at: *const u8) -> &'a [u8] {

@@ -172,6 +172,10 @@ pub struct Header {
     pub holo_end: u64,
     /// Parent process id that the app shall see; 0: the kernel's.
     pub ppid: AtomicU32,
+    /// Process group that the app shall see as its own; 0: the kernel's.
+    pub pgid: AtomicU32,
+    /// Session likewise.
+    pub sid: AtomicU32,
     /// 1: the app used `madvise(MADV_WIPEONFORK)`, so that a fork is no full snapshot of it.
     pub wipe_on_fork: AtomicU32,
     /// Sites patched, for reports.
@@ -191,7 +195,7 @@ pub struct Header {
     /// Zero.
     pub padding: u32,
     /// Zero.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 
 /// The page.

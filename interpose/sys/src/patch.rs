@@ -143,14 +143,24 @@ impl Reader {
 
 fn map_near(low: u64, high: u64, bytes: u64) -> Option<u64> {
     const FIXED_NOREPLACE: u64 = 0x10_0000;
+    let reachable = |base: u64| {
+        base >= 0x10000 && base <= (1 << 47) - bytes && base.abs_diff(low).max(base.abs_diff(high)) <= REACH
+    };
+    // Where the kernel puts it by itself is next to the libraries, nearly always.
+    // SAFETY: a fresh mapping.
+    let got = unsafe { sys!(sysno::mmap, 0, bytes, PROT_RW, PRIVATE_ANONYMOUS, -1i64, 0) };
+    if got > 0 {
+        if reachable(got.cast_unsigned()) {
+            return Some(got.cast_unsigned());
+        }
+        // SAFETY: just made.
+        unsafe { sys!(sysno::munmap, got, bytes) };
+    }
     let step = 1 << 16;
     // Below the module first: above it the next library or the heap may want to grow.
     for distance in 1..4096u64 {
         for base in [low.wrapping_sub(distance * step + bytes) & !0xfff, (high + distance * step) & !0xfff] {
-            if base < 0x10000
-                || base > (1 << 47) - bytes
-                || base.abs_diff(low).max(base.abs_diff(high)) > REACH
-            {
+            if !reachable(base) {
                 continue;
             }
             // SAFETY: NOREPLACE never touches an existing mapping.

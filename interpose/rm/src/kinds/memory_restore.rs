@@ -150,7 +150,8 @@ fn map(
             map_file(cx, zone, &zone.path, 0, prot, private).on("mapping", what())
         }
         ZoneKind::Anonymous | ZoneKind::Stack | ZoneKind::FilePrivate => {
-            let grows = if zone.kind == ZoneKind::Stack || zone.flags.contains(b"gd") { MAP_GROWSDOWN } else { 0 };
+            let grows =
+                if zone.kind == ZoneKind::Stack || zone.flags.contains(b"gd") { MAP_GROWSDOWN } else { 0 };
             let plain = call(sysno::mmap, &[zone.start, zone.bytes(), prot, anonymous | grows, NOWHERE, 0]);
             let lazy = call(
                 sysno::mmap,

@@ -152,6 +152,14 @@ fn processor_features() -> Vec<String> {
 #[derive(Default)]
 pub struct Process;
 
+/// What the application is shown instead of the kernel's answer, after a restore.
+fn shown(word: &std::sync::atomic::AtomicU32, kernels: u64) -> i32 {
+    match word.load(Ordering::Relaxed) {
+        0 => kernels as i32,
+        kept => kept as i32,
+    }
+}
+
 /// Is the application more than one process, or something else that is not built yet?
 fn obstacles(cx: &DumpCx, status_text: &str) -> RmResult<()> {
     let pid = cx.remote.pid;
@@ -249,8 +257,8 @@ impl ResourceManager for Process {
         let state = ProcessState {
             pid: innermost(&text, "NStgid"),
             ppid: if kept_parent != 0 { kept_parent } else { value(base + 7) as i32 },
-            pgid: value(base + 8) as i32,
-            sid: value(base + 9) as i32,
+            pgid: shown(&remote.page.control().header.pgid, value(base + 8)),
+            sid: shown(&remote.page.control().header.sid, value(base + 9)),
             exe_bytes: fs::metadata(remote.proc("exe")).map(|meta| meta.size()).unwrap_or(0),
             exe,
             cwd,
@@ -321,7 +329,14 @@ impl ResourceManager for Process {
             calls.push(call(sysno::personality, &[state.personality]));
         }
         cx.remote.run_all(&mut calls).on("restoring", "directory, umask, group")?;
-        page.control().header.ppid.store(state.ppid as u32, Ordering::SeqCst);
+        let header = &page.control().header;
+        header.ppid.store(state.ppid as u32, Ordering::SeqCst);
+        if state.pgid != state.pid {
+            header.pgid.store(state.pgid as u32, Ordering::SeqCst);
+        }
+        if state.sid != state.pid {
+            header.sid.store(state.sid as u32, Ordering::SeqCst);
+        }
         let mut calls: Vec<_> = OPTIONS
             .iter()
             .zip(&state.options)
