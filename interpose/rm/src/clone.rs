@@ -367,7 +367,7 @@ fn go(remote: &Remote, state: &ProcessState, threads: &ThreadsState) -> RmResult
     }
     let mut first = None;
     for (index, _) in &slots {
-        page.wait_state(*index, PATIENCE, |now| now != slot::CALL).on("starting", "the threads")?;
+wait_left(page, *index).on("starting", "the threads")?;
         first.get_or_insert_with(Instant::now);
         // SAFETY: the thread has left; the slot is free.
         unsafe { (*page.slot(*index)).leave = 0 };
@@ -375,6 +375,20 @@ fn go(remote: &Remote, state: &ProcessState, threads: &ThreadsState) -> RmResult
     // SAFETY: a plain word that parked threads read.
     unsafe { (*page.header()).ticks_max = TICKS_RUNNING };
     first.ok_or_else(|| RmError::Unsupported("no thread".into()))
+}
+
+/// Waits until the thread of a slot has left: it can wake nobody, since its last store comes before.
+fn wait_left(page: &Page, index: usize) -> io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    let mut turns = 0;
+    while page.state(index).load(Ordering::SeqCst) == slot::CALL {
+        if Instant::now() > until {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        turns += 1;
+        if turns < 1000 { std::thread::yield_now() } else { std::thread::sleep(Duration::from_micros(50)) }
+    }
+    Ok(())
 }
 
 /// Only root's agent can make processes of others; each thread has credentials of its own.
