@@ -114,6 +114,14 @@ impl Dir {
         if is(&fstat(&fd)?, SFlag::S_IFREG) { Ok(File::from(fd)) } else { Err(Errno::EINVAL) }
     }
 
+    /// Opens a regular file to read and write over, with the care of [`Self::read`].
+    pub(crate) fn write(&self, name: &[u8]) -> nix::Result<File> {
+        let flags =
+            OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let fd = openat(self, name, flags, Mode::empty())?;
+        if is(&fstat(&fd)?, SFlag::S_IFREG) { Ok(File::from(fd)) } else { Err(Errno::EINVAL) }
+    }
+
     /// Creates a regular file that only its owner may use.
     pub(crate) fn create(&self, name: &[u8]) -> nix::Result<File> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

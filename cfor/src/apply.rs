@@ -1,8 +1,10 @@
 //! Makes the trees on this node identical to captured ones.
 //!
-//! What is right stays in place, with its inode. What is wrong is made anew under another name and renamed
-//! over the old, so that nobody sees half a file. What does not belong is moved away or removed. Every step
-//! names one entry of an open directory; no path is followed that somebody could redirect.
+//! What is right stays in place, with its inode. A file that is still the captured inode and has other content
+//! is written over, because programs know their files by inode number, and other names of it must follow. What
+//! is otherwise wrong is made anew under another name and renamed over the old, so that nobody sees half a
+//! file. What does not belong is moved away or removed. Every step names one entry of an open directory; no
+//! path is followed that somebody could redirect.
 
 mod content;
 mod metadata;
@@ -49,7 +51,7 @@ pub struct Targets {
 pub struct Report {
     /// Entries that were right already.
     pub kept: usize,
-    /// Entries that were made.
+    /// Entries that were made, or written over.
     pub made: usize,
     /// Entries that did not belong, moved or removed.
     pub removed: usize,
@@ -240,6 +242,13 @@ impl<S: ContentSource> Applier<'_, S> {
                 self.metadata(place, inode)?;
                 stat
             }
+            Some(stat)
+                if self.is_captured(&stat, entry.inode, inode) && self.rewrite(place, entry.inode, inode) =>
+            {
+                self.report.made += 1;
+                self.metadata(place, inode)?;
+                stat
+            }
             existing => {
                 let temporary = self.make(place, entry.inode, inode)?;
                 let new = Place { name: &temporary, ..place };
@@ -306,6 +315,14 @@ impl<S: ContentSource> Applier<'_, S> {
             Kind::Socket => is(stat, SFlag::S_IFSOCK),
             Kind::Dir | Kind::Left => false,
         }
+    }
+
+    /// Whether what is there is the very file that was captured, whatever is in it by now.
+    fn is_captured(&self, stat: &FileStat, at: u32, inode: &Inode) -> bool {
+        matches!(inode.kind, Kind::File { .. })
+            && is(stat, SFlag::S_IFREG)
+            && number(stat) == (inode.identity.dev, inode.identity.ino)
+            && self.taken.get(&number(stat)).is_none_or(|other| *other == at)
     }
 
     /// Makes what should be at `place` under a temporary name, which is returned.

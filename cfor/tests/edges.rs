@@ -201,6 +201,67 @@ fn what_is_replaced_may_go_to_another_file_system() {
     }
 }
 
+/// Programs know their files by inode number, and a file by all its names.
+#[test]
+fn the_captured_inode_is_written_over() {
+    for replaced in [false, true] {
+        let mut bench = Bench::new();
+        let (path, other) = (bench.path("a/file"), bench.path("outside"));
+        let mut was = vec![7; 600_000];
+        was[100_000..400_000].fill(0);
+        let file = File::create(&path).unwrap();
+        file.set_len(600_000).unwrap();
+        file.write_all_at(&was[..100_000], 0).unwrap();
+        file.write_all_at(&was[400_000..], 400_000).unwrap();
+        fs::write(bench.path("a/gone"), b"first").unwrap();
+        fs::hard_link(&path, &other).unwrap();
+        let number = path.metadata().unwrap().ino();
+        let captured = bench.capture(None, &|_| Hint::Attributes);
+        let (layout, before) = (bench.scan(), path.metadata().unwrap().modified().unwrap());
+
+        // Longer, shorter, data in the hole, a hole in the data.
+        let longer = vec![9; 700_000];
+        let shorter = vec![8; 50_000];
+        for now in [&longer, &shorter] {
+            fs::write(&path, now).unwrap();
+            fs::remove_file(bench.path("a/gone")).unwrap();
+            let targets = Targets { map: HashMap::new(), ..bench.targets(replaced) };
+            let report = apply(&captured, &mut bench.store, &targets).unwrap();
+            assert!(report.errors.is_empty(), "{:?}", report.errors);
+            assert_eq!(report.made, 2);
+            assert!(fs::read(&path).unwrap() == was, "content");
+            assert_eq!(path.metadata().unwrap().ino(), number);
+            assert_eq!(path.metadata().unwrap().modified().unwrap(), before);
+            assert!(fs::read(&other).unwrap() == was, "its other name");
+            let data = |tree: &Tree| tree.inodes[inode_of(tree, b"file") as usize].data().to_vec();
+            assert_eq!(data(&bench.scan()), data(&layout));
+            assert_eq!(fs::read(bench.path("a/gone")).unwrap(), b"first");
+        }
+        if replaced {
+            let kept = bench.path("replaced").join(path.strip_prefix("/").unwrap());
+            assert!(fs::read(&kept).unwrap() == longer);
+            assert!(fs::read(kept.with_file_name("file.~1~")).unwrap() == shorter);
+        }
+    }
+}
+
+#[test]
+fn another_inode_of_the_name_is_not_written_over() {
+    let mut bench = Bench::new();
+    let path = bench.path("a/file");
+    fs::write(&path, b"was").unwrap();
+    let captured = bench.capture(None, &|_| Hint::Attributes);
+    fs::rename(&path, bench.path("moved")).unwrap();
+    fs::write(bench.path("foreign"), b"foreign").unwrap();
+    fs::hard_link(bench.path("foreign"), &path).unwrap();
+    let targets = Targets { map: HashMap::new(), ..bench.targets(true) };
+    let report = apply(&captured, &mut bench.store, &targets).unwrap();
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert_eq!(fs::read(&path).unwrap(), b"was");
+    assert_eq!(fs::read(bench.path("foreign")).unwrap(), b"foreign");
+    assert_eq!(fs::read(bench.path("moved")).unwrap(), b"was");
+}
+
 #[test]
 fn devices_are_left_and_remarked() {
     if !nix::unistd::geteuid().is_root() {

@@ -1,17 +1,19 @@
 //! Content of files: comparing what is there, writing what is not.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::FileStat;
 
 use super::{Applier, Place, Refused};
 use crate::access::{identity, times};
 use crate::capture::ContentSource;
 use crate::change::is_untouched;
-use crate::copy::{RangeReader, fill};
+use crate::copy::{self, RangeReader, fill};
 use crate::scan;
-use crate::tree::{Inode, Kind};
+use crate::tree::{Extent, Inode, Kind};
 
 /// Bytes read, compared and written at once.
 const BUFFER_BYTES: usize = 1 << 18;
@@ -56,12 +58,42 @@ impl<S: ContentSource> Applier<'_, S> {
     }
 
     fn write_file(&mut self, place: Place<'_>, at: u32, inode: &Inode) -> io::Result<()> {
+        self.fill_file(&place.dir.create(place.name)?, &[], at, inode)
+    }
+
+    /// Writes over the file that is there, which keeps its number and its other names. The old content is
+    /// copied to where replaced things go, first. Where it cannot be done the file is to be made anew: it may
+    /// be a running program, or this user may not write to it.
+    pub(super) fn rewrite(&mut self, place: Place<'_>, at: u32, inode: &Inode) -> bool {
+        let Ok(file) = place.dir.write(place.name) else { return false };
+        if self.keep_copy(place).is_err() {
+            return false;
+        }
+        self.rewrite_file(&file, at, inode).is_ok()
+    }
+
+    fn rewrite_file(&mut self, file: &File, at: u32, inode: &Inode) -> io::Result<()> {
+        let Kind::File { size, data } = &inode.kind else { return Err(io::ErrorKind::InvalidInput.into()) };
+        // Content that is lost shows here, before anything is changed.
+        drop(self.source.open(self.captured.contents.get(&at).ok_or(io::ErrorKind::NotFound)?)?);
+        file.set_len(*size)?;
+        let mut end = 0;
+        for extent in data.iter().chain([&Extent { at: *size, len: 0 }]) {
+            punch(file, Extent { at: end, len: extent.at.saturating_sub(end) })?;
+            end = extent.at + extent.len;
+        }
+        let here = copy::extents(file, *size)?;
+        self.fill_file(file, &here, at, inode)
+    }
+
+    /// Gives a file its size and content. Where it has data (`here`) only what differs is written.
+    fn fill_file(&mut self, file: &File, here: &[Extent], at: u32, inode: &Inode) -> io::Result<()> {
         let Kind::File { size, data } = &inode.kind else { return Err(io::ErrorKind::InvalidInput.into()) };
         let content = self.captured.contents.get(&at).ok_or(io::ErrorKind::NotFound)?;
-        let file = place.dir.create(place.name)?;
         file.set_len(*size)?;
         let mut reader = self.source.open(content)?;
         let mut buffer = vec![0; BUFFER_BYTES];
+        let mut old = if here.is_empty() { Vec::new() } else { vec![0; BUFFER_BYTES] };
         for extent in data {
             let (mut to, end) = (extent.at, extent.at + extent.len);
             while to < end {
@@ -70,9 +102,17 @@ impl<S: ContentSource> Applier<'_, S> {
                 if read < wanted {
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "stored content is too short"));
                 }
-                file.write_all_at(&buffer[..read], to)?;
-                to += read as u64;
-                self.report.bytes += read as u64;
+                let after = to + read as u64;
+                // Data where there is a hole must be written even if it is zeros.
+                let has_data = here.iter().any(|old| old.at <= to && after <= old.at + old.len);
+                let same = has_data
+                    && file.read_exact_at(&mut old[..read], to).is_ok()
+                    && old[..read] == buffer[..read];
+                if !same {
+                    file.write_all_at(&buffer[..read], to)?;
+                    self.report.bytes += read as u64;
+                }
+                to = after;
             }
         }
         // A longer one is not what was captured.
@@ -81,4 +121,17 @@ impl<S: ContentSource> Applier<'_, S> {
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "stored content is too long")),
         }
     }
+}
+
+/// Takes the data of a range away.
+fn punch(file: &File, hole: Extent) -> io::Result<()> {
+    let (Ok(at), Ok(len)) = (i64::try_from(hole.at), i64::try_from(hole.len)) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    if len == 0 {
+        return Ok(());
+    }
+    let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    // Where it cannot, the old bytes would stay: the file is made anew.
+    Ok(fallocate(file, how, at, len)?)
 }

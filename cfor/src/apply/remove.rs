@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{RenameFlags, readlinkat, renameat2};
@@ -72,29 +73,52 @@ impl<S: ContentSource> Applier<'_, S> {
     /// [`Self::displace`] for something that has the name `now` at the moment.
     pub(super) fn displace_from(&mut self, place: Place<'_>, now: &[u8]) -> Result<(), Refused> {
         let held = Place { name: now, ..place };
-        let Some(replaced) = self.replaced else { return self.erase(held) };
+        if self.replaced.is_none() {
+            return self.erase(held);
+        }
+        let mut copied = false;
+        self.among_replaced(place, |dir, free| {
+            match renameat2(place.dir, now, dir, free, RenameFlags::RENAME_NOREPLACE) {
+                Err(Errno::EXDEV | Errno::EINVAL) => {
+                    copy_node(place.dir, now, dir, free, DEPTH_MAX)?;
+                    copied = true;
+                    Ok(())
+                }
+                other => other,
+            }
+        })?;
+        if copied { self.erase(held) } else { Ok(()) }
+    }
+
+    /// Copies the file at `place` to where replaced things go; without such a place nothing is kept.
+    pub(super) fn keep_copy(&self, place: Place<'_>) -> Result<(), Refused> {
+        if self.replaced.is_none() {
+            return Ok(());
+        }
+        self.among_replaced(place, |dir, free| copy_node(place.dir, place.name, dir, free, DEPTH_MAX))
+    }
+
+    /// Calls `put` with the directory for what was at `place`, and names until one of them is free.
+    fn among_replaced(
+        &self,
+        place: Place<'_>,
+        mut put: impl FnMut(&Dir, &[u8]) -> nix::Result<()>,
+    ) -> Result<(), Refused> {
         let path = to_path(place.full);
         let below = path.parent().and_then(|p| p.strip_prefix("/").ok()).unwrap_or(&path);
-        let home = replaced.join(below);
+        let home = self.replaced.unwrap_or(Path::new("/")).join(below);
         let failed = |what: &str, cause: std::io::Error| {
             (place.full.to_vec(), format!("{what} {}: {cause}", home.display()))
         };
         fs::create_dir_all(&home).map_err(|cause| failed("make", cause))?;
         let dir = Dir::open(&home).map_err(|cause| failed("open", cause.into()))?;
-        let name = path.file_name().map_or(now, |name| name.as_bytes());
+        let name = path.file_name().map_or(place.name, |name| name.as_bytes());
         for count in 0..SAME_NAME_MAX {
             let free =
                 if count == 0 { name.to_vec() } else { [name, format!(".~{count}~").as_bytes()].concat() };
-            match renameat2(place.dir, now, &dir, free.as_slice(), RenameFlags::RENAME_NOREPLACE) {
+            match put(&dir, &free) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EEXIST) => (),
-                Err(Errno::EXDEV | Errno::EINVAL) => {
-                    match copy_node(place.dir, now, &dir, &free, DEPTH_MAX) {
-                        Ok(()) => return self.erase(held),
-                        Err(Errno::EEXIST) => (),
-                        Err(cause) => return Err(failed("copy to", cause.into())),
-                    }
-                }
                 Err(cause) => return Err(failed("move to", cause.into())),
             }
         }
@@ -144,8 +168,10 @@ fn copy_node(old: &Dir, old_name: &[u8], new: &Dir, new_name: &[u8], depth: u32)
         SFlag::S_IFREG => {
             let (from, to) = (old.read(old_name)?, new.create(new_name)?);
             let size = u64::try_from(stat.st_size).unwrap_or(0);
-            to.set_len(size).map_err(errno)?;
-            copy::copy_ranges(&from, &to, &copy::extents(&from, size)?).map_err(errno)?;
+            if copy::clone_file(&from, &to).is_err() {
+                to.set_len(size).map_err(errno)?;
+                copy::copy_ranges(&from, &to, &copy::extents(&from, size)?).map_err(errno)?;
+            }
         }
         SFlag::S_IFLNK => symlinkat(readlinkat(old, old_name)?.as_os_str(), new, new_name)?,
         _ => mknodat(new, new_name, kind, mode, stat.st_rdev)?,
