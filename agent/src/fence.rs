@@ -153,7 +153,10 @@ impl App {
         let stage = fence.as_ref().map_or(Stage::Failed, |fence| fence.progress.wait(patience));
         if stage != Stage::Parked {
             self.guard.halt(&of);
-            eprintln!("holod: {}: stopped, since it could not be parked and another node may run it soon", self.name);
+            eprintln!(
+                "holod: {}: stopped, since it could not be parked and another node may run it soon",
+                self.name
+            );
         }
     }
 
@@ -165,7 +168,8 @@ impl App {
             let until = Instant::now() + patience;
             let cut = app.cut.try_lock_for(patience);
             let left = until.saturating_duration_since(Instant::now());
-            let parked = cut.map(|cut| barrier::park(&page, instance.real_pid, left).map(|parked| (parked, cut)));
+            let parked =
+                cut.map(|cut| barrier::park(&page, instance.real_pid, left).map(|parked| (parked, cut)));
             match parked {
                 Some(Ok((parked, cut))) => {
                     let held = Held::start(&page, &app.guard, &instance);

@@ -111,7 +111,8 @@ impl Guard {
     pub fn open(dir: &Path) -> io::Result<Self> {
         let path = dir.join("guard.page");
         let at = |cause: io::Error| io::Error::new(cause.kind(), format!("{}: {cause}", path.display()));
-        let options = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let options =
+            || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let mut file = options().map_err(at)?;
         if ![0, size_of::<Table>() as u64].contains(&file.metadata().map_err(at)?.len()) {
             // A new file: an older version's guard may still watch the old one.
@@ -308,7 +309,12 @@ impl Slot {
 /// # Errors
 /// The page cannot be used.
 pub fn watch(dir: &Path) -> io::Result<()> {
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join("guard.lock"))?;
+    let lock = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(dir.join("guard.lock"))?;
     // SAFETY: our own descriptor.
     if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } < 0 {
         // Another guard watches. Ended at once, we would be started again and again.

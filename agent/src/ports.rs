@@ -53,7 +53,9 @@ pub fn identity(config: &Config) -> Result<Identity, Failure> {
             config.state_dir.display()
         )));
     }
-    let host = || nix::unistd::gethostname().map_or_else(|_| "local".into(), |name| name.to_string_lossy().into_owned());
+    let host = || {
+        nix::unistd::gethostname().map_or_else(|_| "local".into(), |name| name.to_string_lossy().into_owned())
+    };
     let name = keys.as_ref().map_or_else(host, |keys| keys.name().to_owned());
     Ok(Identity { name, keys })
 }

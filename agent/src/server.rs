@@ -4,7 +4,9 @@ use crate::app::{App, Failure};
 use crate::apps::{Apps, is_ours};
 use crate::{graph, join};
 use holo_abi::join::MAGIC as JOIN_MAGIC;
-use holo_api::local::{AgentStatus, EpochInfo, ErrorKind, MAGIC as API_MAGIC, NodeInfo, Reply, Request, RestoreInfo};
+use holo_api::local::{
+    AgentStatus, EpochInfo, ErrorKind, MAGIC as API_MAGIC, NodeInfo, Reply, Request, RestoreInfo,
+};
 use holo_image::wire::{self, Kind};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use std::fs;
@@ -45,7 +47,12 @@ pub trait Cluster: Send + Sync {
     ///
     /// # Errors
     /// Another node has it, or the epoch cannot be run.
-    fn restore(&self, app: &Arc<App>, epoch: Option<u64>, stdio: Vec<OwnedFd>) -> Result<RestoreInfo, Failure>;
+    fn restore(
+        &self,
+        app: &Arc<App>,
+        epoch: Option<u64>,
+        stdio: Vec<OwnedFd>,
+    ) -> Result<RestoreInfo, Failure>;
     /// `holo stop`.
     ///
     /// # Errors
@@ -206,13 +213,9 @@ fn answer(
             }
         }
         Request::Switch { name, to } => cluster.switch(&name, to.as_deref()).map(Reply::Restored),
-        Request::Stop { name } => {
-            cluster.stop(&apps.get(&name)?).map(|()| Reply::Done)
-        }
+        Request::Stop { name } => cluster.stop(&apps.get(&name)?).map(|()| Reply::Done),
         Request::Rm { name } => cluster.remove(&name).map(|()| Reply::Done),
-        Request::Epochs { name } => {
-            Ok(Reply::Epochs(cluster.epochs(&apps.get(&name)?)))
-        }
+        Request::Epochs { name } => Ok(Reply::Epochs(cluster.epochs(&apps.get(&name)?))),
         Request::Graph { name } => Ok(Reply::Graph(graph::of(&*apps.get(&name)?))),
         Request::Nodes => Ok(Reply::Nodes(cluster.nodes())),
         Request::Drain { node } => cluster.drain(&node).map(|()| Reply::Done),

@@ -167,7 +167,10 @@ impl EpochSink for Epochs {
             app.store.remove_epoch(*epoch).map_err(|cause| broken(&cause))?;
         }
         if let (Some(first), Some(last)) = (beyond.first(), beyond.last()) {
-            eprintln!("holod: {}: epochs {first} to {last} dropped: it went on from {after} on another node", app.name);
+            eprintln!(
+                "holod: {}: epochs {first} to {last} dropped: it went on from {after} on another node",
+                app.name
+            );
         }
         Ok(app.store.last().map_or(0, |meta| meta.epoch))
     }

@@ -79,9 +79,13 @@ impl Instances {
     fn guard(&self, app: &App) {
         let Some((instance, _)) = app.instance() else { return };
         let lease = self.extra(&app.name, |extra| extra.lease);
-        if !self.apps.guard.lease(&instance, lease) && !self.extra(&app.name, |e| std::mem::replace(&mut e.unguarded, true))
+        if !self.apps.guard.lease(&instance, lease)
+            && !self.extra(&app.name, |e| std::mem::replace(&mut e.unguarded, true))
         {
-            eprintln!("holod: {}: no room to guard it: if this agent dies alone, its lease is not held", app.name);
+            eprintln!(
+                "holod: {}: no room to guard it: if this agent dies alone, its lease is not held",
+                app.name
+            );
         }
     }
 }
@@ -190,14 +194,22 @@ impl AppPort for Instances {
         let to = |to: &u16| status.members.get(usize::from(*to)).map_or("?", String::as_str).to_owned();
         found.set_parked(match &status.role {
             RoleView::Fenced { why } => Some(format!("parked: {why}")),
-            RoleView::Switching { to: member } => Some(format!("parked: it is handed over to node {}", to(member))),
-            RoleView::Active { .. } | RoleView::Standby { .. } | RoleView::Candidate { .. } | RoleView::Ended => None,
+            RoleView::Switching { to: member } => {
+                Some(format!("parked: it is handed over to node {}", to(member)))
+            }
+            RoleView::Active { .. }
+            | RoleView::Standby { .. }
+            | RoleView::Candidate { .. }
+            | RoleView::Ended => None,
         });
         found.set_standby_of(match &status.role {
             RoleView::Standby { .. } | RoleView::Candidate { .. } => {
                 status.owner.clone().filter(|owner| *owner != self.apps.node)
             }
-            RoleView::Active { .. } | RoleView::Fenced { .. } | RoleView::Switching { .. } | RoleView::Ended => None,
+            RoleView::Active { .. }
+            | RoleView::Fenced { .. }
+            | RoleView::Switching { .. }
+            | RoleView::Ended => None,
         });
     }
 }

@@ -147,7 +147,9 @@ impl Nodes {
         self.instances.expect(name, Vec::new());
         match (claimed, outcome) {
             (Ok(()), Some(outcome)) => outcome,
-            (Ok(()), None) => Err(failed(format!("{name}: was granted, but does not run yet; see `holo ps`"))),
+            (Ok(()), None) => {
+                Err(failed(format!("{name}: was granted, but does not run yet; see `holo ps`")))
+            }
             // What went wrong here says more than that it was not granted.
             (Err(_), Some(Err(cause))) => Err(cause),
             (Err(cause), _) => Err(cause),
@@ -156,7 +158,8 @@ impl Nodes {
 }
 
 fn note(app: &App, epoch: u64, node: &str) {
-    let known = |meta: &holo_image::EpochMeta| meta.epoch != epoch || meta.sealed_where.iter().any(|at| at == node);
+    let known =
+        |meta: &holo_image::EpochMeta| meta.epoch != epoch || meta.sealed_where.iter().any(|at| at == node);
     if app.store.epochs().iter().all(known) {
         return;
     }
@@ -254,11 +257,18 @@ impl Orders for Nodes {
         Ok(info)
     }
 
-    fn restore(&self, app: &Arc<App>, epoch: Option<u64>, stdio: Vec<OwnedFd>) -> Result<RestoreInfo, Failure> {
+    fn restore(
+        &self,
+        app: &Arc<App>,
+        epoch: Option<u64>,
+        stdio: Vec<OwnedFd>,
+    ) -> Result<RestoreInfo, Failure> {
         let name = &app.name;
         if let Some((instance, _)) = app.instance() {
-            let message =
-                format!("{name} runs on this node as process {}; `holo stop {name}` it first", instance.real_pid);
+            let message = format!(
+                "{name} runs on this node as process {}; `holo stop {name}` it first",
+                instance.real_pid
+            );
             return Err(Failure::new(ErrorKind::Refused, message));
         }
         match self.status(name)? {
@@ -295,9 +305,11 @@ impl Orders for Nodes {
             && let Some(status) = self.status(name)?
         {
             let owner = status.owner.filter(|owner| *owner != self.apps.node);
-            let up = |owner: &String| self.nodes().iter().any(|node| node.name == *owner && node.state != "down");
+            let up =
+                |owner: &String| self.nodes().iter().any(|node| node.name == *owner && node.state != "down");
             if let Some(owner) = owner.filter(|owner| status.role != RoleView::Ended && up(owner)) {
-                let message = format!("this node is a stand-by of {name} for node {owner}; end it there first");
+                let message =
+                    format!("this node is a stand-by of {name} for node {owner}; end it there first");
                 return Err(Failure::new(ErrorKind::Refused, message));
             }
             self.cluster()?.forget(name).map_err(failure)?;

@@ -20,7 +20,10 @@ impl Single {
 
 impl Cluster for Single {
     fn switch(&self, name: &str, _: Option<&str>) -> Result<RestoreInfo, Failure> {
-        Err(Failure::new(ErrorKind::NotFound, format!("{name}: there is no other node; this one has no keys")))
+        Err(Failure::new(
+            ErrorKind::NotFound,
+            format!("{name}: there is no other node; this one has no keys"),
+        ))
     }
 
     fn nodes(&self) -> Vec<NodeInfo> {
@@ -36,14 +39,22 @@ impl Cluster for Single {
     }
 
     fn drain(&self, node: &str) -> Result<(), Failure> {
-        Err(Failure::new(ErrorKind::NotFound, format!("drain {node}: there is no other node; this one has no keys")))
+        Err(Failure::new(
+            ErrorKind::NotFound,
+            format!("drain {node}: there is no other node; this one has no keys"),
+        ))
     }
 
     fn checkpoint(&self, app: &Arc<App>) -> Result<EpochInfo, Failure> {
         app.checkpoint()
     }
 
-    fn restore(&self, app: &Arc<App>, epoch: Option<u64>, stdio: Vec<OwnedFd>) -> Result<RestoreInfo, Failure> {
+    fn restore(
+        &self,
+        app: &Arc<App>,
+        epoch: Option<u64>,
+        stdio: Vec<OwnedFd>,
+    ) -> Result<RestoreInfo, Failure> {
         restore::ready(app, epoch, &stdio)?.run(app)
     }
 

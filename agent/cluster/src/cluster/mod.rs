@@ -323,7 +323,8 @@ impl ClusterHandle {
         found.announce(self.shared(), epoch).map(|_| ()).ok_or(refused)
     }
 
-    /// Waits until every stand-by that can be reached holds this epoch; returns the nodes that do.
+    /// Waits until every stand-by that can be reached holds this epoch and knows that it is one; returns the nodes
+    /// that hold it.
     pub fn wait_sealed(
         &self,
         app: &str,
@@ -332,6 +333,7 @@ impl ClusterHandle {
     ) -> Result<Vec<String>, ClusterError> {
         let found = self.find(app)?;
         let end = Instant::now() + patience;
+        let mut arm_end = None;
         loop {
             let status = found.status(self.shared());
             let holds = |n: &&(String, u64)| n.1 >= epoch;
@@ -339,12 +341,23 @@ impl ClusterHandle {
                 status.sealed_at.iter().filter(holds).map(|(node, _)| node.clone()).collect();
             let up = |name: &String| self.shared().peers.get(name).is_some_and(|p| p.seen.lock().up);
             let waiting = status.sealed_at.iter().any(|(node, held)| *held < epoch && up(node));
-            if !waiting || Instant::now() >= end {
+            // The very first epoch makes stand-bys of them: they must know it, or they would not take over.
+            let armed =
+                |node: &String| found.member(node).is_some_and(|m| found.read(|core| core.is_armed(m)));
+            let unarmed = nodes.iter().any(|node| up(node) && !armed(node));
+            let arming =
+                unarmed && Instant::now() < *arm_end.get_or_insert_with(|| Instant::now() + self.arming());
+            if !(waiting || arming) || Instant::now() >= end {
                 return Ok(nodes);
             }
             let mut replicas = found.replicas.lock();
-            found.replicated.wait_for(&mut replicas, Duration::from_millis(20));
+            found.replicated.wait_for(&mut replicas, Duration::from_millis(5));
         }
+    }
+
+    /// How long stand-bys that answer need at most to be armed; beyond it there is no majority for it.
+    fn arming(&self) -> Duration {
+        Duration::from_millis(10 * self.shared().timing.heartbeat_ms)
     }
 
     /// Runs an application here that runs nowhere (`holo restore`): asks its nodes, then prepares and activates

@@ -381,6 +381,17 @@ impl AppCore {
         matches!(self.role, Role::Owner(_))
     }
 
+    /// (Owner) Does this member know that it is to take over when we fall silent?
+    pub fn is_armed(&self, member: Member) -> bool {
+        match &self.role {
+            Role::Owner(owner) => {
+                let heard = owner.evidence.get(usize::from(member));
+                self.record.guarded && heard.is_some_and(|date| *date >= owner.armed_ms)
+            }
+            Role::Standby(_) | Role::Candidate(_) | Role::Ended { .. } => false,
+        }
+    }
+
     /// Was a new use of the name's earlier life forgotten here, so that its record may be replaced?
     pub fn is_replaceable_by(&self, owner: Option<Member>) -> bool {
         match &self.role {

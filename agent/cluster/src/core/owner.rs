@@ -12,6 +12,8 @@ pub(super) struct Owner {
     pub(super) fenced: bool,
     /// Date of the newest evidence of each member; 0: none.
     pub(super) evidence: Vec<u64>,
+    /// Since then beats say that the stand-bys are armed: newer evidence of a member shows that it knows.
+    pub(super) armed_ms: u64,
     pub(super) peer_sealed: Vec<EpochRef>,
     pub(super) switch: Option<SwitchOut>,
     /// Newest incarnation that anybody said to have promised.
@@ -31,6 +33,7 @@ impl Owner {
         Owner {
             fenced: false,
             evidence: vec![0; members],
+            armed_ms: 1,
             peer_sealed: vec![EpochRef::default(); members],
             switch: None,
             seen_promised: 0,
@@ -123,6 +126,9 @@ impl AppCore {
             return;
         }
         self.record.guarded = true;
+        if let Role::Owner(owner) = &mut self.role {
+            owner.armed_ms = now_ms;
+        }
         // The record first: an agent that forgot that it had armed somebody would run without a lease.
         self.persist();
         self.out.push(Action::Lease(Some(until)));
@@ -327,6 +333,7 @@ impl AppCore {
     /// Becomes the running owner of `term`, from what was prepared.
     pub(super) fn activate(&mut self, term: u64, from: EpochRef, evidence: Vec<u64>, guarded: bool) {
         let mut owner = Owner::new(self.members());
+        owner.armed_ms = evidence.iter().max().map_or(1, |newest| newest + 1);
         owner.evidence = evidence;
         self.record.incarnation = term;
         self.record.owner = Some(self.me);
