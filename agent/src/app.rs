@@ -121,6 +121,7 @@ pub struct App {
     pub(crate) fence: Mutex<Option<Fence>>,
     pub(crate) guard: Arc<Guard>,
     hooks: HooksCell,
+    saving: Mutex<()>,
 }
 
 impl App {
@@ -153,6 +154,7 @@ impl App {
             }),
             cut: Mutex::new(()),
             fence: Mutex::new(None),
+            saving: Mutex::new(()),
             guard,
             hooks,
         })
@@ -166,9 +168,15 @@ impl App {
 
     /// Changes and saves the record.
     pub fn change_record(&self, change: impl FnOnce(&mut Record)) {
-        let mut inner = self.inner.lock();
-        change(&mut inner.record);
-        if let Err(cause) = inner.record.save(&self.paths.records) {
+        change(&mut self.inner.lock().record);
+        self.save();
+    }
+
+    /// Saves the record. Not under the lock of what changes: a rename may wait for the disk.
+    fn save(&self) {
+        let _one = self.saving.lock();
+        let record = self.record();
+        if let Err(cause) = record.save(&self.paths.records) {
             eprintln!("holod: {}: the record is not saved: {cause}", self.name);
         }
     }
@@ -223,10 +231,8 @@ impl App {
         inner.standby_of = None;
         inner.parked = None;
         inner.exit = None;
-        if let Err(cause) = inner.record.save(&self.paths.records) {
-            eprintln!("holod: {}: the record is not saved: {cause}", self.name);
-        }
         drop(inner);
+        self.save();
         let app = Arc::clone(self);
         thread::spawn(move || app.watch(pid, incarnation, keeper));
     }
@@ -273,10 +279,10 @@ impl App {
             }
             inner.page = None;
             inner.reasons.clear();
-            let _ = inner.record.save(&self.paths.records);
         }
         let ours = inner.killed == incarnation;
         drop(inner);
+        self.save();
         if !ours {
             self.tell_end(incarnation);
         }

@@ -11,10 +11,10 @@ use holo_rm::page::Page;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// All of them.
@@ -32,6 +32,7 @@ pub struct Apps {
     /// See [`Guard`].
     pub guard: Arc<Guard>,
     hooks: HooksCell,
+    tables: join::Tables,
 }
 
 fn make_dirs(config: &Config) -> io::Result<Paths> {
@@ -48,7 +49,7 @@ fn make_dirs(config: &Config) -> io::Result<Paths> {
     let state = state.canonicalize()?;
     let paths = Paths {
         records: state.join("records"),
-        pages: state.join("pages"),
+        pages: page_dir(&state)?,
         sites: state.join("sites"),
         staging: state.join("staging"),
         replaced: state.join("replaced"),
@@ -59,6 +60,27 @@ fn make_dirs(config: &Config) -> io::Result<Paths> {
         make(dir)?;
     }
     Ok(paths)
+}
+
+/// Control pages lie in shared memory where there is some: a page of a file on a disk would be written back
+/// again and again. The directory is this state directory's own, whatever other nodes share.
+fn page_dir(state: &Path) -> io::Result<PathBuf> {
+    let shared = Path::new("/dev/shm");
+    if nix::unistd::access(shared, nix::unistd::AccessFlags::W_OK).is_err() {
+        return Ok(state.join("pages"));
+    }
+    let id_path = state.join("id");
+    let id = match fs::read_to_string(&id_path) {
+        Ok(id) if id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => id,
+        _ => {
+            let mut bytes = [0u8; 16];
+            fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+            let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            fs::write(&id_path, &id)?;
+            id
+        }
+    };
+    Ok(shared.join(format!("holo-{id}")))
 }
 
 fn name_from(command: &[u8]) -> String {
@@ -95,6 +117,7 @@ impl Apps {
             announced: Mutex::default(),
             guard,
             hooks: HooksCell::default(),
+            tables: join::Tables::default(),
         });
         let mut records = Record::load_all(&apps.paths.records).map_err(|cause| failed(&cause))?;
         for name in apps.store.apps().map_err(|cause| failed(&cause))? {
@@ -239,7 +262,7 @@ impl Apps {
         };
         let path = self.paths.pages.join(format!("{}.{}.page", app.name, request.real_pid));
         let page = Arc::new(Page::create_at(&path)?);
-        let tables = join::tables(&self.paths.sites, request);
+        let tables = self.tables.of(&self.paths.sites, request);
         let Some(started) = start_time(request.real_pid) else { return Ok(()) };
         join::welcome(stream, &page, &tables)?;
         let instance = Instance { real_pid: request.real_pid, started, cluster_pid: request.pid, page: path };

@@ -3,12 +3,16 @@
 use holo_abi::join::{Join, MAGIC, REFUSED, REFUSED_QUIETLY, Welcome};
 use holo_rm::page::Page;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A join as the agent uses it.
 #[derive(Clone, Debug)]
@@ -61,7 +65,7 @@ pub fn read(stream: &mut UnixStream) -> io::Result<Request> {
 ///
 /// # Errors
 /// A broken connection.
-pub fn welcome(stream: &UnixStream, page: &Page, tables: &[Option<OwnedFd>; 2]) -> io::Result<()> {
+pub fn welcome(stream: &UnixStream, page: &Page, tables: &[Option<Arc<File>>; 2]) -> io::Result<()> {
     let mut fds = vec![page.fd().as_raw_fd()];
     let mut answer = empty();
     for (index, table) in tables.iter().enumerate() {
@@ -117,20 +121,41 @@ fn send(stream: &UnixStream, answer: &Welcome, fds: &[i32]) -> io::Result<()> {
     if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// The site tables for a process's modules, made on first use; a module without one is not patched.
-#[must_use]
-pub fn tables(cache: &Path, request: &Request) -> [Option<OwnedFd>; 2] {
-    [0, 1].map(|index| {
-        let module = &request.modules[index];
-        if module.as_os_str().is_empty() {
-            return None;
+/// Call-site tables that were opened and proven once, by module.
+#[derive(Default)]
+pub struct Tables(Mutex<HashMap<PathBuf, (Identity, Option<Arc<File>>)>>);
+
+/// Device, inode, size and time of a file: another build is another file.
+type Identity = (u64, u64, u64, i64);
+
+impl Tables {
+    /// The tables for a process's modules, made on first use; a module without one is not patched.
+    #[must_use]
+    pub fn of(&self, cache: &Path, request: &Request) -> [Option<Arc<File>>; 2] {
+        [0, 1].map(|index| self.table(cache, &request.modules[index]))
+    }
+
+    fn table(&self, cache: &Path, module: &Path) -> Option<Arc<File>> {
+        let meta = std::fs::metadata(module).ok()?;
+        let now = (meta.dev(), meta.ino(), meta.size(), meta.mtime() * 1_000_000_000 + meta.mtime_nsec());
+        let mut known = self.0.lock();
+        if let Some((identity, table)) = known.get(module)
+            && *identity == now
+        {
+            return table.clone();
         }
-        match holo_sites::cached(cache, module) {
-            Ok(path) => File::open(path).ok().map(OwnedFd::from),
+        let table = match holo_sites::cached(cache, module).map(File::open) {
+            Ok(Ok(file)) => Some(Arc::new(file)),
+            Ok(Err(cause)) => {
+                eprintln!("holod: {}: the call-site table cannot be opened: {cause}", module.display());
+                None
+            }
             Err(cause) => {
                 eprintln!("holod: {}: no call-site table: {cause}", module.display());
                 None
             }
-        }
-    })
+        };
+        known.insert(module.to_owned(), (now, table.clone()));
+        table
+    }
 }
