@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Ticks of patience while a clone is made: longer than any step.
 const TICKS_RESTORE: u32 = 1200;
@@ -348,6 +349,11 @@ fn go(remote: &Remote, state: &ProcessState, threads: &ThreadsState) -> RmResult
     let page = &remote.page;
     let mut credentials = credentials(state);
     credentials.push(drop_capabilities(state, page, 4096));
+    if state.ways & holo_abi::ways::TRAPS != 0 {
+        // Each thread's own, and not inherited: calls from outside libholo trap.
+        let [_, start, end] = state.holo;
+        credentials.push(call(sysno::prctl, &[PR_SET_SYSCALL_USER_DISPATCH, 1, start, end - start, 0]));
+    }
     let slots: Vec<(usize, u64)> = threads
         .threads
         .iter()
@@ -367,7 +373,7 @@ fn go(remote: &Remote, state: &ProcessState, threads: &ThreadsState) -> RmResult
     }
     let mut first = None;
     for (index, _) in &slots {
-wait_left(page, *index).on("starting", "the threads")?;
+        wait_left(page, *index).on("starting", "the threads")?;
         first.get_or_insert_with(Instant::now);
         // SAFETY: the thread has left; the slot is free.
         unsafe { (*page.slot(*index)).leave = 0 };
