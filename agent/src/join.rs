@@ -123,7 +123,10 @@ fn send(stream: &UnixStream, answer: &Welcome, fds: &[i32]) -> io::Result<()> {
 
 /// Call-site tables that were opened and proven once, by module.
 #[derive(Default)]
-pub struct Tables(Mutex<HashMap<PathBuf, (Identity, Option<Arc<File>>)>>);
+pub struct Tables(Mutex<HashMap<PathBuf, Known>>);
+
+/// A module as it was, and its table.
+type Known = (Identity, Option<Arc<File>>);
 
 /// Device, inode, size and time of a file: another build is another file.
 type Identity = (u64, u64, u64, i64);

@@ -1,7 +1,7 @@
 """A small Redis client that fills, writes on and verifies by content.
 
 usage: redis_client.py fill HOST PORT KEYS
-       redis_client.py write HOST PORT NUMBER LOG    numbered writes until LOG.stop exists; LOG gets what was acknowledged
+       redis_client.py write HOST PORT NUMBER LOG [PAUSE_MS]   numbered writes until LOG.stop exists; LOG: what was acknowledged
        redis_client.py verify HOST PORT KEYS WRITERS   every key, and of each writer a gapless run of writes; prints JSON
        redis_client.py reload HOST PORT              the server forgets its memory and reads its append-only file"""
 import hashlib, json, os, socket, sys, time
@@ -61,7 +61,7 @@ def fill(redis, keys):
                 sys.exit("SET was refused")
 
 
-def write(redis, number, log):
+def write(redis, number, log, pause_ms=0):
     done = int(redis("GET", "last:%s" % number) or 0)
     with open(log, "a") as out:
         while not os.path.exists(log + ".stop"):
@@ -77,6 +77,8 @@ def write(redis, number, log):
             done = n
             out.write("%d acknowledged %.6f\n" % (done, time.time()))
             out.flush()
+            if pause_ms:
+                time.sleep(pause_ms / 1000)
 
 
 def expect(redis, names):
@@ -108,7 +110,7 @@ def main():
     if what == "fill":
         fill(redis, int(sys.argv[4]))
     elif what == "write":
-        write(redis, sys.argv[4], sys.argv[5])
+        write(redis, sys.argv[4], sys.argv[5], *map(float, sys.argv[6:7]))
     elif what == "verify":
         verify(redis, int(sys.argv[4]), int(sys.argv[5]))
     elif what == "reload":

@@ -22,6 +22,8 @@ pub struct Redis {
     pub keys: u32,
     /// Writers that were ever started.
     pub writers: u32,
+    /// Pause of a writer after each write, so that the append-only file does not outgrow a long test.
+    pub pause_ms: u32,
     logs: PathBuf,
 }
 
@@ -45,7 +47,7 @@ impl Redis {
     /// A server to be started by `program`; clients log into `logs`.
     #[must_use]
     pub fn new(host: &str, port: u16, keys: u32, logs: PathBuf) -> Redis {
-        Redis { host: host.to_owned(), port, keys, writers: 0, logs }
+        Redis { host: host.to_owned(), port, keys, writers: 0, pause_ms: 1, logs }
     }
 
     /// The command line: append-only file on, no snapshots or rewrites by children.
@@ -116,7 +118,7 @@ impl Redis {
         let log = self.logs.join(format!("writer{number}"));
         let _ = fs::remove_file(self.logs.join(format!("writer{number}.stop")));
         let log_text = log.display().to_string();
-        let mut command = self.client(node, "write", &[number, &log_text]);
+        let mut command = self.client(node, "write", &[number, &log_text, &self.pause_ms.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Writer { child, log }

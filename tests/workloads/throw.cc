@@ -2,8 +2,10 @@
  * Goal: C++ exceptions unwind through callbacks of libc, through threads and past system calls; thread_local objects
  * are destroyed. Method: throw inside qsort and bsearch comparators, in threads, from a signal-interrupted loop. */
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fcntl.h>
 #include <fstream>
 #include <future>
 #include <map>
@@ -21,6 +23,13 @@ static void need(bool right, const char *what) {
     if (right) return;
     result("FAIL throw.cc round " + std::to_string(rounds) + ": " + what);
     std::_Exit(1);
+}
+/* In place: a reader must never see an empty file. */
+static void progress(unsigned long n) {
+    static const int fd = open((directory + "/progress").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    char text[32];
+    int length = snprintf(text, sizeof text, "%-20lu\n", n);
+    need(fd >= 0 && pwrite(fd, text, static_cast<size_t>(length), 0) == length, "progress");
 }
 struct PerThread { std::map<int, std::string> items; ~PerThread() { destroyed++; } };
 static thread_local PerThread local;
@@ -65,7 +74,7 @@ int main(int argc, char **argv) {
         try { std::vector<char> too_much(static_cast<size_t>(1) << 60); } catch (const std::bad_alloc &) { caught = true; } catch (const std::length_error &) { caught = true; }
         need(caught, "bad_alloc");
         rounds++;
-        std::ofstream(directory + "/progress") << rounds << "                   \n";
+        progress(rounds);
     }
     need(rounds > 0, "no round was finished");
     result("ok");

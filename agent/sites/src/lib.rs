@@ -9,7 +9,7 @@
 //! thousands of `0f 05` pairs and not one system call. See `docs/internals/sites.md`.
 //!
 //! [`build`] makes a table, [`cached`] keeps it in a file per build-id, [`parse`] reads one that may be
-//! hostile and [`check`] proves that one does what the module's own code does.
+//! hostile and [`check()`] proves that one does what the module's own code does.
 
 mod cache;
 mod check;

@@ -28,6 +28,7 @@ fn main() {
         hand_over(&node.outside("data/logs"), node.who());
     }
     let mut redis = Redis::new(&cluster.address(0), 6379, KEYS, cluster.nodes[2].outside("data/logs"));
+    redis.pause_ms = 0;
     let program = redis.program(&cluster.nodes[0], DIR);
     let options = ["--standby", "b", "--every", "500ms"];
     let mut app = App::start(&cluster.nodes[0], "redis", &program, DIR, &options);

@@ -52,7 +52,7 @@ pub struct ProcessState {
     pub capabilities: [u64; 3],
     /// `personality`.
     pub personality: u64,
-    /// Values of [`OPTIONS`].
+    /// Values of the `prctl` options that are read and set alike.
     pub options: Vec<u64>,
     /// Dumpable flag.
     pub dumpable: u64,
