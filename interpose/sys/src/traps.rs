@@ -5,7 +5,7 @@
 //! the arena, into which those of patched sites are written when traps are on.
 //!
 //! A trapped `syscall` gets a trampoline for ever; its index is where its return address stands in
-//! [`BACK`], which is all that differs between one and the next. No code is written while threads run.
+//! `BACK`, which is all that differs between one and the next. No code is written while threads run.
 
 use crate::patch::Place;
 use core::arch::global_asm;
