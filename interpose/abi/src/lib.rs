@@ -1,7 +1,7 @@
 //! What `libholo.so`, the restorer and the agent agree on, bit for bit.
 //!
 //! Everything here is `repr(C)`, fixed width, little-endian x86-64, and proven at compile time. The agent
-//! and the library exchange it through one shared mapping per process, the *control page* ([`Control`]),
+//! and the library exchange it through one shared mapping per process, the *control page* ([`control::Control`]),
 //! and through one packet at start ([`join::Join`]). [`sites`] is the format of the call-site tables.
 //!
 //! Policy for versions: [`VERSION`] changes whenever a layout does; both sides refuse a stranger.
