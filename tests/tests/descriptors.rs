@@ -4,6 +4,7 @@
 
 holo_tests::workloads! {
     files: Workload::new("fd_files.c");
+    identity: Workload::new("fd_identity.c");
     pipes: Workload::new("fd_pipes.c");
     epoll: Workload::new("fd_epoll.c");
     events: Workload::new("fd_events.c");

@@ -16,7 +16,7 @@ holo_tests::workloads! {
 }
 
 holo_tests::workloads_unprotected! {
-    raw: Workload::new("raw.c");
+    raw: Workload::new("raw.c").env("HOLO_WAYS", "symbols,sites,traps");
     spawn: Workload::new("spawn.c");
     forks: Workload::new("forks.c");
 }
