@@ -3,6 +3,8 @@
 //! What is protected: everything under the roots, and besides every regular file that the application has open
 //! for writing or mapped shared and writable. Files that changed are copied whole, in the stop.
 
+use crate::inodes::{self, Inodes, Number};
+use holo_abi::control::{INODE_CALLS, INODES_MAX};
 use holo_cfor::{Captured, ContentSink, ContentSource, Hint, Staged, Targets};
 use holo_image::{Blob, EpochReader, EpochWriter};
 use holo_rm::kinds::zones::{self, ZoneKind};
@@ -16,6 +18,11 @@ use std::path::PathBuf;
 
 const NAME: &str = "files";
 const VERSION: u16 = 1;
+/// Section with [`Inodes`].
+const INODES: &str = "inodes";
+const INODES_VERSION: u16 = 1;
+/// The gate's class of calls that go to the dispatcher.
+const SLOW: u8 = 1;
 
 /// The manager.
 pub struct Files {
@@ -24,6 +31,10 @@ pub struct Files {
     replaced: Option<PathBuf>,
     previous: Option<Captured<Blob>>,
     staged: Option<Staged<Blob>>,
+    /// Open files that no tree has, with their numbers; at a dump.
+    open: Vec<(i32, Number)>,
+    /// Numbers here of the files in the trees, with those of the capture; at a restore.
+    placed: Vec<(Number, Number)>,
 }
 
 struct Sink<'a>(&'a mut EpochWriter);
@@ -51,6 +62,7 @@ impl ContentSource for Source<'_> {
 /// Files that the application writes outside the roots, and inodes that it has mapped shared and writable.
 struct Written {
     extra: Vec<PathBuf>,
+    open: Vec<(i32, Number)>,
     mapped: BTreeSet<(u64, u64)>,
 }
 
@@ -59,7 +71,7 @@ impl Files {
     /// replaces.
     #[must_use]
     pub fn new(roots: Vec<PathBuf>, excludes: Vec<PathBuf>, replaced: Option<PathBuf>) -> Self {
-        Self { roots, excludes, replaced, previous: None, staged: None }
+        Self { roots, excludes, replaced, previous: None, staged: None, open: Vec::new(), placed: Vec::new() }
     }
 
     fn is_protected(&self, path: &std::path::Path) -> bool {
@@ -69,18 +81,23 @@ impl Files {
     fn written(&self, cx: &DumpCx) -> RmResult<Written> {
         let mut extra = BTreeSet::new();
         let mut mapped = BTreeSet::new();
+        let mut open = Vec::new();
         let fds = cx.remote.proc("fd");
         for entry in fs::read_dir(&fds).on("listing", fds.display())? {
             let Ok(entry) = entry else { continue };
             let Ok(target) = fs::read_link(entry.path()) else { continue };
-            if !target.is_absolute() || self.is_protected(&target) {
+            let gone = target.as_os_str().as_bytes().ends_with(b" (deleted)");
+            if !target.is_absolute() || self.is_protected(&target) && !gone {
                 continue;
             }
             let Ok(meta) = fs::metadata(entry.path()) else { continue };
-            if !meta.is_file() || meta.nlink() == 0 {
+            let number = entry.file_name().to_string_lossy().into_owned();
+            if let Ok(fd) = number.parse() {
+                open.push((fd, (meta.dev(), meta.ino())));
+            }
+            if !meta.is_file() || meta.nlink() == 0 || self.is_protected(&target) {
                 continue;
             }
-            let number = entry.file_name().to_string_lossy().into_owned();
             let info = cx.remote.proc_text(&format!("fdinfo/{number}")).unwrap_or_default();
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
             let flags = flags.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0);
@@ -101,7 +118,25 @@ impl Files {
         // Devices have neither content nor a place in a tree.
         extra.retain(|path| !path.starts_with("/dev") || path.starts_with("/dev/shm"));
         extra.retain(|path| !path.starts_with("/proc") && !path.starts_with("/sys"));
-        Ok(Written { extra: extra.into_iter().collect(), mapped })
+        Ok(Written { extra: extra.into_iter().collect(), open, mapped })
+    }
+}
+
+impl Files {
+    /// How the application knows its files, for an image with these trees.
+    fn identities(&mut self, cx: &DumpCx, captured: &Captured<Blob>) -> Inodes {
+        let page = &cx.remote.page;
+        let open = std::mem::take(&mut self.open);
+        let table = page.inodes();
+        let mut needed: BTreeSet<Number> = BTreeSet::new();
+        if !table.is_empty() {
+            needed.extend(open.iter().map(|(_, number)| *number));
+            let identities = captured.tree.inodes.iter().map(|inode| inode.identity);
+            needed.extend(identities.map(|identity| (identity.dev, identity.ino)));
+        }
+        let names = inodes::names(table, |real| needed.contains(&real));
+        // SAFETY: a plain word that was set at the process's start.
+        Inodes { class_at: unsafe { (*page.header()).class_at }, names, open }
     }
 }
 
@@ -141,6 +176,7 @@ impl ResourceManager for Files {
             cx.remarks.push(format!("{}: {}", String::from_utf8_lossy(&remark.path), remark.what));
         }
         self.staged = Some(staged);
+        self.open = written.open;
         Ok(())
     }
 
@@ -162,6 +198,8 @@ impl ResourceManager for Files {
         }
         let captured = staged.store(&mut Sink(writer)).map_err(failed)?;
         cx.sections.put(NAME, VERSION, &captured)?;
+        let inodes = self.identities(cx, &captured);
+        cx.sections.put(INODES, INODES_VERSION, &inodes)?;
         self.previous = Some(captured);
         Ok(())
     }
@@ -189,7 +227,46 @@ impl ResourceManager for Files {
         for remark in &report.remarks {
             cx.remarks.push(format!("{}: {}", String::from_utf8_lossy(&remark.path), remark.what));
         }
+        let captured_as = |at: u32| captured.tree.inodes.get(at as usize).map(|inode| inode.identity);
+        let placed = report.inodes.iter().filter_map(|(real, at)| Some((*real, captured_as(*at)?)));
+        self.placed = placed.map(|(real, was)| (real, (was.dev, was.ino))).collect();
+        self.placed.sort_unstable();
         self.previous = None;
+        Ok(())
+    }
+
+    // After all others: descriptors are open and the library is in memory.
+    fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let Some((INODES_VERSION, _)) = cx.image.section(INODES) else { return Ok(()) };
+        let inodes: Inodes = cx.section(INODES, INODES_VERSION)?;
+        let page = &cx.remote.page;
+        // SAFETY: a plain word of a process that waits.
+        unsafe { (*page.header()).class_at = inodes.class_at };
+        let known = inodes.known();
+        let open = inodes.open.iter().filter_map(|(fd, was)| {
+            let now = fs::metadata(cx.remote.proc(&format!("fd/{fd}"))).ok()?;
+            Some(((now.dev(), now.ino()), known(*was)))
+        });
+        let mut placed = std::mem::take(&mut self.placed);
+        if placed.len() > INODES_MAX / 2 {
+            // There may be no room for all: files that are open are compared most.
+            let fds = fs::read_dir(cx.remote.proc("fd")).on("listing descriptors of", "the clone")?;
+            let metas = fds.filter_map(|fd| fs::metadata(fd.ok()?.path()).ok());
+            let open: BTreeSet<Number> = metas.map(|meta| (meta.dev(), meta.ino())).collect();
+            placed.sort_by_key(|(real, _)| !open.contains(real));
+        }
+        let (table, left) = inodes::table(open.chain(placed.iter().map(|(real, was)| (*real, known(*was)))));
+        if left > 0 {
+            cx.remarks.push(format!("{left} files show other inode numbers than before"));
+        }
+        if table.is_empty() || inodes.class_at == 0 {
+            return Ok(());
+        }
+        page.set_inodes(&table);
+        for nr in INODE_CALLS {
+            let at = inodes.class_at.wrapping_add(nr.cast_unsigned());
+            cx.remote.write(at, &[SLOW]).on("marking calls in", "the clone")?;
+        }
         Ok(())
     }
 }

@@ -9,6 +9,7 @@
 //! | `record` | what of an application survives the agent |
 //! | `dump`, `restore` | an epoch taken, an epoch run |
 //! | `files` | the application's files, as a resource manager |
+//! | `inodes` | files keep the identity that the application knows |
 //! | `graph` | what the application has, for people |
 //! | `fence`, `guard` | an application that must not run, with the agent and without |
 //! | `ports` | what the cluster asks of this node |
@@ -21,6 +22,7 @@ pub mod fence;
 pub mod files;
 pub mod graph;
 pub mod guard;
+pub mod inodes;
 pub mod join;
 pub mod kinds;
 pub mod ports;

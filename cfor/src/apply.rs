@@ -57,6 +57,9 @@ pub struct Report {
     pub removed: usize,
     /// Bytes of content written.
     pub bytes: u64,
+    /// Which inode of the tree (index in [`Tree::inodes`](crate::Tree::inodes)) each inode of this node has
+    /// become, by device and number.
+    pub inodes: HashMap<(u64, u64), u32>,
     /// What could not be done: the trees differ there.
     pub errors: Vec<Remark>,
     /// What is different for a reason that may be accepted: owners that only root may set.
@@ -95,8 +98,8 @@ pub fn apply<S: ContentSource>(
             applier.errors.add(&path, why);
         }
     }
-    let Applier { mut report, errors, remarks, .. } = applier;
-    (report.errors, report.remarks) = (errors.finish(), remarks.finish());
+    let Applier { mut report, errors, remarks, taken, .. } = applier;
+    (report.errors, report.remarks, report.inodes) = (errors.finish(), remarks.finish(), taken);
     Ok(report)
 }
 
@@ -201,6 +204,9 @@ impl<S: ContentSource> Applier<'_, S> {
                 }
                 let done = top.beneath(&entry.path).map_err(|cause| (full.clone(), failed("open", cause)));
                 let done = done.and_then(|dir| {
+                    if let Ok(stat) = dir.stat(SELF) {
+                        self.taken.insert(number(&stat), entry.inode);
+                    }
                     self.prune(root, &entry.path, &dir, &full, dev)?;
                     self.metadata(Place { dir: &dir, name: SELF, full: &full, dev }, inode)
                 });

@@ -236,6 +236,10 @@ fn the_captured_inode_is_written_over() {
             let data = |tree: &Tree| tree.inodes[inode_of(tree, b"file") as usize].data().to_vec();
             assert_eq!(data(&bench.scan()), data(&layout));
             assert_eq!(fs::read(bench.path("a/gone")).unwrap(), b"first");
+            for (name, path) in [(&b"file"[..], "a/file"), (b"gone", "a/gone"), (b"", "a")] {
+                let now = bench.path(path).metadata().unwrap();
+                assert_eq!(report.inodes[&(now.dev(), now.ino())], inode_of(&captured.tree, name));
+            }
         }
         if replaced {
             let kept = bench.path("replaced").join(path.strip_prefix("/").unwrap());

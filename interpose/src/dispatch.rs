@@ -1,6 +1,6 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
-use crate::{exec, signals, socket_waits, start, trace, traps, user, waits};
+use crate::{exec, inodes, signals, socket_waits, start, trace, traps, user, waits};
 use core::sync::atomic::{AtomicU32, Ordering};
 use holo_abi::control::Header;
 use holo_abi::sysno;
@@ -122,6 +122,9 @@ fn decide(regs: &mut Regs) -> Verdict {
         | sysno::recvmmsg => waits::on_wait(regs),
         sysno::setsockopt => socket_waits::on_setsockopt(regs),
         nr if socket_waits::concerns(nr) => socket_waits::on_call(regs),
+        sysno::stat | sysno::fstat | sysno::lstat | sysno::newfstatat | sysno::statx | sysno::getdents64 => {
+            inodes::on_call(regs)
+        }
         sysno::execve => exec::on_exec(regs, 2),
         sysno::execveat => exec::on_exec(regs, 3),
         sysno::exit_group => {

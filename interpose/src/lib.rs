@@ -6,6 +6,7 @@
 //! | `dispatch` | what happens to each intercepted call |
 //! | `waits` | calls with relative time-outs |
 //! | `socket_waits` | calls whose time-out is the socket's |
+//! | `inodes` | files keep the identity that the application knows |
 //! | `signals` | the application's handlers: deferral, true contexts |
 //! | `park` | the barrier's end in each thread |
 //! | `exec` | the preload survives `execve` |
@@ -21,6 +22,7 @@
 mod dispatch;
 mod early;
 mod exec;
+mod inodes;
 mod mem;
 mod park;
 mod signals;

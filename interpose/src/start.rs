@@ -4,7 +4,7 @@
 //! the program runs on as if holo were not there; it is told once, on standard error.
 
 use crate::early::Early;
-use crate::{dispatch, signals, symbols, trace, traps, vdso};
+use crate::{dispatch, inodes, signals, symbols, trace, traps, vdso};
 use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use holo_abi::control::{CONTROL_BYTES, Control};
@@ -494,6 +494,7 @@ impl Joined {
             trace::start(environment.get(b"HOLO_TRACE_FILE").unwrap_or(b""));
         }
         dispatch::classify(traced, wanted & ways::TRAPS != 0);
+        inodes::start(header);
         CONTROL.store(self.page, Ordering::Release);
         signals::start();
         let mut active = wanted & ways::SYMBOLS;

@@ -134,6 +134,12 @@ fn threads_outlive_their_node_as_user() {
     killed_node(Who::Nobody, |c| workload(c, "threads.c"));
 }
 
+/// Other inodes and devices are behind the names on another node; the program does not see them.
+#[test]
+fn file_identity_is_switched() {
+    ordered_switch(Who::Me, |c| workload(c, "fd_identity.c"));
+}
+
 #[test]
 fn exceptions_are_switched() {
     ordered_switch(Who::Me, |c| workload(c, "throw.cc"));

@@ -13,6 +13,7 @@
 //! [`Header::ticks_max`] ticks) moves `cut` from PARK to ABORTED itself and runs on: a dead agent never
 //! holds an application. The compare-and-swap decides who won; there is no state between.
 
+use crate::sysno;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// First word of the page.
@@ -25,6 +26,11 @@ pub const SLOT_CALLS: usize = 16;
 pub const BATCH_CALLS: usize = 256;
 /// Bytes that calls may use as buffers.
 pub const SCRATCH_BYTES: usize = 256 * 1024;
+/// Files whose identity may be another than this node's; past it they show the node's.
+pub const INODES_MAX: usize = 16384;
+/// Calls whose results name inodes.
+pub const INODE_CALLS: [i64; 6] =
+    [sysno::stat, sysno::fstat, sysno::lstat, sysno::newfstatat, sysno::statx, sysno::getdents64];
 
 /// States of [`Header::cut`], in its low 8 bits; the generation is above them.
 pub mod cut {
@@ -192,10 +198,23 @@ pub struct Header {
     pub uring_refused: AtomicU32,
     /// Slots below this index were ever used: the agent looks no further.
     pub slots_used: AtomicU32,
+    /// Entries of [`Control::inodes`]; not changed while the process runs.
+    pub inodes_count: AtomicU32,
+    /// Address of the library's class of each call number, one byte each: a restore that fills
+    /// [`Control::inodes`] marks the calls that show inodes there.
+    pub class_at: u64,
     /// Zero.
-    pub padding: u32,
-    /// Zero.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
+}
+
+/// A file that the application knows under another identity than this node's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InodeName {
+    /// Device and inode number on this node.
+    pub real: [u64; 2],
+    /// Device and inode number that the application sees.
+    pub app: [u64; 2],
 }
 
 /// The page.
@@ -211,6 +230,8 @@ pub struct Control {
     pub batch: [Call; BATCH_CALLS],
     /// Buffers for calls.
     pub scratch: [u8; SCRATCH_BYTES],
+    /// Files by [`InodeName::real`], ascending: [`Header::inodes_count`] of them.
+    pub inodes: [InodeName; INODES_MAX],
 }
 
 /// Bytes of the mapping, whole pages.
@@ -219,6 +240,7 @@ pub const CONTROL_BYTES: usize = (size_of::<Control>() + 4095) & !4095;
 const _: () = assert!(size_of::<Call>() == 64);
 const _: () = assert!(size_of::<Slot>() == 128 + 64 * SLOT_CALLS);
 const _: () = assert!(size_of::<Header>() == 192);
+const _: () = assert!(size_of::<InodeName>() == 32);
 const _: () = assert!(core::mem::offset_of!(Header, cut) == 16);
 const _: () = assert!(core::mem::offset_of!(Header, keepalive) == 24);
 const _: () = assert!(core::mem::offset_of!(Header, tick) == 32);

@@ -1,7 +1,8 @@
 //! The agent's side of a control page (`holo_abi::control`).
 
 use holo_abi::control::{
-    self, BATCH_CALLS, CONTROL_BYTES, Call, Control, Header, SLOT_CALLS, SLOTS_MAX, Slot, slot,
+    self, BATCH_CALLS, CONTROL_BYTES, Call, Control, Header, INODES_MAX, InodeName, SLOT_CALLS, SLOTS_MAX,
+    Slot, slot,
 };
 use std::fs::OpenOptions;
 use std::io;
@@ -144,6 +145,25 @@ impl Page {
         assert!(index < SLOTS_MAX);
         // SAFETY: bounds checked.
         unsafe { &raw mut (*self.at).slots[index] }
+    }
+
+    /// The files that the application knows under another identity.
+    #[must_use]
+    pub fn inodes(&self) -> &[InodeName] {
+        let count = self.control().header.inodes_count.load(Ordering::Acquire) as usize;
+        &self.control().inodes[..count.min(INODES_MAX)]
+    }
+
+    /// Tells the application under which identities it knows its files; `names` are in order. Only before it
+    /// runs.
+    pub fn set_inodes(&self, names: &[InodeName]) {
+        assert!(names.len() <= INODES_MAX && names.is_sorted());
+        // SAFETY: inside the mapping, bounds checked; nobody reads what is not counted.
+        unsafe {
+            let at = (&raw mut (*self.at).inodes).cast::<InodeName>();
+            std::ptr::copy_nonoverlapping(names.as_ptr(), at, names.len());
+        }
+        self.control().header.inodes_count.store(names.len() as u32, Ordering::Release);
     }
 
     /// A slot's state word.
