@@ -13,10 +13,10 @@ const LIMIT: Duration = Duration::from_secs(20);
 holo_tests::workloads! {
     cancel: Workload::new("cancel.c");
     throw: Workload::new("throw.cc");
+    raw: Workload::new("raw.c").env("HOLO_WAYS", "symbols,sites,traps");
 }
 
 holo_tests::workloads_unprotected! {
-    raw: Workload::new("raw.c").env("HOLO_WAYS", "symbols,sites,traps");
     spawn: Workload::new("spawn.c");
     forks: Workload::new("forks.c");
 }
