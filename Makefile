@@ -46,17 +46,17 @@ lint:
 	else echo "lint: no cargo-deny: licences are not checked (make setup installs it)"; fi
 
 # Everything nextest finds, the whole-app tests among it: they use target/release.
-test: lint build
+test: setup lint build
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then $(NEXTEST); else echo "test: no cargo-nextest: using cargo test"; $(CARGO) test --workspace -- --test-threads=2; fi
 	@echo "make test: all passed"
 
-soak: build
+soak: setup build
 	$(CARGO) nextest run -p holo-tests --profile soak --run-ignored only
 
-demo: build
+demo: setup build
 	@$(CARGO) run --release -q -p holo-tests --bin holo-demo
 
-bench: build
+bench: setup build
 	@$(CARGO) run --release -q -p holo-tests --bin holo-bench
 
 clean:

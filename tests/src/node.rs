@@ -56,6 +56,7 @@ pub struct Node {
     mark: String,
     agent: Option<Child>,
     agent_args: Vec<String>,
+    agent_env: Vec<(&'static str, &'static str)>,
     /// Kept until the node is dropped; none if somebody else owns the directory.
     _scratch: Option<TempDir>,
 }
@@ -118,6 +119,7 @@ impl Node {
             mark: unique(),
             agent: None,
             agent_args: Vec::new(),
+            agent_env: Vec::new(),
             _scratch: scratch,
         }
     }
@@ -192,6 +194,11 @@ impl Node {
         self.agent_args = args.to_vec();
     }
 
+    /// A variable for the agent at its next start.
+    pub fn set_agent_env(&mut self, name: &'static str, value: &'static str) {
+        self.agent_env.push((name, value));
+    }
+
     /// Starts the agent and waits until it answers.
     ///
     /// # Panics
@@ -203,6 +210,7 @@ impl Node {
         let err = log.try_clone().unwrap_or_else(|e| panic!("log of {}: {e}", self.name));
         let mut command = self.command(paths::bin("holod"));
         command.arg("--state-dir").arg(self.inside("state")).arg("--socket").arg(self.socket());
+        command.envs(self.agent_env.iter().copied());
         command.args(&self.agent_args).stdin(Stdio::null()).stdout(log).stderr(err);
         self.agent = Some(command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")));
         self.wait_agent();

@@ -22,6 +22,7 @@ pub struct Workload {
     interpreter: Option<&'static str>,
     args: Vec<&'static str>,
     env: Vec<(&'static str, &'static str)>,
+    agent_env: Vec<(&'static str, &'static str)>,
     run_ms: u64,
     checkpoints: u32,
     protected: bool,
@@ -31,8 +32,17 @@ impl Workload {
     /// A source of `tests/workloads`.
     #[must_use]
     pub fn new(source: &'static str) -> Workload {
-        let (args, env) = (Vec::new(), Vec::new());
-        Workload { source, interpreter: None, args, env, run_ms: 800, checkpoints: 30, protected: true }
+        let (args, env, agent_env) = (Vec::new(), Vec::new(), Vec::new());
+        Workload {
+            source,
+            interpreter: None,
+            args,
+            env,
+            agent_env,
+            run_ms: 800,
+            checkpoints: 30,
+            protected: true,
+        }
     }
 
     /// A script of `tests/programs` with its interpreter.
@@ -59,6 +69,13 @@ impl Workload {
     #[must_use]
     pub fn env(mut self, name: &'static str, value: &'static str) -> Workload {
         self.env.push((name, value));
+        self
+    }
+
+    /// With a variable in the environment of the agent that restores it.
+    #[must_use]
+    pub fn agent_env(mut self, name: &'static str, value: &'static str) -> Workload {
+        self.agent_env.push((name, value));
         self
     }
 
@@ -138,7 +155,11 @@ impl Workload {
 
     /// Checkpoint, kill -9, restore, twice; it goes on from where the epoch was and ends well.
     pub fn restored(&self, who: Who) {
-        let node = Node::start(who);
+        let mut node = Node::without_agent(who);
+        for (name, value) in &self.agent_env {
+            node.set_agent_env(name, value);
+        }
+        node.start_agent();
         let mut app = self.start(&node);
         wait_progress(&node, 1);
         for _ in 0..2 {

@@ -168,7 +168,12 @@ fn sqlite_is_switched() {
     let database = cluster.nodes[A].inside(DIR).join("db");
     let program = Program::new(
         "/usr/bin/sqlite3",
-        &[database.into_os_string(), format!(".read {}", sql.display()).into()],
+        &[
+            database.clone().into_os_string(),
+            // Where standard output goes was opened outside of the nodes.
+            format!(".output {}", database.with_file_name("answer").display()).into(),
+            format!(".read {}", sql.display()).into(),
+        ],
     );
     let reference = command::run_ok(
         std::process::Command::new("/usr/bin/sqlite3")
@@ -180,7 +185,7 @@ fn sqlite_is_switched() {
     std::thread::sleep(Duration::from_millis(700));
     command::run_ok(&mut cluster.nodes[A].holo(&["switch", "work", "--to", "b"]), ORDER_LIMIT);
     app.wait_ended(&cluster.nodes[B], Duration::from_secs(120));
-    let text = std::fs::read_to_string(cluster.nodes[B].outside(DIR).join("stdout")).unwrap_or_default();
+    let text = std::fs::read_to_string(cluster.nodes[B].outside(DIR).join("answer")).unwrap_or_default();
     // The first line names the journal's mode, which a database in memory does not have.
     let tail = |t: &str| t.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(tail(&text), tail(&reference));
