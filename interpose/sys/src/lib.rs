@@ -6,6 +6,7 @@
 
 pub mod frame;
 pub mod gate;
+pub mod mem;
 pub mod patch;
 pub mod raw;
 pub mod serve;
