@@ -233,6 +233,32 @@ fn redis_outlives_its_node(who: Who) {
     assert!(writer.stop() > 0);
 }
 
+/// By order, under writing clients: every write that a client saw acknowledged is on the other node.
+#[test]
+fn redis_is_switched() {
+    let mut cluster = Cluster::new(&["a", "b", "clients"], Who::Me);
+    cluster.start_agents_of(&[A, B], Timing::default());
+    let logs = cluster.nodes[CLIENTS].outside("data/logs");
+    hand_over(&logs, cluster.nodes[CLIENTS].who());
+    let mut redis = Redis::new(&cluster.address(A), 6400, 20_000, logs);
+    let program = redis.program(&cluster.nodes[A], DIR);
+    let app = start(&cluster, &program, &[]);
+    redis.wait_up(&cluster.nodes[CLIENTS]);
+    redis.fill(&cluster.nodes[CLIENTS]);
+    let writers = [redis.start_writer(&cluster.nodes[CLIENTS]), redis.start_writer(&cluster.nodes[CLIENTS])];
+    sealed_on_b(&app, &cluster);
+    std::thread::sleep(Duration::from_millis(500));
+    command::run_ok(&mut cluster.nodes[A].holo(&["switch", "work", "--to", "b"]), ORDER_LIMIT);
+    redis.host = cluster.address(B);
+    app.settle(&cluster.nodes[B]);
+    redis.wait_up(&cluster.nodes[CLIENTS]);
+    let acknowledged: Vec<u64> = writers.iter().map(Writer::acknowledged).collect();
+    assert!(acknowledged.iter().all(|count| *count > 0), "nobody wrote: {acknowledged:?}");
+    redis.verify(&cluster.nodes[CLIENTS], &acknowledged);
+    redis.reload(&cluster.nodes[CLIENTS]);
+    redis.verify(&cluster.nodes[CLIENTS], &acknowledged);
+}
+
 #[test]
 fn redis_outlives_its_node_as_me() {
     redis_outlives_its_node(Who::Me);
@@ -286,6 +312,33 @@ fn agents_restart_at_any_time() {
         goes_on(&cluster.nodes[A]);
     }
     good_end(&app, &cluster.nodes[A]);
+}
+
+/// Only the owner's agent is killed: its guard stops the application when the lease runs out, the stand-by takes over,
+/// and an agent that comes back ends what was left.
+#[test]
+fn the_lease_is_held_without_the_agent() {
+    let timing = Timing::default();
+    let mut cluster = Cluster::new(&["a", "b"], Who::Me);
+    cluster.start_agents(timing);
+    let app = start(&cluster, &workload(&cluster, "threads.c"), &[]);
+    goes_on(&cluster.nodes[A]);
+    sealed_on_b(&app, &cluster);
+    cluster.nodes[A].kill_agent();
+    let base = progress(&cluster.nodes[B]);
+    wait::until(LIMIT, "take-over by b", || (app.state(&cluster.nodes[B]) == "running").then_some(()));
+    let on_a = progress(&cluster.nodes[A]);
+    wait::until(LIMIT, "progress on b", || (progress(&cluster.nodes[B]) > base + 2).then_some(()));
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(progress(&cluster.nodes[A]), on_a, "both nodes run the application");
+    cluster.start_agent(A, timing, false);
+    cluster.wait_all_up();
+    wait::until(LIMIT, "a ends what was left", || {
+        (app.row(&cluster.nodes[A])?["real_pids"].as_array()?.is_empty()).then_some(())
+    });
+    assert_eq!(progress(&cluster.nodes[A]), on_a, "what was left ran again");
+    goes_on(&cluster.nodes[B]);
+    good_end(&app, &cluster.nodes[B]);
 }
 
 /// A node without keys, and one with keys of another cluster, are refused.
