@@ -51,18 +51,30 @@ pub(crate) fn wanted() -> Option<&'static Wanted> {
 
 /// Registered rseq area, length and signature of the calling thread.
 pub(crate) fn rseq_of(words: &Tls, fs_base: u64) -> (u64, u32, u32) {
-    if words.rseq != 0 {
-        return (words.rseq, words.rseq_len_sig as u32, (words.rseq_len_sig >> 32) as u32);
-    }
-    let (offset, bytes) = *RSEQ.get();
+    const EBUSY: i64 = -16;
+    const UNREGISTER: u64 = 1;
+    let (area, bytes, signature) = if words.rseq == 0 {
+        let (offset, bytes) = *RSEQ.get();
+        (fs_base.wrapping_add_signed(offset), bytes, RSEQ_SIGNATURE)
+    } else {
+        (words.rseq, words.rseq_len_sig as u32, (words.rseq_len_sig >> 32) as u32)
+    };
     if bytes == 0 {
         return (0, 0, 0);
     }
-    let area = fs_base.wrapping_add_signed(offset);
-    // A new thread has not registered its area yet, or could not: the kernel has not put a processor there.
-    // SAFETY: glibc's area in this thread's own block.
-    let processor = unsafe { *((area + 4) as *const i32) };
-    if processor < 0 { (0, 0, 0) } else { (area, bytes, RSEQ_SIGNATURE) }
+    // A new thread has not registered its area yet, and memory does not tell: stacks are used again. The kernel
+    // does: it refuses a second registration.
+    // SAFETY: the thread's own area, registered for a moment at most.
+    unsafe {
+        match sys!(sysno::rseq, area, bytes, 0, signature) {
+            EBUSY => (area, bytes, signature),
+            0 => {
+                sys!(sysno::rseq, area, bytes, UNREGISTER, signature);
+                (0, 0, 0)
+            }
+            _ => (0, 0, 0),
+        }
+    }
 }
 
 unsafe fn text<'a>(at: *const u8) -> &'a [u8] {

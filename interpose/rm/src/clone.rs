@@ -67,6 +67,17 @@ struct Clone {
     init: i32,
 }
 
+impl Clone {
+    /// Adds to an error how the clone ended, if it did.
+    fn obituary(&mut self, cause: RmError) -> RmError {
+        std::thread::sleep(Duration::from_millis(20));
+        match self.keeper.as_mut().map(Child::try_wait) {
+            Some(Ok(Some(status))) => RmError::Unsupported(format!("{cause}; the clone ended with {status}")),
+            _ => cause,
+        }
+    }
+}
+
 impl Drop for Clone {
     fn drop(&mut self) {
         if let Some(mut keeper) = self.keeper.take() {
@@ -284,7 +295,8 @@ impl Prepared {
     /// # Errors
     /// It was killed.
     pub fn run(mut self) -> RmResult<Restored> {
-        let first_instruction = go(&self.remote, &self.state, &self.threads)?;
+        let first_instruction =
+            go(&self.remote, &self.state, &self.threads).map_err(|cause| self.clone.obituary(cause))?;
         let keeper =
             self.clone.keeper.take().ok_or_else(|| RmError::Unsupported("the keeper is gone".into()))?;
         let (page, pid) = (self.remote.page.clone(), self.remote.pid);

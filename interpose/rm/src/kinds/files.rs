@@ -53,8 +53,16 @@ impl FileState {
             let file = readable(open).on("opening", open.named())?;
             dumping.shared.stage(dumping.cx, open.key(), &file)?;
         }
+        let remote = dumping.cx.remote;
+        // SAFETY: a plain word, constant since the process joined.
+        let own = format!("/proc/{}/", unsafe { (*remote.page.header()).pid });
+        // A restored process has a /proc of its own, where its files are under the pid that it knows.
+        let path = match path.strip_prefix(own.as_bytes()) {
+            Some(rest) => [format!("/proc/{}/", remote.pid).as_bytes(), rest].concat(),
+            None => path.to_vec(),
+        };
         Ok(Self {
-            path: Bytes(path.to_vec()),
+            path: Bytes(path),
             pos: open.info.pos,
             key: open.key(),
             mode: open.stat.st_mode,
