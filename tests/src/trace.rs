@@ -39,6 +39,16 @@ pub fn from_strace(lines: &str, file: &str) -> HashMap<u32, Counts> {
             orphans.insert(tid, images.len() - 1);
             images.len() - 1
         });
+        // The end is where the call begins: another thread's line may cut this one in two.
+        let begins = text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+        if begins
+            && text.contains(&format!("\"{file}.{tid}\""))
+            && images[image].started
+            && !images[image].ended
+        {
+            images[image].ended = true;
+            done.insert(tid, ended(&images[image].counts));
+        }
         let whole = if let Some(start) = text.strip_suffix(" <unfinished ...>") {
             unfinished.insert(tid, start.to_owned());
             // exec and exit never come back under this name: they are counted when they begin.
@@ -48,12 +58,7 @@ pub fn from_strace(lines: &str, file: &str) -> HashMap<u32, Counts> {
             let begun = unfinished.remove(&tid).unwrap_or_default();
             format!("{begun}{}", rest.split_once("resumed>").map_or("", |(_, r)| r))
         } else {
-            if text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_') {
-                let ends_here = text.contains(&format!("\"{file}.{tid}\""));
-                if ends_here && images[image].started && !images[image].ended {
-                    images[image].ended = true;
-                    done.insert(tid, ended(&images[image].counts));
-                }
+            if begins {
                 count(&mut images[image], text);
             }
             text.to_owned()
@@ -193,7 +198,8 @@ mod tests {
 11 write(1, "x", 1 <unfinished ...>
 10 wait4(-1,  <unfinished ...>
 11 <... write resumed>) = 1
-11 open("/t/f.11", O_WRONLY) = 3
+11 open("/t/f.11", O_WRONLY <unfinished ...>
+11 <... open resumed>) = 3
 11 write(3, "", 0) = 0
 11 exit_group(0) = ?
 11 +++ exited with 0 +++
