@@ -65,6 +65,9 @@ pub struct Paths {
 /// Before the end of an instance is told to other nodes.
 const END_PAUSE: Duration = Duration::from_millis(200);
 
+/// What is kept of what was put aside: nobody may notice for some days, and it takes space.
+const ASIDE: Retention = Retention { keep_count: 32, keep_age: Duration::from_secs(7 * 24 * 3600) };
+
 /// What changes often.
 struct Inner {
     record: Record,
@@ -320,7 +323,7 @@ impl App {
         self.retain();
     }
 
-    /// Drops epochs that need not be kept.
+    /// Drops epochs that need not be kept, also of what was put aside: only now, when there are others.
     pub(crate) fn retain(&self) {
         let options = self.record().options;
         let count = if options.keep_epochs == 0 { self.config.keep_epochs } else { options.keep_epochs };
@@ -328,6 +331,9 @@ impl App {
             Retention { keep_count: count as usize, keep_age: Duration::from_secs(options.keep_secs) };
         if let Err(cause) = self.store.retain(&retention) {
             eprintln!("holod: {}: old epochs are not dropped: {cause}", self.name);
+        }
+        if let Err(cause) = self.store.retain_aside(&ASIDE) {
+            eprintln!("holod: {}: epochs put aside are not dropped: {cause}", self.name);
         }
     }
 
@@ -420,6 +426,7 @@ pub fn epoch_info(meta: &EpochMeta) -> EpochInfo {
     let at = jiff::Timestamp::from_nanosecond(i128::from(meta.at_unix_ns)).map(|at| at.to_string());
     EpochInfo {
         epoch: meta.epoch,
+        aside_unix_ms: None,
         at: at.unwrap_or_default(),
         sealed: true,
         sealed_where: meta.sealed_where.clone(),

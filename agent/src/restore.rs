@@ -37,11 +37,11 @@ fn contents(image: &EpochReader) -> Result<BTreeMap<String, Blob>, Failure> {
     wire::decode(bytes, CONTENTS_KIND, CONTENTS_BYTES_MAX).map_err(|cause| bad(cause.to_string()))
 }
 
-/// Makes the application from its epoch (none: the last), up to the last step.
+/// Makes the application from its epoch (none: the last; or one that was put aside then), up to the last step.
 ///
 /// # Errors
 /// Nothing has changed then but files of the application, which are as of the epoch.
-pub fn ready(app: &App, epoch: Option<u64>, stdio: &[OwnedFd]) -> Result<Ready, Failure> {
+pub fn ready(app: &App, epoch: Option<u64>, aside: Option<u64>, stdio: &[OwnedFd]) -> Result<Ready, Failure> {
     let since = Instant::now();
     if let Some((instance, _)) = app.instance() {
         return Err(Failure::new(
@@ -68,8 +68,13 @@ pub fn ready(app: &App, epoch: Option<u64>, stdio: &[OwnedFd]) -> Result<Ready, 
             })?
         }
     };
-    let image = app.store.open_epoch(epoch).map_err(|cause| {
-        let known = app.store.epochs().iter().any(|meta| meta.epoch == epoch)
+    let opened = match aside {
+        Some(at) => app.store.open_aside(at, epoch),
+        None => app.store.open_epoch(epoch),
+    };
+    let image = opened.map_err(|cause| {
+        let known = (aside.is_some() && !cause.is_not_found())
+            || app.store.epochs().iter().any(|meta| meta.epoch == epoch)
             || app.store.damaged().iter().any(|bad| bad.epoch == epoch);
         let kind = if known { ErrorKind::BadImage } else { ErrorKind::NotFound };
         Failure::new(kind, format!("{} epoch {epoch}: {cause}", app.name))

@@ -1,6 +1,6 @@
 //! The unix socket: processes that join and requests of the command line, a thread per connection.
 
-use crate::app::{App, Failure};
+use crate::app::{App, Failure, epoch_info};
 use crate::apps::{Apps, is_ours};
 use crate::{graph, join};
 use holo_abi::join::MAGIC as JOIN_MAGIC;
@@ -47,12 +47,7 @@ pub trait Cluster: Send + Sync {
     ///
     /// # Errors
     /// Another node has it, or the epoch cannot be run.
-    fn restore(
-        &self,
-        app: &Arc<App>,
-        epoch: Option<u64>,
-        stdio: Vec<OwnedFd>,
-    ) -> Result<RestoreInfo, Failure>;
+    fn restore(&self, app: &Arc<App>, from: &From, stdio: Vec<OwnedFd>) -> Result<RestoreInfo, Failure>;
     /// `holo stop`.
     ///
     /// # Errors
@@ -67,6 +62,29 @@ pub trait Cluster: Send + Sync {
     fn epochs(&self, app: &Arc<App>) -> Vec<EpochInfo>;
     /// Address where other nodes are served.
     fn listen(&self) -> Option<String>;
+}
+
+/// What `holo restore` runs an application from.
+#[derive(Clone, Copy, Debug)]
+pub struct From {
+    /// Epoch; none: the last.
+    pub epoch: Option<u64>,
+    /// It was put aside then; none: it is among those that are kept.
+    pub aside: Option<u64>,
+    /// The operator vouches that no other node runs it.
+    pub force: bool,
+}
+
+/// Epochs that were put aside.
+fn aside(app: &App) -> Vec<EpochInfo> {
+    let shown = |put: holo_image::AsideEpoch| {
+        let aside_unix_ms = Some(put.aside_unix_ms);
+        match put.meta {
+            Ok(meta) => EpochInfo { aside_unix_ms, ..epoch_info(&meta) },
+            Err(_) => EpochInfo { epoch: put.epoch, aside_unix_ms, ..EpochInfo::default() },
+        }
+    };
+    app.store.aside().into_iter().map(shown).collect()
 }
 
 /// Binds the socket; takes the place of a dead agent's.
@@ -197,10 +215,10 @@ fn answer(
         }
         Request::Ps => Ok(Reply::Apps(apps.info())),
         Request::Checkpoint { name } => cluster.checkpoint(&apps.get(&name)?).map(Reply::Epoch),
-        Request::Restore { name, epoch, attach } => {
+        Request::Restore { name, epoch, aside, force, attach } => {
             let app = apps.get(&name)?;
             let stdio = if attach { receive_stdio(stream).map_err(broken)? } else { Vec::new() };
-            let info = cluster.restore(&app, epoch, stdio)?;
+            let info = cluster.restore(&app, &From { epoch, aside, force }, stdio)?;
             if !attach {
                 return Ok(Reply::Restored(info));
             }
@@ -215,7 +233,8 @@ fn answer(
         Request::Switch { name, to } => cluster.switch(&name, to.as_deref()).map(Reply::Restored),
         Request::Stop { name } => cluster.stop(&apps.get(&name)?).map(|()| Reply::Done),
         Request::Rm { name } => cluster.remove(&name).map(|()| Reply::Done),
-        Request::Epochs { name } => Ok(Reply::Epochs(cluster.epochs(&apps.get(&name)?))),
+        Request::Epochs { name, aside: true } => Ok(Reply::Epochs(aside(&*apps.get(&name)?))),
+        Request::Epochs { name, aside: false } => Ok(Reply::Epochs(cluster.epochs(&apps.get(&name)?))),
         Request::Graph { name } => Ok(Reply::Graph(graph::of(&*apps.get(&name)?))),
         Request::Nodes => Ok(Reply::Nodes(cluster.nodes())),
         Request::Drain { node } => cluster.drain(&node).map(|()| Reply::Done),

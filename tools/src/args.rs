@@ -54,7 +54,7 @@ pub enum Command {
     /// Forget the epochs of an application that does not run
     Rm(Name),
     /// List the epochs of an application
-    Epochs(Named),
+    Epochs(Epochs),
     /// Show what an application has, and what of it can be replicated
     Graph(Graph),
     /// The cluster: its nodes and their keys
@@ -169,11 +169,31 @@ pub struct Restore {
     /// Epoch to run from [default: the last sealed one]
     #[arg(long, value_name = "N")]
     pub epoch: Option<u64>,
+    /// Run epoch N of those that were put aside at this time; `holo epochs --aside` lists them
+    #[arg(long, value_name = "TIME", requires = "epoch")]
+    pub aside: Option<u64>,
+    /// Ask no other node: you vouch that none of them runs the application or will
+    #[arg(long)]
+    pub force: bool,
     /// Give the application this command's standard descriptors, stay until it ends, exit as it does
     #[arg(long)]
     pub attach: bool,
     /// Print JSON
     #[arg(long, conflicts_with = "attach")]
+    pub json: bool,
+}
+
+/// `holo epochs`.
+#[derive(Args, Debug)]
+pub struct Epochs {
+    /// Application
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// List what was put aside, since the application went on from before it elsewhere
+    #[arg(long)]
+    pub aside: bool,
+    /// Print JSON
+    #[arg(long)]
     pub json: bool,
 }
 

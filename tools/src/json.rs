@@ -33,6 +33,8 @@ impl Serialize for Pairs<'_> {
 #[derive(Debug, Serialize)]
 pub struct Epoch<'a> {
     epoch: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aside_unix_ms: Option<u64>,
     at: &'a str,
     sealed: bool,
     r#where: &'a [String],
@@ -53,6 +55,7 @@ impl<'a> From<&'a EpochInfo> for Epoch<'a> {
     fn from(info: &'a EpochInfo) -> Self {
         Self {
             epoch: info.epoch,
+            aside_unix_ms: info.aside_unix_ms,
             at: &info.at,
             sealed: info.sealed,
             r#where: &info.sealed_where,
@@ -148,7 +151,8 @@ pub struct Node<'a> {
     name: &'a str,
     address: &'a str,
     state: &'a str,
-    heard_ms: u64,
+    /// None: never.
+    heard_ms: Option<u64>,
     running: &'a [String],
     standby: &'a [String],
 }

@@ -75,10 +75,43 @@ fn restore_and_switch() {
     assert_eq!(
         agent.asked(),
         [
-            Request::Restore { name: "redis".into(), epoch: Some(7), attach: false },
+            Request::Restore {
+                name: "redis".into(),
+                epoch: Some(7),
+                aside: None,
+                force: false,
+                attach: false
+            },
             Request::Switch { name: "redis".into(), to: Some("n2".into()) }
         ]
     );
+}
+
+#[test]
+fn what_was_put_aside_and_force() {
+    let mut put = epoch();
+    put.aside_unix_ms = Some(1_700_000_000_123);
+    let agent = FakeAgent::start(move |request, _| match request {
+        Request::Epochs { .. } => vec![Reply::Epochs(vec![put.clone()])],
+        _ => vec![Reply::Restored(restored())],
+    });
+    let table = out(&agent.holo(&["epochs", "redis", "--aside"]));
+    assert!(table.contains("ASIDE") && table.contains("1700000000123"), "{table}");
+    let list = json(&agent.holo(&["epochs", "redis", "--aside", "--json"]));
+    assert_eq!(list[0]["aside_unix_ms"], 1_700_000_000_123u64);
+    agent.holo(&["restore", "redis", "--epoch", "7", "--aside", "1700000000123", "--force"]);
+    let name = || "redis".to_owned();
+    let wanted = Request::Restore {
+        name: name(),
+        epoch: Some(7),
+        aside: Some(1_700_000_000_123),
+        force: true,
+        attach: false,
+    };
+    let list = Request::Epochs { name: name(), aside: true };
+    assert_eq!(agent.asked(), [list.clone(), list, wanted]);
+    // A time alone says nothing.
+    assert_eq!(agent.holo(&["restore", "redis", "--aside", "1"]).status.code(), Some(2));
 }
 
 /// The application of an attached restore: writes to the descriptors that came, ends with `status`.
@@ -127,7 +160,7 @@ fn graph_nodes_top() {
         name: "n1".into(),
         address: "local".into(),
         state: "self".into(),
-        heard_ms: 0,
+        heard_ms: Some(0),
         running: vec!["redis".into()],
         standby: vec![],
     };

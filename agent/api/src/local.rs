@@ -70,6 +70,10 @@ pub enum Request {
         name: String,
         /// Epoch; none: the last.
         epoch: Option<u64>,
+        /// One that was put aside then, milliseconds of Unix time; none: one that is kept.
+        aside: Option<u64>,
+        /// Where nodes that would have to agree cannot be asked: the operator vouches that none of them runs it.
+        force: bool,
         /// Stay: three descriptors (stdin, stdout, stderr) follow as `SCM_RIGHTS` on the first byte sent after
         /// the request, and a final [`Reply::Exited`] follows [`Reply::Restored`].
         attach: bool,
@@ -95,6 +99,8 @@ pub enum Request {
     Epochs {
         /// Application.
         name: String,
+        /// Those that were put aside.
+        aside: bool,
     },
     /// What the application has.
     Graph {
@@ -160,6 +166,8 @@ pub struct AppInfo {
 pub struct EpochInfo {
     /// Number.
     pub epoch: u64,
+    /// When it was put aside, milliseconds of Unix time; none: it is among those that are kept.
+    pub aside_unix_ms: Option<u64>,
     /// Time of the cut, RFC 3339.
     pub at: String,
     /// Complete and validated.
@@ -219,8 +227,8 @@ pub struct NodeInfo {
     pub address: String,
     /// `self`, `up`, `down`, `draining`.
     pub state: String,
-    /// Milliseconds since it was last heard; 0 for ourselves.
-    pub heard_ms: u64,
+    /// Milliseconds since it was last heard; none: never. 0 for ourselves.
+    pub heard_ms: Option<u64>,
     /// Applications that run there, as far as known.
     pub running: Vec<String>,
     /// Clones that it keeps.

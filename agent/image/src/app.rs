@@ -14,7 +14,7 @@ use crate::{
     manifest::{EpochMeta, EpochSide, Manifest},
     reader::EpochReader,
     retention::Retention,
-    state::{AppInner, Entry},
+    state::{AppInner, Entry, State},
     store::{remove_app_dir, retire_app},
     writer::EpochWriter,
 };
@@ -33,7 +33,7 @@ pub struct DamagedEpoch {
 /// An application in the store. Clones are the same application.
 #[derive(Clone, Debug)]
 pub struct AppStore {
-    inner: Arc<AppInner>,
+    pub(crate) inner: Arc<AppInner>,
 }
 
 impl AppStore {
@@ -126,7 +126,7 @@ impl AppStore {
         let sealed: Vec<_> =
             state.epochs.iter().map(|(epoch, entry)| (*epoch, entry.meta.at_unix_ns)).collect();
         let mut doomed = retention.doomed(&sealed, now_unix_ns);
-        doomed.retain(|epoch| state.epochs[epoch].pins == 0);
+        doomed.retain(|epoch| !state.epochs[epoch].is_pinned());
         // What nobody can ever read goes when all kept epochs are newer.
         let oldest = sealed.iter().map(|(epoch, _)| *epoch).find(|epoch| !doomed.contains(epoch));
         let hopeless = state.damaged.iter().filter(|file| {
@@ -153,7 +153,7 @@ impl AppStore {
         let mut state = self.inner.state();
         for &epoch in doomed {
             match state.epochs.get(&epoch) {
-                Some(entry) if entry.pins > 0 => return Err(Error::InUse { app: app(), epoch }),
+                Some(entry) if entry.is_pinned() => return Err(Error::InUse { app: app(), epoch }),
                 None if !state.damaged.iter().any(|file| file.epoch == epoch) => {
                     return Err(Error::NoSuchEpoch { app: app(), epoch });
                 }
@@ -161,6 +161,7 @@ impl AppStore {
             }
         }
         // Held over the removal: nobody shall open what is going. Some milliseconds.
+        state.unsettled = true;
         for &epoch in doomed {
             epochs::remove(&*self.inner.disk, &self.inner.epochs_dir, epoch)?;
             state.damaged.retain(|file| file.epoch != epoch);
@@ -172,11 +173,16 @@ impl AppStore {
         let dir = &self.inner.epochs_dir;
         self.inner.disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
         state.settle();
+        self.give_back(&mut state);
+        Ok(())
+    }
+
+    /// Gives the space of free slots back, as far as that is simple.
+    pub(crate) fn give_back(&self, state: &mut State) {
         state.slots.free_segments().into_iter().for_each(|segment| self.inner.files.remove(segment));
         if state.slots.mostly_free() {
             self.inner.files.shrink(state.slots.shrink());
         }
-        Ok(())
     }
 
     /// Forgets the application and all its epochs; nothing may be read or written meanwhile.
@@ -186,7 +192,9 @@ impl AppStore {
         if state.writing {
             return Err(Error::Busy { app: self.inner.name.clone() });
         }
-        if let Some((&epoch, _)) = state.epochs.iter().find(|(_, entry)| entry.pins > 0) {
+        let aside =
+            state.aside.iter().filter_map(|((_, epoch), aside)| Some((epoch, aside.entry.as_ref().ok()?)));
+        if let Some((&epoch, _)) = state.epochs.iter().chain(aside).find(|(_, entry)| entry.is_pinned()) {
             return Err(Error::InUse { app: self.inner.name.clone(), epoch });
         }
         let gone = retire_app(&*self.inner.disk, &self.inner.apps_dir, &self.inner.name)?;

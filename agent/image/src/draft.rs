@@ -135,7 +135,8 @@ impl Draft {
         // The epoch takes over what the draft held.
         let mut slots: Vec<u32> = self.pages.drain().map(|(_, slot)| slot).collect();
         slots.sort_unstable();
-        let entry = Entry { meta: manifest.meta.clone(), side: EpochSide::default(), slots, pins: 0 };
+        let entry =
+            Entry { meta: manifest.meta.clone(), side: EpochSide::default(), slots, pin: Arc::default() };
         state.epochs.insert(self.epoch, entry);
         state.settle();
         self.sealed = true;

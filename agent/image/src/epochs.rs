@@ -1,10 +1,16 @@
 //! The epoch files: `epochs/<n>.epoch` is a manifest's frame and a frame that says where its pages lie here;
 //! `epochs/<n>.side` is what became known later.
 
-use std::{collections::HashMap, io::ErrorKind, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     app::DamagedEpoch,
+    aside,
     disk::{Disk, read_file},
     error::{Error, ManifestError, Result},
     key::{PAGE_BYTES, PageKey},
@@ -16,7 +22,7 @@ use crate::{
 };
 
 const SLOTS_BYTES_MAX: u64 = 8 + 8 * PAGES_MAX;
-const FILE_BYTES_MAX: u64 = MANIFEST_BYTES_MAX + SLOTS_BYTES_MAX + 2 * HEADER_BYTES as u64;
+pub(crate) const FILE_BYTES_MAX: u64 = MANIFEST_BYTES_MAX + SLOTS_BYTES_MAX + 2 * HEADER_BYTES as u64;
 const SIDE_BYTES_MAX: u64 = 1 << 20;
 
 /// A decoded epoch file.
@@ -33,7 +39,7 @@ pub(crate) fn file_name(epoch: u64) -> String {
     format!("{epoch}.epoch")
 }
 
-fn side_name(epoch: u64) -> String {
+pub(crate) fn side_name(epoch: u64) -> String {
     format!("{epoch}.side")
 }
 
@@ -96,7 +102,11 @@ pub(crate) fn clean(disk: &dyn Disk, dir: &Path) -> Result<()> {
 
 /// Reads an epoch file and checks all but the pages.
 pub(crate) fn load(disk: &dyn Disk, dir: &Path, app: &str, epoch: u64) -> Result<EpochFile> {
-    let path = dir.join(file_name(epoch));
+    load_file(disk, dir.join(file_name(epoch)), app, epoch)
+}
+
+/// [`load`], whatever the file's name.
+pub(crate) fn load_file(disk: &dyn Disk, path: PathBuf, app: &str, epoch: u64) -> Result<EpochFile> {
     let bytes = read_file(disk, &path, FILE_BYTES_MAX).map_err(|e| {
         if e.kind() == ErrorKind::NotFound {
             Error::NoSuchEpoch { app: app.into(), epoch }
@@ -158,7 +168,12 @@ pub(crate) fn check_identity(manifest: &Manifest, app: &str, epoch: u64) -> Resu
 }
 
 /// Rebuilds the state of an application from its files.
-pub(crate) fn load_all(disk: &dyn Disk, dir: &Path, app: &str, files: &PageFiles) -> Result<State> {
+pub(crate) fn load_all(
+    disk: &dyn Disk,
+    (dir, aside_dir): (&Path, &Path),
+    app: &str,
+    files: &PageFiles,
+) -> Result<State> {
     let mut numbers: Vec<u64> = match disk.list(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
         names => names.map_err(Error::io("list", dir))?.iter().filter_map(|name| number_of(name)).collect(),
@@ -177,7 +192,7 @@ pub(crate) fn load_all(disk: &dyn Disk, dir: &Path, app: &str, files: &PageFiles
             .and_then(|file| enter(&mut state, file, &lengths, files, &dir.join(file_name(epoch))));
         match loaded {
             Ok(mut entry) => {
-                entry.side = read_side(disk, dir, epoch);
+                entry.side = read_side(disk, &dir.join(side_name(epoch)));
                 state.epochs.insert(epoch, entry);
             }
             Err(reason) => {
@@ -186,14 +201,15 @@ pub(crate) fn load_all(disk: &dyn Disk, dir: &Path, app: &str, files: &PageFiles
             }
         }
     }
-    if !state.damaged.is_empty() {
+    aside::load_all(disk, aside_dir, app, files, &lengths, &mut state)?;
+    if state.has_unreadable() {
         state.slots.withhold();
     }
     Ok(state)
 }
 
 /// Enters an epoch's pages into the table.
-fn enter(
+pub(crate) fn enter(
     state: &mut State,
     file: EpochFile,
     lengths: &HashMap<u32, u64>,
@@ -215,12 +231,12 @@ fn enter(
     }
     state.slots.hold_all(&places).map_err(malformed)?;
     let slots = places.into_iter().map(|(slot, _)| slot).collect();
-    Ok(Entry { meta: file.manifest.meta, side: EpochSide::default(), slots, pins: 0 })
+    Ok(Entry { meta: file.manifest.meta, side: EpochSide::default(), slots, pin: Arc::default() })
 }
 
 /// What became known of an epoch; a damaged file is worth no more than none.
-fn read_side(disk: &dyn Disk, dir: &Path, epoch: u64) -> EpochSide {
-    let bytes = read_file(disk, &dir.join(side_name(epoch)), SIDE_BYTES_MAX).unwrap_or_default();
+pub(crate) fn read_side(disk: &dyn Disk, path: &Path) -> EpochSide {
+    let bytes = read_file(disk, path, SIDE_BYTES_MAX).unwrap_or_default();
     wire::decode(&bytes, Kind::SIDE, SIDE_BYTES_MAX).unwrap_or_default()
 }
 

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod app;
+mod aside;
 mod blob;
 pub mod disk;
 mod draft;
@@ -31,6 +32,7 @@ mod writer;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use app::{AppStore, DamagedEpoch};
+pub use aside::AsideEpoch;
 pub use blob::{Blob, BlobRun};
 pub use error::{Error, ManifestError, Result};
 pub use import::Import;

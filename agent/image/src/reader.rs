@@ -9,12 +9,13 @@ use std::{
 
 use crate::{
     blob::{Blob, BlobRun},
+    epochs::EpochFile,
     error::{Error, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages_mut},
     keymap::KeyMap,
     manifest::{EpochMeta, Manifest, PageRun},
     pages::Wanted,
-    state::AppInner,
+    state::{AppInner, Pin},
 };
 
 /// Pages that are read at once.
@@ -28,32 +29,34 @@ pub struct EpochReader {
     frame: Vec<u8>,
     meta: EpochMeta,
     places: KeyMap<u32>,
+    /// Its pages are not given back while this exists.
+    _pin: Pin,
 }
 
 impl EpochReader {
     pub(crate) fn open(app: &Arc<AppInner>, epoch: u64) -> Result<EpochReader> {
         let no_such = || Error::NoSuchEpoch { app: app.name.clone(), epoch };
-        let mut state = app.state();
-        let Some(entry) = state.epochs.get_mut(&epoch) else {
+        let state = app.state();
+        let Some(entry) = state.epochs.get(&epoch) else {
             let damaged = state.damaged.iter().any(|file| file.epoch == epoch);
             drop(state);
             // Say again what is wrong with it, or that all is well since; then the store must be opened anew.
             let error = if damaged { app.load(epoch).err() } else { None };
             return Err(error.unwrap_or_else(no_such));
         };
-        entry.pins += 1;
-        let meta = entry.full_meta();
+        let (pin, known, meta) = (entry.pin(), entry.meta.clone(), entry.full_meta());
         drop(state);
-        match app.load(epoch) {
-            Ok(file) => {
-                let places = file.places.into_iter().map(|(slot, key)| (key, slot)).collect();
-                Ok(EpochReader { app: app.clone(), manifest: file.manifest, frame: file.frame, meta, places })
-            }
-            Err(error) => {
-                app.unpin(epoch);
-                Err(error)
-            }
+        let file = app.load(epoch)?;
+        // Put aside meanwhile, and another one has its number.
+        if file.manifest.meta != known {
+            return Err(no_such());
         }
+        Ok(EpochReader::of(app, file, meta, pin))
+    }
+
+    pub(crate) fn of(app: &Arc<AppInner>, file: EpochFile, meta: EpochMeta, pin: Pin) -> EpochReader {
+        let places = file.places.into_iter().map(|(slot, key)| (key, slot)).collect();
+        EpochReader { app: app.clone(), manifest: file.manifest, frame: file.frame, meta, places, _pin: pin }
     }
 
     /// Its figures, with what became known until it was opened.
@@ -197,10 +200,4 @@ impl EpochReader {
 
 fn write_zeros(out: &mut impl Write, count: u64) -> Result<()> {
     io::copy(&mut io::repeat(0).take(count), out).map(drop).map_err(Error::Sink)
-}
-
-impl Drop for EpochReader {
-    fn drop(&mut self) {
-        self.app.unpin(self.manifest.meta.epoch);
-    }
 }

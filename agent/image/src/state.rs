@@ -5,13 +5,17 @@ use std::{
     fmt,
     io::ErrorKind,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     app::DamagedEpoch,
+    aside::{ASIDE_DIR, Aside, AsideKey},
     disk::{Disk, read_file},
     draft::Draft,
     epochs::{self, EpochFile},
@@ -41,7 +45,17 @@ pub(crate) struct Entry {
     /// Slots that it holds, each once.
     pub(crate) slots: Vec<u32>,
     /// Readers.
-    pub(crate) pins: usize,
+    pub(crate) pin: Arc<AtomicUsize>,
+}
+
+/// A reader of an epoch: its pages are not given back while this exists.
+#[derive(Debug)]
+pub(crate) struct Pin(Arc<AtomicUsize>);
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
 }
 
 /// What changes.
@@ -50,12 +64,18 @@ pub(crate) struct State {
     pub(crate) slots: Slots,
     pub(crate) epochs: BTreeMap<u64, Entry>,
     pub(crate) damaged: Vec<DamagedEpoch>,
+    /// Epochs that were put aside.
+    pub(crate) aside: BTreeMap<AsideKey, Aside>,
     /// An epoch is being written or received.
     pub(crate) writing: bool,
     /// Pages of a broken import, each held once, kept for the next try.
     pub(crate) orphans: KeyMap<u32>,
     /// Slots of epochs whose removal is not known to be durable, each held once.
     pub(crate) leaving: Vec<u32>,
+    /// The same for epochs that had been put aside.
+    pub(crate) leaving_aside: Vec<u32>,
+    /// Names of epochs were removed, and it is not known to be durable.
+    pub(crate) unsettled: bool,
     /// Number of a failed epoch whose file could not be removed: it may come back at the next start.
     pub(crate) doubtful: u64,
     pub(crate) gone: bool,
@@ -66,6 +86,7 @@ pub(crate) struct AppInner {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) name: String,
     pub(crate) epochs_dir: PathBuf,
+    pub(crate) aside_dir: PathBuf,
     pub(crate) files: PageFiles,
     pub(crate) apps_dir: PathBuf,
     state: Mutex<State>,
@@ -81,6 +102,17 @@ impl Entry {
         meta.dump_us = self.side.dump_us.unwrap_or(meta.dump_us);
         meta
     }
+
+    /// One more reader; to be asked for while the state is locked.
+    pub(crate) fn pin(&self) -> Pin {
+        self.pin.fetch_add(1, SeqCst);
+        Pin(self.pin.clone())
+    }
+
+    /// Is it being read?
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pin.load(SeqCst) > 0
+    }
 }
 
 impl State {
@@ -92,12 +124,18 @@ impl State {
 
     /// Frees the slots of removed epochs, now that their names are gone for good.
     pub(crate) fn settle(&mut self) {
+        self.unsettled = false;
         for slot in std::mem::take(&mut self.leaving) {
             self.slots.release(slot);
         }
-        if self.damaged.is_empty() {
+        if !self.has_unreadable() {
             self.slots.lift();
         }
+    }
+
+    /// Are there epoch files whose pages are not known?
+    pub(crate) fn has_unreadable(&self) -> bool {
+        !self.damaged.is_empty() || self.aside.values().any(|aside| aside.entry.is_err())
     }
 }
 
@@ -110,6 +148,7 @@ impl AppInner {
     ) -> Result<Arc<AppInner>> {
         let dir = apps_dir.join(name);
         let (epochs_dir, pages_dir) = (dir.join("epochs"), dir.join("pages"));
+        let aside_dir = dir.join(ASIDE_DIR);
         let mut lock = None;
         if write {
             disk.create_dir(&dir).map_err(Error::io("create", &dir))?;
@@ -119,7 +158,7 @@ impl AppInner {
         }
         let recorded = check_record(&*disk, &dir, name)?;
         if write {
-            for sub in [&epochs_dir, &pages_dir] {
+            for sub in [&epochs_dir, &pages_dir, &aside_dir] {
                 disk.create_dir(sub).map_err(Error::io("create", sub))?;
             }
             if !recorded {
@@ -131,15 +170,17 @@ impl AppInner {
             disk.sync_dir(&dir).map_err(Error::io("sync", &dir))?;
             disk.sync_dir(apps_dir).map_err(Error::io("sync", apps_dir))?;
             epochs::clean(&*disk, &epochs_dir)?;
+            epochs::clean(&*disk, &aside_dir)?;
         }
         let files = PageFiles::new(disk.clone(), pages_dir);
-        let mut state = epochs::load_all(&*disk, &epochs_dir, name, &files)?;
+        let mut state = epochs::load_all(&*disk, (&epochs_dir, &aside_dir), name, &files)?;
         if write {
             // What an epoch left behind that was not sealed.
             files.shrink(state.slots.shrink());
         }
         let (name, apps_dir) = (name.to_owned(), apps_dir.to_owned());
-        Ok(Arc::new(AppInner { disk, name, epochs_dir, files, apps_dir, state: Mutex::new(state), lock }))
+        let state = Mutex::new(state);
+        Ok(Arc::new(AppInner { disk, name, epochs_dir, aside_dir, files, apps_dir, state, lock }))
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -149,13 +190,6 @@ impl AppInner {
     /// Reads an epoch's file.
     pub(crate) fn load(&self, epoch: u64) -> Result<EpochFile> {
         epochs::load(&*self.disk, &self.epochs_dir, &self.name, epoch)
-    }
-
-    /// A reader is done.
-    pub(crate) fn unpin(&self, epoch: u64) {
-        if let Some(entry) = self.state().epochs.get_mut(&epoch) {
-            entry.pins -= 1;
-        }
     }
 
     pub(crate) fn is_gone(&self) -> bool {

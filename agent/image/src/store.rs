@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     app::AppStore,
+    aside::ASIDE_DIR,
     disk::{Disk, RealDisk},
     error::{Error, Result},
     lock,
@@ -139,7 +140,7 @@ pub(crate) fn retire_app(disk: &dyn Disk, apps_dir: &Path, name: &str) -> Result
 
 /// Removes what an application's directory can contain; fine if it does not exist.
 pub(crate) fn remove_app_dir(disk: &dyn Disk, dir: &Path) -> Result<()> {
-    for sub in ["epochs", "pages", "."] {
+    for sub in ["epochs", ASIDE_DIR, "pages", "."] {
         let sub = if sub == "." { dir.to_path_buf() } else { dir.join(sub) };
         let names = match disk.list(&sub) {
             Err(e) if e.kind() == ErrorKind::NotFound => continue,

@@ -157,18 +157,11 @@ impl EpochSink for Epochs {
         let Ok(app) = self.apps.get(app) else { return Ok(0) };
         // One that is just being taken would come after all.
         let _work = app.work();
-        let sealed = app.store.epochs().into_iter().map(|meta| meta.epoch);
-        let damaged = app.store.damaged().into_iter().map(|bad| bad.epoch);
-        let mut beyond: Vec<u64> = sealed.chain(damaged).filter(|epoch| *epoch > after).collect();
-        beyond.sort_unstable();
-        beyond.dedup();
-        // The newest first: what is left is always a line without a hole.
-        for epoch in beyond.iter().rev() {
-            app.store.remove_epoch(*epoch).map_err(|cause| broken(&cause))?;
-        }
+        let beyond = app.store.set_aside(after).map_err(|cause| broken(&cause))?;
         if let (Some(first), Some(last)) = (beyond.first(), beyond.last()) {
             eprintln!(
-                "holod: {}: epochs {first} to {last} dropped: it went on from {after} on another node",
+                "holod: {}: epochs {first} to {last} put aside: it went on from {after} on another node; `holo epochs {0} \
+                 --aside` lists them",
                 app.name
             );
         }
@@ -185,9 +178,20 @@ impl EpochSink for Epochs {
         // Seen from here the stand-bys are the others.
         along.options.standby.retain(|node| *node != self.apps.node && *node != offered.from);
         along.options.standby.insert(0, offered.from.clone());
+        if offered.epoch == 0 {
+            return Err(bad(&"an epoch without a number"));
+        }
         let app = self.apps.get_or_add(&offered.app).map_err(|failure| unknown(&failure))?;
         if app.instance().is_some() {
             return Err(bad(&"an instance of it lives here"));
+        }
+        // What the cluster knows nothing of (of an earlier run, taken in at the last moment) must not be in the way.
+        if app.store.newest_number() >= offered.epoch {
+            let beyond = app.store.set_aside(offered.epoch - 1).map_err(|cause| broken(&cause))?;
+            eprintln!(
+                "holod: {}: epochs {beyond:?} put aside: node {} goes on without them",
+                app.name, offered.from
+            );
         }
         let import = app.store.begin_import(manifest.to_vec()).map_err(|cause| broken(&cause))?;
         if import.manifest().meta.epoch != offered.epoch {

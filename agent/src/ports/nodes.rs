@@ -6,7 +6,7 @@ use super::instances::Instances;
 use crate::app::{App, Failure, Hooks, epoch_info};
 use crate::apps::Apps;
 use crate::restore;
-use crate::server::Cluster as Orders;
+use crate::server::{Cluster as Orders, From};
 use holo_api::local::{EpochInfo, ErrorKind, NodeInfo, RestoreInfo};
 use holo_cluster::core::{RoleView, Timing};
 use holo_cluster::keys::NodeKeys;
@@ -25,6 +25,10 @@ const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
 const FOLLOW_PATIENCE: Duration = Duration::from_secs(5);
 /// How often acknowledgements of stand-bys are noted beside the epochs.
 const NOTE: Duration = Duration::from_millis(200);
+
+/// What is said where the other nodes did not agree.
+const UNASKED: &str = "; without the consent of its nodes it is not run, since one of them may run it. Where you know that none \
+                       does and none will (they are off, or cut off for good), `holo restore --force` runs it unasked";
 
 /// The cluster as this agent drives it.
 struct Nodes {
@@ -128,18 +132,38 @@ impl Nodes {
     }
 
     /// Runs an application that belongs to the cluster, with the consent of its nodes.
-    fn claim(&self, app: &Arc<App>, epoch: Option<u64>, stdio: Vec<OwnedFd>) -> Result<RestoreInfo, Failure> {
+    fn claim(&self, app: &Arc<App>, from: &From, stdio: Vec<OwnedFd>) -> Result<RestoreInfo, Failure> {
         let name = &app.name;
         let newest = app.store.last().map(|meta| meta.epoch);
-        if epoch.is_some() && epoch != newest {
+        if from.aside.is_some() || from.epoch.is_some_and(|epoch| Some(epoch) != newest) {
             let message = format!(
                 "{name} has stand-bys that hold its newest epoch and would run that; `holo stop {name}` where it runs \
                  ends it, then any epoch can be restored"
             );
             return Err(Failure::new(ErrorKind::Refused, message));
         }
+        let since = Instant::now();
+        // What is parked here goes on as it is.
+        let parked = app.instance();
         self.instances.expect(name, stdio);
-        let claimed = self.cluster()?.claim(name, false, CLAIM_PATIENCE).map_err(failure);
+        let claimed = self.cluster()?.claim(name, from.force, CLAIM_PATIENCE).map_err(|cause| {
+            let mut failure = failure(cause);
+            if !from.force && failure.kind == ErrorKind::Refused {
+                failure.message += UNASKED;
+            }
+            failure
+        });
+        if let (Ok(()), Some((instance, _))) = (&claimed, parked) {
+            return Ok(RestoreInfo {
+                name: name.clone(),
+                epoch: newest.unwrap_or(0),
+                restore_us: since.elapsed().as_micros() as u64,
+                first_instruction_us: since.elapsed().as_micros() as u64,
+                node: self.apps.node.clone(),
+                real_pid: instance.real_pid as u32,
+                remarks: vec!["it was parked here and runs on, from where it was".into()],
+            });
+        }
         follows(if claimed.is_ok() { FOLLOW_PATIENCE } else { Duration::ZERO }, || {
             matches!(self.instances.outcome(name), Some(Ok(_)))
         });
@@ -226,7 +250,7 @@ impl Orders for Nodes {
                 name: node.name,
                 address: node.address,
                 state: node.state.into(),
-                heard_ms: node.heard_ms.unwrap_or(u64::MAX),
+                heard_ms: node.heard_ms,
                 running: node.running,
                 standby: node.standby,
             })
@@ -257,24 +281,26 @@ impl Orders for Nodes {
         Ok(info)
     }
 
-    fn restore(
-        &self,
-        app: &Arc<App>,
-        epoch: Option<u64>,
-        stdio: Vec<OwnedFd>,
-    ) -> Result<RestoreInfo, Failure> {
+    fn restore(&self, app: &Arc<App>, from: &From, stdio: Vec<OwnedFd>) -> Result<RestoreInfo, Failure> {
         let name = &app.name;
-        if let Some((instance, _)) = app.instance() {
-            let message = format!(
-                "{name} runs on this node as process {}; `holo stop {name}` it first",
-                instance.real_pid
-            );
+        let parked = matches!(self.status(name)?, Some(AppStatus { role: RoleView::Fenced { .. }, .. }));
+        if let Some((instance, _)) = app.instance().filter(|_| !(parked && from.force)) {
+            let pid = instance.real_pid;
+            let message = if parked {
+                format!(
+                    "{name} is parked on this node as process {pid}, since its other nodes cannot be asked; it goes on by \
+                     itself when they answer. Where you know that none of them runs it and none will (they are off, or cut \
+                     off for good), `holo restore --force` lets it go on"
+                )
+            } else {
+                format!("{name} runs on this node as process {pid}; `holo stop {name}` it first")
+            };
             return Err(Failure::new(ErrorKind::Refused, message));
         }
         match self.status(name)? {
-            Some(status) if status.role != RoleView::Ended => self.claim(app, epoch, stdio),
+            Some(status) if status.role != RoleView::Ended => self.claim(app, from, stdio),
             known => {
-                let ready = restore::ready(app, epoch, &stdio)?;
+                let ready = restore::ready(app, from.epoch, from.aside, &stdio)?;
                 let standby = app.record().options.standby;
                 if known.is_some() || !standby.is_empty() {
                     self.launch(name, &standby)?;

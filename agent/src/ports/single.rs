@@ -3,7 +3,7 @@
 use crate::app::{App, Failure, epoch_info};
 use crate::apps::Apps;
 use crate::restore;
-use crate::server::Cluster;
+use crate::server::{Cluster, From};
 use holo_api::local::{EpochInfo, ErrorKind, NodeInfo, RestoreInfo};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ impl Cluster for Single {
             name: self.apps.node.clone(),
             address: "local".into(),
             state: "self".into(),
-            heard_ms: 0,
+            heard_ms: Some(0),
             running: self.apps.list().iter().filter_map(runs).collect(),
             standby: Vec::new(),
         }]
@@ -49,13 +49,8 @@ impl Cluster for Single {
         app.checkpoint()
     }
 
-    fn restore(
-        &self,
-        app: &Arc<App>,
-        epoch: Option<u64>,
-        stdio: Vec<OwnedFd>,
-    ) -> Result<RestoreInfo, Failure> {
-        restore::ready(app, epoch, &stdio)?.run(app)
+    fn restore(&self, app: &Arc<App>, from: &From, stdio: Vec<OwnedFd>) -> Result<RestoreInfo, Failure> {
+        restore::ready(app, from.epoch, from.aside, &stdio)?.run(app)
     }
 
     fn stop(&self, app: &Arc<App>) -> Result<(), Failure> {

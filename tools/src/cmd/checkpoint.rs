@@ -4,7 +4,7 @@ use std::io::Write;
 
 use holo_api::local::{EpochInfo, Request};
 
-use crate::args::Named;
+use crate::args::{Epochs, Named};
 use crate::client::{LONG, QUICK, call, pick};
 use crate::error::CliError;
 use crate::paths::Agent;
@@ -39,22 +39,22 @@ fn pages(count: u64) -> String {
     if count == 1 { "1 page".to_owned() } else { format!("{count} pages") }
 }
 
-pub(super) fn list(args: &Named, agent: &Agent) -> Result<u8, CliError> {
+pub(super) fn list(args: &Epochs, agent: &Agent) -> Result<u8, CliError> {
     // Epochs are there to be listed after the agent and the whole node died.
     daemon::ensure(agent)?;
-    let request = Request::Epochs { name: args.name.clone() };
+    let request = Request::Epochs { name: args.name.clone(), aside: args.aside };
     let epochs = call(&agent.socket, &request, QUICK, pick!(Epochs))?;
     if args.json {
         json::print(&epochs.iter().map(json::Epoch::from).collect::<Vec<_>>())?;
     } else {
-        write!(std::io::stdout().lock(), "{}", table(&epochs))?;
+        write!(std::io::stdout().lock(), "{}", table(&epochs, args.aside))?;
     }
     Ok(0)
 }
 
-fn table(epochs: &[EpochInfo]) -> Table {
+fn table(epochs: &[EpochInfo], aside: bool) -> Table {
     use Align::{Left, Right};
-    let mut table = Table::new(&[
+    let mut columns = vec![
         ("EPOCH", Right),
         ("AT", Left),
         ("SEALED", Left),
@@ -69,14 +69,18 @@ fn table(epochs: &[EpochInfo]) -> Table {
         ("WRITTEN", Right),
         ("ENGINE", Left),
         ("BY KIND", Left),
-    ]);
+    ];
+    if aside {
+        columns.insert(0, ("ASIDE", Right));
+    }
+    let mut table = Table::new(&columns);
     for epoch in epochs {
         let kinds: Vec<String> = epoch
             .bytes_by_kind
             .iter()
             .map(|(kind, bytes)| format!("{kind} {}", human::bytes(*bytes)))
             .collect();
-        table.row(vec![
+        let mut row = vec![
             epoch.epoch.to_string(),
             epoch.at.clone(),
             if epoch.sealed { "yes" } else { "no" }.to_owned(),
@@ -91,7 +95,11 @@ fn table(epochs: &[EpochInfo]) -> Table {
             human::bytes(epoch.bytes_sent),
             epoch.engine.clone(),
             human::list(&kinds),
-        ]);
+        ];
+        if aside {
+            row.insert(0, epoch.aside_unix_ms.unwrap_or(0).to_string());
+        }
+        table.row(row);
     }
     table
 }

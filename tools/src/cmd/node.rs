@@ -45,7 +45,11 @@ pub(super) fn table(nodes: &[NodeInfo]) -> Table {
         ("STANDBY", Left),
     ]);
     for node in nodes {
-        let heard = if node.state == "self" { "-".to_owned() } else { human::millis(node.heard_ms) };
+        let heard = if node.state == "self" {
+            "-".to_owned()
+        } else {
+            node.heard_ms.map_or("never".to_owned(), human::millis)
+        };
         table.row(vec![
             node.name.clone(),
             node.state.clone(),

@@ -14,7 +14,8 @@ use crate::{human, json};
 pub(super) fn restore(args: &Restore, agent: &Agent) -> Result<u8, CliError> {
     // It must work after every process of the application and the agent were killed.
     daemon::ensure(agent)?;
-    let request = Request::Restore { name: args.name.clone(), epoch: args.epoch, attach: args.attach };
+    let (name, epoch, aside) = (args.name.clone(), args.epoch, args.aside);
+    let request = Request::Restore { name, epoch, aside, force: args.force, attach: args.attach };
     if args.attach {
         return attach(&request, agent);
     }

@@ -139,6 +139,7 @@ pub fn app() -> AppInfo {
 
 pub fn epoch() -> EpochInfo {
     EpochInfo {
+        aside_unix_ms: None,
         epoch: 7,
         at: "2026-01-02T03:04:05Z".into(),
         sealed: true,

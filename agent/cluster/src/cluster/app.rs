@@ -46,6 +46,8 @@ pub(super) struct App {
     /// Counts the orders that park the instance: an order to resume that is older than the last is void.
     pub(super) parks: AtomicU64,
     pub(super) unfencing: Mutex<()>,
+    /// Epochs that could not be put aside, and when to try again.
+    pub(super) aside_again: Mutex<Option<(Instant, EpochRef)>>,
 }
 
 struct State {
@@ -140,6 +142,7 @@ impl App {
             cut: Condvar::new(),
             parks: AtomicU64::new(0),
             unfencing: Mutex::new(()),
+            aside_again: Mutex::new(None),
         });
         app.step(shared, Event::Tick);
         let spawn = |what: &str, body: fn(&Arc<App>, &Arc<Shared>)| {
@@ -371,7 +374,8 @@ impl App {
     /// May this epoch of a peer be sealed? Notes whose it is.
     pub(super) fn before_seal(&self, shared: &Shared, at: EpochRef) -> bool {
         let mut state = self.state.lock();
-        state.core.accepts(at) && self.note_span(shared, &mut state, at)
+        // Of a run that another one has taken the place of, nothing more is sealed.
+        !self.is_gone() && state.core.accepts(at) && self.note_span(shared, &mut state, at)
     }
 
     /// It is durable now: may it be acknowledged?

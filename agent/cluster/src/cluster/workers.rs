@@ -16,6 +16,9 @@ use parking_lot::{Condvar, Mutex};
 use super::{Shared, app::App};
 use crate::core::{Event, RoleView};
 
+/// Before what could not be put aside is tried again.
+const ASIDE_PAUSE: Duration = Duration::from_secs(1);
+
 /// Short orders to the instance.
 #[derive(Debug, PartialEq)]
 pub(super) enum Control {
@@ -72,6 +75,9 @@ impl App {
             thread::sleep(Duration::from_millis(shared.timing.tick_ms));
             if !self.is_gone() {
                 self.step(shared, Event::Tick);
+                if let Some((_, base)) = self.aside_again.lock().take_if(|(due, _)| Instant::now() >= *due) {
+                    self.long.push(Long::SetAside { base });
+                }
             }
         }
     }
@@ -136,7 +142,11 @@ impl App {
                 Long::AbortPrepare => ports.apps.abort_prepare(&self.name),
                 Long::SetAside { base } => match ports.sink.set_aside(&self.name, base.epoch) {
                     Ok(newest) => self.newest_is(shared, newest),
-                    Err(e) => shared.log(&format!("{}: cannot put aside old epochs: {e}", self.name)),
+                    Err(e) => {
+                        shared.log(&format!("{}: cannot put aside old epochs yet: {e}", self.name));
+                        // Until then nothing newer is taken.
+                        *self.aside_again.lock() = Some((Instant::now() + ASIDE_PAUSE, base));
+                    }
                 },
                 Long::FinalEpoch { to, attempt } => {
                     // An order to resume that was given before is either done now or will see that it is void.

@@ -55,14 +55,14 @@ impl Candidate {
 }
 
 impl AppCore {
-    /// Becomes a candidate with this many votes needed.
-    pub(super) fn stand(&mut self, now_ms: u64, needed: usize) {
+    /// Becomes a candidate with this many votes needed, for an incarnation so far above the last.
+    pub(super) fn stand(&mut self, now_ms: u64, needed: usize, step: u64) {
         self.drop_switching();
         let Role::Standby(standby) = &self.role else { return };
         let mut votes = vec![0; self.members()];
         votes[self.me as usize] = now_ms;
         let candidate = Candidate {
-            term: self.record.promised.max(self.record.incarnation) + 1,
+            term: self.record.promised.max(self.record.incarnation) + step,
             stage: Stage::Canvass,
             votes,
             needed,

@@ -56,6 +56,9 @@ use owner::Owner;
 use standby::Standby;
 use switch::Attempt;
 
+/// More incarnations than an application reaches while its nodes do not hear each other.
+const FORCED_STEP: u64 = 1 << 20;
+
 /// The failover state of one application on one node.
 #[derive(Debug)]
 pub struct AppCore {
@@ -307,6 +310,13 @@ impl AppCore {
             self.role = Role::Standby(Standby::default());
             self.note("the instance is gone; waiting for a successor");
         }
+    }
+
+    /// Between the last incarnation known and one that the operator forces. Another node may run the application against
+    /// his word, as an incarnation that was reached by steps of one: it must not be the same one, or neither would give way
+    /// when they hear each other.
+    fn forced_step(&self) -> u64 {
+        FORCED_STEP + u64::from(self.me)
     }
 
     fn members(&self) -> usize {

@@ -317,8 +317,9 @@ impl AppCore {
         }
         owner.fenced = false;
         owner.reclaim = None;
-        let term = owner.seen_promised.max(self.record.promised) + 1;
+        let seen = owner.seen_promised;
         owner.evidence.fill(0);
+        let term = seen.max(self.record.promised) + self.forced_step();
         self.record.incarnation = term;
         self.record.promised = term;
         self.record.promised_to = Some(self.me);

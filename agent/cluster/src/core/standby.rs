@@ -123,12 +123,13 @@ impl AppCore {
         }
         let alone = self.members() == 1;
         match claim {
-            Some(claim) if claim.force || alone => self.stand(now_ms, 1),
-            Some(_) if self.silent(now_ms) => self.stand(now_ms, self.majority()),
+            Some(claim) if claim.force => self.stand(now_ms, 1, self.forced_step()),
+            Some(_) if alone => self.stand(now_ms, 1, 1),
+            Some(_) if self.silent(now_ms) => self.stand(now_ms, self.majority(), 1),
             Some(_) => {}
             None if alone || self.record.ended || !self.silent(now_ms) => {}
-            None if lost => self.stand(now_ms, self.majority()),
-            None if self.heard.eligible && self.caught_up() => self.stand(now_ms, self.votes_needed()),
+            None if lost => self.stand(now_ms, self.majority(), 1),
+            None if self.heard.eligible && self.caught_up() => self.stand(now_ms, self.votes_needed(), 1),
             None => {}
         }
     }

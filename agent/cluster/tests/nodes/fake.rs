@@ -146,6 +146,7 @@ pub struct Store {
     puts: AtomicUsize,
     damaged: AtomicBool,
     refusing: AtomicBool,
+    keeping: AtomicBool,
 }
 
 fn key_of(block: &[u8], serial: u64) -> Key {
@@ -203,6 +204,11 @@ impl Store {
         self.damaged.store(on, Ordering::Relaxed);
     }
 
+    /// Nothing can be put aside.
+    pub fn keep_all(&self, on: bool) {
+        self.keeping.store(on, Ordering::Relaxed);
+    }
+
     pub fn refuse(&self, on: bool) {
         self.refusing.store(on, Ordering::Relaxed);
     }
@@ -252,6 +258,9 @@ impl EpochSink for StorePort {
     }
 
     fn set_aside(&self, app: &str, after: u64) -> Result<u64, StoreError> {
+        if self.0.keeping.load(Ordering::Relaxed) {
+            return Err(error("told to fail", true));
+        }
         self.0.epochs.lock().unwrap().retain(|(a, e), _| a != app || *e <= after);
         Ok(self.0.newest_of(app))
     }

@@ -213,3 +213,49 @@ fn alone_restore_is_an_order() {
     a.until("runs", |n: &Node| n.apps.running("app"));
     assert_eq!(a.apps.started_from("app"), Some(1));
 }
+
+/// The operator was wrong: the other node did run it. When they hear each other, one gives way; not none, not both.
+#[test]
+fn a_forced_owner_and_another_do_not_stay_two() {
+    let mut set = Set::new(&["a", "b"]);
+    let (a, b) = (set.start("a"), set.start("b"));
+    a.launch("app", &["b"]);
+    a.epoch("app", 1, 5);
+    a.sealed("app", 1);
+    b.until("eligible", |n| n.status("app").role == RoleView::Standby { eligible: true });
+    set.mute("a", true);
+    b.until("took over", |n| n.apps.running("app"));
+    b.epoch("app", 2, 5);
+    a.until("parked", |n| !n.apps.running("app"));
+    a.handle().claim("app", true, LONG).unwrap();
+    a.until("runs", |n| n.apps.running("app"));
+    set.mute("a", false);
+    b.until("gave way", |n| !n.apps.found_instance("app"));
+    assert!(a.apps.running("app"), "nobody runs it");
+    b.until("put its own epochs aside", |n| n.store.sealed("app") == [1]);
+    a.epoch("app", 2, 5);
+    a.sealed("app", 2);
+    assert_eq!(b.store.content("app", 2), a.store.content("app", 2));
+}
+
+/// A disk that cannot put epochs aside at first: the stand-by takes the new line when it can.
+#[test]
+fn what_cannot_be_put_aside_is_tried_again() {
+    let mut set = Set::new(&["a", "b"]);
+    let (a, b) = (set.start("a"), set.start("b"));
+    a.launch("app", &["b"]);
+    a.epoch("app", 1, 5);
+    a.sealed("app", 1);
+    b.until("eligible", |n| n.status("app").role == RoleView::Standby { eligible: true });
+    a.store.keep_all(true);
+    set.mute("a", true);
+    b.until("took over", |n| n.apps.running("app"));
+    a.store.make("app", 2, 5);
+    a.handle().announce_epoch("app", 2).unwrap();
+    b.epoch("app", 2, 3);
+    set.mute("a", false);
+    a.until("cannot put it aside", |n| n.logged("cannot put aside old epochs yet"));
+    a.store.keep_all(false);
+    b.until("sealed on a", |n| n.status("app").sealed_at == [("a".to_owned(), 2)]);
+    assert_eq!(a.store.content("app", 2), b.store.content("app", 2));
+}

@@ -57,6 +57,8 @@ pub trait Disk: Debug + Send + Sync {
     fn create(&self, path: &Path, fresh: bool) -> io::Result<Arc<dyn DiskFile>>;
     /// Renames a file or directory, replacing a file.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file a second name; fails if that exists, or where files have one name only.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     /// Removes an empty directory.

@@ -228,7 +228,8 @@ impl State {
             Inode::Dir { now, .. } => now.values().copied().collect(),
             Inode::File { .. } => Vec::new(),
         };
-        self.inodes.values().flat_map(named).filter_map(|id| self.inodes.get(&id)).map(length).sum()
+        let named: BTreeSet<u64> = self.inodes.values().flat_map(named).collect();
+        named.iter().filter_map(|id| self.inodes.get(id)).map(length).sum()
     }
 
     fn names(&self, dir: u64) -> io::Result<&BTreeMap<String, u64>> {
@@ -418,6 +419,18 @@ impl Disk for SimDisk {
         let ((from_dir, from), (to_dir, to)) = (state.split(from)?, state.split(to)?);
         let inode = state.names_mut(from_dir)?.remove(&from).ok_or(ErrorKind::NotFound)?;
         state.names_mut(to_dir)?.insert(to, inode);
+        answer
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let answer = state.late_step()?;
+        let inode = state.find(from)?;
+        let (dir, name) = state.split(to)?;
+        if state.names(dir)?.contains_key(&name) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        state.names_mut(dir)?.insert(name, inode);
         answer
     }
 

@@ -1,14 +1,10 @@
 //! Goal: whatever operation fails or is the last before a power loss, every epoch that was sealed before is
-//! there and whole, and the one that was being sealed is whole or absent.
+//! there and whole, and the one that was being sealed is whole or absent. What is put aside is at no time in no place.
 //! Method: a life of a store (epochs with shared and own pages, retention, remarks, a broken and a whole
-//! import) is run once for every operation in it and every fault, then the store is opened on what a restart
+//! import, lines that are put aside and whose numbers come again) is run once for every operation in it and every fault, then the store is opened on what a restart
 //! finds, compared, written on, and compared again.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io::ErrorKind,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io::ErrorKind, time::Duration};
 
 use super::{Content, memory, open};
 use crate::{
@@ -19,17 +15,62 @@ use crate::{
 /// What is known about the store from the answers that it gave.
 #[derive(Default)]
 struct Known {
-    sealed: BTreeSet<u64>,
+    sealed: BTreeSet<Made>,
     /// May be there or not: sealing or removing failed.
-    unsure: BTreeSet<u64>,
+    unsure: BTreeSet<Made>,
+    /// Put aside.
+    aside: BTreeSet<Made>,
+    /// Among the epochs or put aside: that failed.
+    somewhere: BTreeSet<Made>,
 }
+
+/// Number and content.
+type Made = (u64, u64);
 
 impl Known {
     fn epoch(&mut self, epoch: u64, outcome: Result<()>) -> Result<()> {
+        self.made((epoch, epoch), outcome)
+    }
+
+    fn made(&mut self, made: Made, outcome: Result<()>) -> Result<()> {
         let set = if outcome.is_ok() { &mut self.sealed } else { &mut self.unsure };
-        set.insert(epoch);
+        set.insert(made);
         outcome
     }
+
+    /// Tries twice, as the cluster does.
+    fn set_aside(&mut self, app: &AppStore, after: u64, now_ms: u64) {
+        let beyond: BTreeSet<Made> =
+            self.sealed.union(&self.somewhere).filter(|(epoch, _)| *epoch > after).copied().collect();
+        self.sealed.retain(|made| !beyond.contains(made));
+        self.somewhere.retain(|made| !beyond.contains(made));
+        let done = (0..2).any(|_| app.set_aside_at(after, now_ms).is_ok());
+        let set = if done { &mut self.aside } else { &mut self.somewhere };
+        set.extend(beyond);
+        if done {
+            assert!(app.epochs().iter().all(|meta| meta.epoch <= after));
+        }
+    }
+
+    /// Drops all but the newest of what was put aside. Removal is not promised, only that nothing else is lost.
+    fn retain_aside(&mut self, app: &AppStore, keep_count: usize) {
+        let there = made_aside(app);
+        let keep = Retention { keep_count, keep_age: Duration::from_secs(3600) };
+        let _ = app.retain_aside_at(&keep, 1000);
+        for made in &there[..there.len().saturating_sub(keep_count)] {
+            self.aside.remove(made);
+            self.somewhere.remove(made);
+            self.unsure.insert(*made);
+        }
+    }
+}
+
+fn made(app: &AppStore) -> Vec<Made> {
+    app.epochs().iter().map(|meta| (meta.epoch, meta.at_unix_ns)).collect()
+}
+
+fn made_aside(app: &AppStore) -> Vec<Made> {
+    app.aside().iter().map(|aside| (aside.epoch, aside.meta.as_ref().unwrap().at_unix_ns)).collect()
 }
 
 /// A manifest and pages out of another store.
@@ -65,8 +106,8 @@ fn live(disk: &SimDisk, foreign: &(Vec<u8>, Vec<(PageKey, Vec<u8>)>)) -> Known {
         let keep = Retention { keep_count: 2, keep_age: Duration::ZERO };
         let sealed: Vec<_> = app.epochs().iter().map(|meta| (meta.epoch, meta.at_unix_ns)).collect();
         for epoch in keep.doomed(&sealed, 1000) {
-            known.sealed.remove(&epoch);
-            known.unsure.insert(epoch);
+            known.sealed.remove(&(epoch, epoch));
+            known.unsure.insert((epoch, epoch));
         }
         let _ = app.retain_at(&keep, 1000);
     }
@@ -77,9 +118,23 @@ fn live(disk: &SimDisk, foreign: &(Vec<u8>, Vec<(PageKey, Vec<u8>)>)) -> Known {
         let _ = writer.put_memory(1, 0, &memory(&[1, 600, 601]));
     }
     let _ = known.epoch(7, Content::of(7).write(&app, 7));
+    // Other epochs with the same numbers, twice.
+    for line in [40, 50] {
+        known.set_aside(&app, 3, line);
+        for epoch in 4..=6 {
+            let _ = known.made((epoch, line + epoch), Content::of(line + epoch).write(&app, epoch));
+        }
+    }
+    known.retain_aside(&app, 4);
+    let _ = known.epoch(8, Content::of(8).write(&app, 8));
     // What the same process sees is what it was told.
+    let found = made(&app);
     for epoch in &known.sealed {
-        assert!(app.epochs().iter().any(|meta| meta.epoch == *epoch), "{epoch} is not visible");
+        assert!(found.contains(epoch), "{epoch:?} is not visible, {found:?} are");
+    }
+    let found = made_aside(&app);
+    for epoch in &known.aside {
+        assert!(found.contains(epoch), "{epoch:?} is not to be seen aside, {found:?} are");
     }
     known
 }
@@ -87,31 +142,48 @@ fn live(disk: &SimDisk, foreign: &(Vec<u8>, Vec<(PageKey, Vec<u8>)>)) -> Known {
 fn check(disk: &SimDisk, known: &Known) {
     let (_store, app) = open(disk).unwrap();
     assert!(app.damaged().is_empty(), "{:?}", app.damaged());
-    let found: BTreeMap<_, _> = app.epochs().into_iter().map(|meta| (meta.epoch, meta)).collect();
+    let (found, aside) = (made(&app), made_aside(&app));
     let whole = |skip: u64| {
-        for epoch in found.keys().filter(|epoch| **epoch != skip) {
-            Content::of(*epoch).assert_in(&app, *epoch);
+        for (epoch, seed) in found.iter().filter(|(epoch, _)| *epoch != skip) {
+            Content::of(*seed).assert_in(&app, *epoch);
+        }
+        for there in app.aside() {
+            let reader = app.open_aside(there.aside_unix_ms, there.epoch).unwrap();
+            Content::of(reader.meta().at_unix_ns).assert_is(&reader, there.epoch);
         }
     };
     for epoch in &known.sealed {
-        assert!(found.contains_key(epoch), "epoch {epoch} is lost, {:?} are there", found.keys());
+        assert!(found.contains(epoch), "epoch {epoch:?} is lost, {found:?} are there");
     }
-    for epoch in found.keys() {
-        assert!(
-            known.sealed.contains(epoch) || known.unsure.contains(epoch),
-            "epoch {epoch} was never written"
-        );
+    for epoch in &known.aside {
+        assert!(aside.contains(epoch), "epoch {epoch:?} is lost, {aside:?} are aside");
+    }
+    for epoch in &known.somewhere {
+        assert!(found.contains(epoch) || aside.contains(epoch), "epoch {epoch:?} is lost");
+    }
+    for epoch in found.iter().chain(&aside) {
+        let sets = [&known.sealed, &known.unsure, &known.aside, &known.somewhere];
+        assert!(sets.iter().any(|set| set.contains(epoch)), "epoch {epoch:?} was never written");
     }
     whole(0);
     // What is written next must not touch what is there.
     Content::of(20).write(&app, 20).unwrap();
     whole(0);
     Content::of(20).assert_in(&app, 20);
-    if let Some(first) = found.keys().next() {
+    if let Some((first, _)) = found.first() {
         app.remove_epoch(*first).unwrap();
         Content::of(21).write(&app, 21).unwrap();
         whole(*first);
     }
+    // Nor what is put aside and dropped there.
+    app.set_aside(19).unwrap();
+    assert!(app.last().is_none_or(|meta| meta.epoch < 20));
+    Content::of(22).write(&app, 22).unwrap();
+    whole(found.first().map_or(0, |(first, _)| *first));
+    app.retain_aside_at(&Retention { keep_count: 0, keep_age: Duration::ZERO }, 0).unwrap();
+    assert!(app.aside().is_empty());
+    Content::of(23).write(&app, 23).unwrap();
+    whole(found.first().map_or(0, |(first, _)| *first));
 }
 
 fn faults_everywhere(fault: Fault) {
@@ -119,7 +191,8 @@ fn faults_everywhere(fault: Fault) {
     let whole = SimDisk::default();
     let known = live(&whole, &foreign);
     let all = whole.steps();
-    assert_eq!(known.sealed, BTreeSet::from([3, 4, 5, 7]));
+    assert_eq!(known.sealed, BTreeSet::from([(3, 3), (4, 54), (5, 55), (6, 56), (8, 8)]));
+    assert_eq!(known.aside, BTreeSet::from([(7, 7), (4, 44), (5, 45), (6, 46)]));
     assert!(all > 80, "{all} steps: the life is too short");
     for step in 0..all {
         let disk = SimDisk::default();

@@ -15,6 +15,8 @@ use std::sync::Arc;
 /// Content of an epoch, as numbers: a page for each, 0 for the zero page.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Content {
+    /// What it was made from; also the time of the epoch.
+    pub(crate) seed: u64,
     pub(crate) pages: Vec<u64>,
     pub(crate) blob: Vec<u8>,
 }
@@ -22,12 +24,17 @@ pub(crate) struct Content {
 impl Content {
     /// Content that differs from epoch to epoch and shares some pages with those around.
     pub(crate) fn of(epoch: u64) -> Content {
+        let seed = epoch;
         let pages = (0..12).map(|i| match i {
             0..4 => i,
             4..8 => 100 + (epoch + i) / 3,
             _ => 1000 * epoch + i,
         });
-        Content { pages: pages.collect(), blob: memory(&[7, 0, epoch])[..2 * PAGE_BYTES + 100].to_vec() }
+        Content {
+            seed,
+            pages: pages.collect(),
+            blob: memory(&[7, 0, epoch])[..2 * PAGE_BYTES + 100].to_vec(),
+        }
     }
 
     pub(crate) fn write(&self, app: &AppStore, epoch: u64) -> Result<()> {
@@ -35,7 +42,7 @@ impl Content {
         writer.put_memory(1, 0x10000, &memory(&self.pages))?;
         let blob = writer.put_blob(&mut &self.blob[..])?;
         writer.put_section("file", 1, wire::encode(&blob, Kind::STATE).unwrap())?;
-        writer.seal(EpochMeta { at_unix_ns: epoch, ..EpochMeta::default() })?;
+        writer.seal(EpochMeta { at_unix_ns: self.seed, ..EpochMeta::default() })?;
         Ok(())
     }
 
@@ -50,7 +57,11 @@ impl Content {
     }
 
     pub(crate) fn assert_in(&self, app: &AppStore, epoch: u64) {
-        let (pages, blob) = Content::read(&app.open_epoch(epoch).unwrap()).unwrap();
+        self.assert_is(&app.open_epoch(epoch).unwrap(), epoch);
+    }
+
+    pub(crate) fn assert_is(&self, reader: &EpochReader, epoch: u64) {
+        let (pages, blob) = Content::read(reader).unwrap();
         assert!(pages == memory(&self.pages), "memory of epoch {epoch}");
         assert!(blob == self.blob, "file of epoch {epoch}");
     }
