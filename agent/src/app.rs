@@ -11,6 +11,7 @@
 
 use crate::config::Config;
 use crate::dump;
+use crate::ended;
 use crate::fence::Fence;
 use crate::guard::Guard;
 use crate::record::{Instance, Record, start_time};
@@ -213,7 +214,7 @@ impl App {
         self.inner.lock().standby_of = owner;
     }
 
-    /// Notes why the instance here is parked; none: it is not.
+    /// Notes why the instance here is parked, or where it ended; none: neither.
     pub fn set_parked(&self, why: Option<String>) {
         self.inner.lock().parked = why;
     }
@@ -234,6 +235,8 @@ impl App {
         inner.standby_of = None;
         inner.parked = None;
         inner.exit = None;
+        inner.record.ended.clear();
+        inner.record.exited = false;
         drop(inner);
         self.save();
         let app = Arc::clone(self);
@@ -254,7 +257,7 @@ impl App {
             } else {
                 due.saturating_duration_since(Instant::now())
             };
-            if pidfd.as_ref().is_none_or(|pidfd| ended(pidfd, wait)) {
+            if pidfd.as_ref().is_none_or(|pidfd| wait_end(pidfd, wait)) {
                 break;
             }
             if self.inner.lock().incarnation != incarnation {
@@ -268,15 +271,22 @@ impl App {
                 due = (due + every).max(Instant::now());
             }
         }
-        let status = keeper
+        let told = pidfd.as_ref().and_then(|pidfd| ended::status(pidfd, pid));
+        let kept = keeper
             .and_then(|mut keeper| keeper.wait().ok())
             .map(std::os::unix::process::ExitStatusExt::into_raw);
-        if let Some(status) = status.filter(|status| *status != 0) {
-            eprintln!("holod: {}: process {pid} ended, wait status {status:#x}", self.name);
-        }
         let mut inner = self.inner.lock();
+        let noted = inner.page.as_ref().filter(|_| inner.incarnation == incarnation);
+        let noted = noted.and_then(|page| page.exit_code()).map(|code| i32::from(code) << 8);
+        let status = told.or(noted).or(kept);
         if inner.incarnation == incarnation {
             inner.exit = Some(status.unwrap_or(0));
+            if inner.killed != incarnation {
+                let how = ended::text(pid, &self.name, status);
+                eprintln!("holod: {}: {how}", self.name);
+                inner.record.ended = how;
+                inner.record.exited = status.is_some_and(|status| libc::WIFEXITED(status));
+            }
             if let Some(instance) = inner.record.instance.take() {
                 let _ = std::fs::remove_file(&instance.page);
             }
@@ -379,6 +389,8 @@ impl App {
             (None, Some(_)) => AppState::Standby,
             (None, None) => AppState::Stopped,
         };
+        let ended = Some(&inner.record.ended).filter(|how| !how.is_empty() && alive.is_none());
+        let ended = ended.filter(|_| inner.standby_of.is_none());
         let node = match (&alive, &inner.standby_of) {
             (None, Some(owner)) => owner.clone(),
             _ => self.node.clone(),
@@ -386,7 +398,7 @@ impl App {
         AppInfo {
             name: self.name.clone(),
             state,
-            reasons: inner.parked.iter().chain(&inner.reasons).cloned().collect(),
+            reasons: inner.parked.iter().chain(&inner.reasons).chain(ended).cloned().collect(),
             node,
             epoch: last.as_ref().map_or(0, |meta| meta.epoch),
             lag_ms: last.as_ref().map_or(0, |meta| now_ns().saturating_sub(meta.at_unix_ns) / 1_000_000),
@@ -406,7 +418,7 @@ impl App {
 }
 
 /// Waits for a process to end, at most `wait`.
-fn ended(pidfd: &OwnedFd, wait: Duration) -> bool {
+fn wait_end(pidfd: &OwnedFd, wait: Duration) -> bool {
     let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let ms = wait.as_millis().min(i32::MAX as u128) as i32;
     // SAFETY: one descriptor.

@@ -2,6 +2,7 @@
 
 use crate::app::{App, Failure, Hooks, HooksCell, Paths, now_ns};
 use crate::config::Config;
+use crate::ended;
 use crate::guard::Guard;
 use crate::join;
 use crate::record::{Instance, Record, start_time};
@@ -145,7 +146,18 @@ impl Apps {
             .store
             .app(&name)
             .map_err(|cause| Failure::new(ErrorKind::BadImage, format!("{name}: {cause}")))?;
-        let found = record.instance.take().filter(|at| start_time(at.real_pid) == Some(at.started));
+        let known = record.instance.take();
+        let lives = |at: &Instance| start_time(at.real_pid) == Some(at.started);
+        let (found, gone) = match known {
+            Some(at) if lives(&at) => (Some(at), None),
+            gone => (None, gone),
+        };
+        // It told itself if it exited. Otherwise it was killed, most likely with all of this node.
+        let exit_code = gone.as_ref().and_then(|at| Page::open(&at.page).ok()?.exit_code());
+        if let (Some(at), Some(code)) = (&gone, exit_code) {
+            record.ended = ended::text(at.real_pid, &name, Some(i32::from(code) << 8));
+            record.exited = true;
+        }
         let (paths, config, node) = (self.paths.clone(), self.config.clone(), self.node.clone());
         let app = App::new(record, store, paths, config, node, self.guard.clone(), self.hooks.clone());
         if let Some(instance) = found {
@@ -157,6 +169,10 @@ impl Apps {
                     instance.page.display()
                 ),
             }
+        }
+        if let Some(gone) = gone {
+            app.change_record(|_| {});
+            let _ = fs::remove_file(&gone.page);
         }
         self.all.lock().insert(name, Arc::clone(&app));
         Ok(app)
@@ -245,6 +261,8 @@ impl Apps {
             record.argv = argv;
             record.run = run;
             record.instance = None;
+            record.ended.clear();
+            record.exited = false;
         });
         self.announced.lock().insert(run, (name.clone(), pid));
         Ok((name, run))

@@ -18,6 +18,7 @@ pub mod app;
 pub mod apps;
 pub mod config;
 pub mod dump;
+mod ended;
 pub mod fence;
 pub mod files;
 pub mod graph;

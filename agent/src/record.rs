@@ -1,13 +1,14 @@
 //! What of an application survives the agent: its options and where it runs, one small file each.
 
 use holo_api::local::AppOptions;
-use holo_image::wire::{self, Kind};
+use holo_image::wire::{self, Kind, WireError};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-const RECORD: Kind = Kind::new(33, 1);
+const RECORD: Kind = Kind::new(33, 2);
+const RECORD_1: Kind = Kind::new(33, 1);
 const RECORD_BYTES_MAX: u64 = 16 << 20;
 
 /// A process of an application.
@@ -36,6 +37,31 @@ pub struct Record {
     pub instance: Option<Instance>,
     /// Launch: a new one whenever the application is started anew, not when it is restored.
     pub run: u64,
+    /// How the last instance ended, for people; empty: by order, or it has not.
+    pub ended: String,
+    /// It exited, by itself: nobody may run it but by order.
+    pub exited: bool,
+}
+
+/// Version 1.
+#[derive(Deserialize)]
+struct Record1 {
+    name: String,
+    options: AppOptions,
+    argv: Vec<Vec<u8>>,
+    instance: Option<Instance>,
+    run: u64,
+}
+
+fn decode(bytes: &[u8]) -> Result<Record, WireError> {
+    match wire::decode(bytes, RECORD, RECORD_BYTES_MAX) {
+        Err(WireError::OlderVersion { .. }) => {
+            let Record1 { name, options, argv, instance, run } =
+                wire::decode(bytes, RECORD_1, RECORD_BYTES_MAX)?;
+            Ok(Record { name, options, argv, instance, run, ended: String::new(), exited: false })
+        }
+        record => record,
+    }
 }
 
 impl Record {
@@ -67,9 +93,10 @@ impl Record {
             if path.extension().is_none_or(|extension| extension != "app") {
                 continue;
             }
-            match fs::read(&path).map_err(|cause| cause.to_string()).and_then(|bytes| {
-                wire::decode::<Self>(&bytes, RECORD, RECORD_BYTES_MAX).map_err(|cause| cause.to_string())
-            }) {
+            match fs::read(&path)
+                .map_err(|cause| cause.to_string())
+                .and_then(|bytes| decode(&bytes).map_err(|cause| cause.to_string()))
+            {
                 Ok(record) if holo_image::check_app_name(&record.name).is_ok() => out.push(record),
                 Ok(_) => eprintln!("holod: {}: not a name for an application; ignored", path.display()),
                 Err(cause) => eprintln!("holod: {}: {cause}; ignored, its epochs are kept", path.display()),
@@ -119,6 +146,15 @@ mod tests {
         Record::remove(&dir, "a").unwrap();
         assert!(Record::load_all(&dir).unwrap().is_empty());
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_record_of_version_1_is_read() {
+        let old = ("a", AppOptions::default(), vec![b"x".to_vec()], None::<Instance>, 7u64);
+        let bytes = wire::encode(&old, RECORD_1).unwrap();
+        let new = Record { name: "a".into(), argv: vec![b"x".to_vec()], run: 7, ..Record::default() };
+        assert_eq!(decode(&bytes).unwrap(), new);
+        assert!(decode(&bytes[..bytes.len() - 1]).is_err());
     }
 
     #[test]

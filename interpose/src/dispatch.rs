@@ -2,7 +2,7 @@
 
 use crate::{exec, inodes, signals, socket_waits, start, trace, traps, user, waits};
 use core::sync::atomic::{AtomicU32, Ordering};
-use holo_abi::control::Header;
+use holo_abi::control::{Header, exiting};
 use holo_abi::sysno;
 use holo_sys::gate::{CLASS, PLAIN, Regs, SLOW};
 use holo_sys::tls::tls;
@@ -41,6 +41,7 @@ const SLOW_CALLS: &[i64] = &[
     sysno::recvmmsg,
     sysno::execve,
     sysno::execveat,
+    sysno::exit_group,
     sysno::getppid,
     sysno::getpgrp,
     sysno::getpgid,
@@ -128,6 +129,9 @@ fn decide(regs: &mut Regs) -> Verdict {
         sysno::execve => exec::on_exec(regs, 2),
         sysno::execveat => exec::on_exec(regs, 3),
         sysno::exit_group => {
+            if let Some(page) = start::control().filter(|_| start::is_first()) {
+                page.header.exiting.store(exiting(regs.args[0] as u8), Ordering::Relaxed);
+            }
             trace::write_out();
             Verdict::Forward
         }

@@ -197,3 +197,59 @@ fn force_runs_a_clone_after_the_loss_of_all() {
     goes_on(&cluster.nodes[B]);
     good_end(&app, &cluster.nodes[B]);
 }
+
+/// Its text on a node, and that no process of it is there.
+fn stopped_with(app: &App, node: &Node, text: &str) {
+    wait::until(LIMIT, &format!("`{text}` on {}", node.name), || {
+        let row = app.row(node)?;
+        let said = row["state"] == "stopped" && row["reasons"].to_string().contains(text);
+        (said && row["real_pids"].as_array()?.is_empty()).then_some(())
+    });
+}
+
+/// It is killed by a signal that is not holo's: it stays stopped, with the reason, its epochs stay everywhere, and an order
+/// runs it again on either node.
+#[test]
+fn a_crash_stays_stopped_and_an_order_runs_it_again() {
+    let cluster = cluster(Timing::default());
+    let mut app = start(&cluster, A, &["--standby", "b", "--every", "0"]);
+    goes_on(&cluster.nodes[A]);
+    let reached = progress(&cluster.nodes[A]);
+    let epoch = sealed_on_b(&app, &cluster);
+    let pid = app.real_pids(&cluster.nodes[A])[0];
+    command::run_ok(cluster.nodes[A].command("kill").args(["-SEGV", &pid.to_string()]), ORDER_LIMIT);
+    app.forget();
+    stopped_with(&app, &cluster.nodes[A], "killed by SIGSEGV");
+    stopped_with(&app, &cluster.nodes[B], "ended on node a");
+    std::thread::sleep(Duration::from_secs(3));
+    for node in &cluster.nodes {
+        assert_eq!(app.state(node), "stopped", "run again by itself on {}", node.name);
+        assert_eq!(epochs(node), [epoch]);
+    }
+    app.restore(&cluster.nodes[B], None);
+    assert!(progress(&cluster.nodes[B]) >= reached);
+    goes_on(&cluster.nodes[B]);
+    good_end(&app, &cluster.nodes[B]);
+    stopped_with(&app, &cluster.nodes[B], "exited with status 0");
+}
+
+/// It exits while its agent is down, and the agent is back before the stand-by's patience ends: it has ended.
+#[test]
+fn an_exit_without_an_agent_is_an_end() {
+    let timing = Timing { heartbeat_ms: 100, lease_ms: 5_000, failover_ms: 9_000 };
+    let mut cluster = cluster(timing);
+    let mut app = start(&cluster, A, &["--standby", "b", "--every", "0"]);
+    goes_on(&cluster.nodes[A]);
+    sealed_on_b(&app, &cluster);
+    cluster.nodes[A].kill_agent();
+    std::fs::write(cluster.nodes[A].outside(DIR).join("stop"), b"").expect("stop");
+    assert_eq!(app.wait_exit(LIMIT), 0);
+    cluster.start_agent(A, timing, false);
+    stopped_with(&app, &cluster.nodes[A], "exited with status 0");
+    stopped_with(&app, &cluster.nodes[B], "ended on node a");
+    // Longer than until it would be run again.
+    std::thread::sleep(Duration::from_secs(12));
+    for node in &cluster.nodes {
+        assert_eq!(app.state(node), "stopped", "run again on {}", node.name);
+    }
+}

@@ -82,9 +82,14 @@ fn ordered_switch(who: Who, program: impl Fn(&Cluster) -> Program) {
     for (from, to, name) in [(A, B, "b"), (B, A, "a")] {
         goes_on(&cluster.nodes[from]);
         let reached = progress(&cluster.nodes[from]);
-        command::run_ok(
+        let done = command::run_ok(
             &mut cluster.nodes[from].holo(&["switch", "work", "--to", name, "--json"]),
             ORDER_LIMIT,
+        );
+        let pid = app.real_pids(&cluster.nodes[to])[0];
+        assert!(
+            done.contains(&format!("\"real_pid\": {pid},")) || done.contains(&format!("\"real_pid\":{pid},")),
+            "{done}"
         );
         assert!(progress(&cluster.nodes[to]) >= reached, "a planned switch lost {reached} rounds");
         wait::until(LIMIT, "the new owner shows it", || {

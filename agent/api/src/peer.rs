@@ -390,6 +390,11 @@ pub enum Order {
     },
     /// Move everything away from the receiver.
     Drain,
+    /// What runs at the receiver?
+    Describe {
+        /// Application.
+        app: String,
+    },
 }
 
 /// Answer to an [`Order`].
@@ -410,4 +415,11 @@ pub enum OrderReply {
     Drained(Vec<String>),
     /// Not done.
     Failed(String),
+    /// What runs here.
+    Described {
+        /// Its pid, 0: it does not run here.
+        real_pid: u32,
+        /// What could not be kept when it was recreated.
+        remarks: Vec<String>,
+    },
 }

@@ -15,5 +15,7 @@ mod records;
 pub mod server;
 pub mod tls;
 
-pub use cluster::{AppStatus, Cluster, ClusterConfig, ClusterHandle, NodeStatus, PeerConfig, Switched};
+pub use cluster::{
+    AppStatus, Cluster, ClusterConfig, ClusterHandle, Described, NodeStatus, PeerConfig, Switched,
+};
 pub use error::{ClusterError, LinkError};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use holo_api::peer::Key;
 
-use crate::AppStatus;
+use crate::{AppStatus, Described};
 
 /// Where lines for people go. Never given a secret.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
@@ -50,6 +50,11 @@ pub trait AppPort: Send + Sync + 'static {
     /// Planned switch: park, take a last epoch, seal it in the local store, stay parked; returns its number.
     /// On an error the instance is unparked by the [`AppPort::unfence`] that follows.
     fn final_epoch(&self, app: &str) -> Result<u64, String>;
+
+    /// The instance that runs here, for display; none: there is none.
+    fn describe(&self, _app: &str) -> Option<Described> {
+        None
+    }
 
     /// The cluster's view changed (role, lease, nodes that hold epochs). Must not block.
     fn changed(&self, _app: &str, _status: &AppStatus) {}

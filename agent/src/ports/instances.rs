@@ -4,9 +4,9 @@ use crate::app::{App, Failure};
 use crate::apps::Apps;
 use crate::restore::{self, Ready};
 use holo_api::local::{ErrorKind, RestoreInfo};
-use holo_cluster::AppStatus;
 use holo_cluster::core::RoleView;
 use holo_cluster::ports::AppPort;
+use holo_cluster::{AppStatus, Described};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -183,6 +183,14 @@ impl AppPort for Instances {
         self.app(app)?.last_epoch().map_err(text)
     }
 
+    fn describe(&self, app: &str) -> Option<Described> {
+        let (instance, _) = self.apps.get(app).ok()?.instance()?;
+        let last = self.extra(app, |extra| extra.last.clone());
+        let of_it = last.and_then(Result::ok).filter(|info| info.real_pid == instance.real_pid as u32);
+        let remarks = of_it.map_or_else(Vec::new, |info| info.remarks);
+        Some(Described { real_pid: instance.real_pid as u32, remarks })
+    }
+
     fn changed(&self, app: &str, status: &AppStatus) {
         let found = match self.apps.get_or_add(app) {
             Ok(found) => found,
@@ -197,10 +205,11 @@ impl AppPort for Instances {
             RoleView::Switching { to: member } => {
                 Some(format!("parked: it is handed over to node {}", to(member)))
             }
-            RoleView::Active { .. }
-            | RoleView::Standby { .. }
-            | RoleView::Candidate { .. }
-            | RoleView::Ended => None,
+            RoleView::Ended => {
+                let elsewhere = status.owner.as_ref().filter(|owner| **owner != self.apps.node);
+                elsewhere.map(|owner| format!("it ended on node {owner}"))
+            }
+            RoleView::Active { .. } | RoleView::Standby { .. } | RoleView::Candidate { .. } => None,
         });
         found.set_standby_of(match &status.role {
             RoleView::Standby { .. } | RoleView::Candidate { .. } => {

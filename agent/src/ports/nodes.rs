@@ -97,6 +97,11 @@ pub(super) fn start(keys: &NodeKeys, apps: &Arc<Apps>) -> Result<Arc<dyn Orders>
     let nodes = Arc::new(Nodes { apps: Arc::clone(apps), instances, handle: OnceLock::new() });
     apps.set_hooks(nodes.clone());
     let handle = Cluster::start(config, keys, ports).map_err(failure)?;
+    // What exited while no agent was there, or at its end, is not lost: before anybody runs it again.
+    for app in apps.list().iter().filter(|app| app.record().exited) {
+        // It may be none of the cluster's.
+        let _ = handle.ended(&app.name);
+    }
     let set = nodes.handle.set(handle);
     assert!(set.is_ok(), "the cluster is started once");
     let noting = Arc::clone(&nodes);
@@ -230,14 +235,15 @@ impl Orders for Nodes {
         let app = self.apps.get(name)?;
         let here = switched.node == self.apps.node;
         follows(FOLLOW_PATIENCE, || app.instance().is_some() == here);
+        let run = self.cluster()?.describe(name, &switched.node).unwrap_or_default();
         Ok(RestoreInfo {
             name: name.to_owned(),
             epoch: switched.epoch,
             restore_us: since.elapsed().as_micros() as u64,
             first_instruction_us: switched.pause_us,
             node: switched.node,
-            real_pid: app.instance().map_or(0, |(instance, _)| instance.real_pid as u32),
-            remarks: Vec::new(),
+            real_pid: run.real_pid,
+            remarks: run.remarks,
         })
     }
 

@@ -203,8 +203,23 @@ pub struct Header {
     /// Address of the library's class of each call number, one byte each: a restore that fills
     /// [`Control::inodes`] marks the calls that show inodes there.
     pub class_at: u64,
+    /// See [`exiting`]; set by the process itself in `exit_group`, so that its end is told from a kill also where nobody
+    /// watched.
+    pub exiting: AtomicU32,
     /// Zero.
-    pub reserved: u64,
+    pub reserved: u32,
+}
+
+/// What [`Header::exiting`] says for an exit code: 0 is for a process that has not called `exit_group`.
+#[must_use]
+pub const fn exiting(code: u8) -> u32 {
+    0x100 | code as u32
+}
+
+/// The exit code in [`Header::exiting`].
+#[must_use]
+pub const fn exit_code(exiting: u32) -> Option<u8> {
+    if exiting & 0x100 == 0 { None } else { Some(exiting as u8) }
 }
 
 /// A file that the application knows under another identity than this node's.

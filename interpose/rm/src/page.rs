@@ -139,6 +139,12 @@ impl Page {
         unsafe { &*self.at }
     }
 
+    /// Exit code of a process that called `exit_group`.
+    #[must_use]
+    pub fn exit_code(&self) -> Option<u8> {
+        control::exit_code(self.control().header.exiting.load(Ordering::Relaxed))
+    }
+
     /// A slot.
     #[must_use]
     pub fn slot(&self, index: usize) -> *mut Slot {

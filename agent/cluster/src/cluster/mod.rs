@@ -34,7 +34,7 @@ use crate::{
 };
 use app::{App, Origin};
 use control::Peer;
-pub use types::{AppStatus, ClusterConfig, NodeStatus, PeerConfig, Switched};
+pub use types::{AppStatus, ClusterConfig, Described, NodeStatus, PeerConfig, Switched};
 
 struct Shared {
     timing: Timing,
@@ -388,6 +388,11 @@ impl ClusterHandle {
     /// Planned switch to a node (none: the first stand-by that answers), ordered on any node.
     pub fn switch(&self, app: &str, to: Option<&str>) -> Result<Switched, ClusterError> {
         order::switch(self.shared(), app, to)
+    }
+
+    /// What a node runs of an application; none: nothing, or it does not tell.
+    pub fn describe(&self, app: &str, node: &str) -> Option<Described> {
+        order::describe(self.shared(), app, node)
     }
 
     /// Moves every application off this node and takes no new ones; returns those moved. An error names those

@@ -7,7 +7,7 @@ use std::{
 
 use holo_api::peer::{APP_NAME_BYTES_MAX, Order, OrderReply, Purpose};
 
-use super::{Shared, Switched, app::App};
+use super::{Described, Shared, Switched, app::App};
 use crate::{
     clock::now_ms,
     core::RoleView,
@@ -17,6 +17,9 @@ use crate::{
 
 /// The one who waits hears something at least so often.
 const PROGRESS: Duration = Duration::from_secs(1);
+
+/// Remarks of another node that are passed on.
+const REMARKS_MAX: usize = 256;
 
 pub(super) fn switch(shared: &Arc<Shared>, app: &str, to: Option<&str>) -> Result<Switched, ClusterError> {
     let found = shared.app(app).ok_or_else(|| ClusterError::NoApp(app.to_owned()))?;
@@ -30,7 +33,7 @@ pub(super) fn switch(shared: &Arc<Shared>, app: &str, to: Option<&str>) -> Resul
     match pass_on(shared, &owner, &order)? {
         OrderReply::Switched { node, epoch, pause_us } => Ok(Switched { node, epoch, pause_us }),
         OrderReply::Failed(why) => Err(refused(app, format!("node {owner}: {why}"))),
-        OrderReply::Working | OrderReply::Drained(_) => {
+        OrderReply::Working | OrderReply::Drained(_) | OrderReply::Described { .. } => {
             Err(refused(app, format!("node {owner} gave a strange answer")))
         }
     }
@@ -150,9 +153,26 @@ pub(super) fn drain_node(shared: &Arc<Shared>, node: &str) -> Result<Vec<String>
     match pass_on(shared, node, &Order::Drain)? {
         OrderReply::Drained(apps) => Ok(apps),
         OrderReply::Failed(why) => Err(ClusterError::Config(why)),
-        OrderReply::Working | OrderReply::Switched { .. } => {
+        OrderReply::Working | OrderReply::Switched { .. } | OrderReply::Described { .. } => {
             Err(ClusterError::Config(format!("node {node} gave a strange answer")))
         }
+    }
+}
+
+/// What runs on a node; none: nothing, or it does not tell.
+pub(super) fn describe(shared: &Arc<Shared>, app: &str, node: &str) -> Option<Described> {
+    if node == shared.node() {
+        return shared.ports.apps.describe(app);
+    }
+    match pass_on(shared, node, &Order::Describe { app: app.to_owned() }).ok()? {
+        OrderReply::Described { real_pid, mut remarks } => {
+            remarks.truncate(REMARKS_MAX);
+            (real_pid != 0).then_some(Described { real_pid, remarks })
+        }
+        OrderReply::Working
+        | OrderReply::Switched { .. }
+        | OrderReply::Drained(_)
+        | OrderReply::Failed(_) => None,
     }
 }
 
@@ -169,7 +189,10 @@ fn pass_on(shared: &Arc<Shared>, node: &str, order: &Order) -> Result<OrderReply
     loop {
         match connection.receive()? {
             OrderReply::Working => {}
-            end @ (OrderReply::Switched { .. } | OrderReply::Drained(_) | OrderReply::Failed(_)) => {
+            end @ (OrderReply::Switched { .. }
+            | OrderReply::Drained(_)
+            | OrderReply::Failed(_)
+            | OrderReply::Described { .. }) => {
                 return Ok(end);
             }
         }
@@ -193,6 +216,10 @@ pub(super) fn serve(shared: &Arc<Shared>, mut connection: Connection) -> Result<
             Ok(moved) => OrderReply::Drained(moved),
             Err(why) => OrderReply::Failed(why),
         },
+        Order::Describe { app } => {
+            let Described { real_pid, remarks } = shared.ports.apps.describe(&app).unwrap_or_default();
+            OrderReply::Described { real_pid, remarks }
+        }
     };
     connection.send(&reply)
 }

@@ -86,6 +86,15 @@ pub struct NodeStatus {
     pub standby: Vec<String>,
 }
 
+/// An instance, as the node that runs it describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Described {
+    /// Its pid there.
+    pub real_pid: u32,
+    /// What could not be kept when it was recreated.
+    pub remarks: Vec<String>,
+}
+
 /// Result of a planned switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Switched {
