@@ -185,6 +185,26 @@ impl App {
         }
     }
 
+    /// The living instance, even one whose control page cannot be used: nothing can be done to it but to stop it.
+    #[must_use]
+    pub fn living(&self) -> Option<Instance> {
+        let instance = self.inner.lock().record.instance.clone()?;
+        (start_time(instance.real_pid) == Some(instance.started)).then_some(instance)
+    }
+
+    /// A process is this application that an earlier agent knew, and its control page cannot be used.
+    pub(crate) fn find_unusable(self: &Arc<Self>, instance: Instance, why: String) {
+        let mut inner = self.inner.lock();
+        inner.incarnation += 1;
+        let (pid, incarnation) = (instance.real_pid, inner.incarnation);
+        inner.record.instance = Some(instance);
+        inner.page = None;
+        drop(inner);
+        self.set_reasons(vec![why]);
+        let app = Arc::clone(self);
+        thread::spawn(move || app.watch(pid, incarnation, None));
+    }
+
     /// The living instance and its page.
     #[must_use]
     pub fn instance(&self) -> Option<(Instance, Arc<Page>)> {
@@ -358,7 +378,7 @@ impl App {
 
     /// What is parked dies parked.
     pub(crate) fn kill(&self) -> Result<(), Failure> {
-        let Some((instance, _)) = self.instance() else { return Ok(()) };
+        let Some(instance) = self.living() else { return Ok(()) };
         let mut inner = self.inner.lock();
         inner.killed = inner.incarnation;
         drop(inner);
@@ -379,7 +399,7 @@ impl App {
     /// A row of `holo ps`.
     #[must_use]
     pub fn info(&self) -> AppInfo {
-        let alive = self.instance();
+        let alive = self.living();
         let last = self.store.last();
         let inner = self.inner.lock();
         let state = match (&alive, &inner.standby_of) {
@@ -402,8 +422,8 @@ impl App {
             node,
             epoch: last.as_ref().map_or(0, |meta| meta.epoch),
             lag_ms: last.as_ref().map_or(0, |meta| now_ns().saturating_sub(meta.at_unix_ns) / 1_000_000),
-            real_pids: alive.iter().map(|(instance, _)| instance.real_pid as u32).collect(),
-            cluster_pids: alive.iter().map(|(instance, _)| instance.cluster_pid).collect(),
+            real_pids: alive.iter().map(|instance| instance.real_pid as u32).collect(),
+            cluster_pids: alive.iter().map(|instance| instance.cluster_pid).collect(),
             stop_us: last.as_ref().map_or(0, |meta| meta.stop_us),
             command: inner
                 .record

@@ -163,11 +163,13 @@ impl Apps {
         if let Some(instance) = found {
             match Page::open(&instance.page) {
                 Ok(page) => app.adopt(instance, Arc::new(page), None),
-                Err(cause) => eprintln!(
-                    "holod: {name}: process {} runs, but {} cannot be used: {cause}; it is unprotected",
-                    instance.real_pid,
-                    instance.page.display()
-                ),
+                Err(cause) => {
+                    let why = format!(
+                        "the control page {} cannot be used: {cause}; `holo stop {name}` and `holo restore {name}` make a new one",
+                        instance.page.display()
+                    );
+                    app.find_unusable(instance, why);
+                }
             }
         }
         if let Some(gone) = gone {
@@ -220,7 +222,7 @@ impl Apps {
 
     /// A free name like `wanted`.
     fn free_name(&self, wanted: &str) -> String {
-        let taken = |name: &str| self.all.lock().get(name).is_some_and(|app| app.instance().is_some());
+        let taken = |name: &str| self.all.lock().get(name).is_some_and(|app| app.living().is_some());
         let mut name = wanted.to_owned();
         let mut number = 2;
         while taken(&name) {
@@ -247,7 +249,7 @@ impl Apps {
             name.to_owned()
         };
         let app = self.get_or_add(&name)?;
-        if let Some((instance, _)) = app.instance() {
+        if let Some(instance) = app.living() {
             let message =
                 format!("{name} runs already, as process {}; choose another --name", instance.real_pid);
             return Err(Failure::new(ErrorKind::Refused, message));
@@ -355,7 +357,7 @@ impl Apps {
     /// It runs, or its files cannot be removed.
     pub fn remove(&self, name: &str) -> Result<(), Failure> {
         let app = self.get(name)?;
-        if app.instance().is_some() {
+        if app.living().is_some() {
             return Err(Failure::new(
                 ErrorKind::Refused,
                 format!("{name} runs; `holo stop {name}` it first"),

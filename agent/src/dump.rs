@@ -120,6 +120,11 @@ pub(crate) fn last<'a>(
     progress: &Progress,
 ) -> Result<EpochMeta, Failure> {
     let meta = attempt(app, of, page, Some(Keep { kept, progress }))?;
+    if kept.as_ref().is_none_or(|kept| kept.held.is_lost() || page.is_given_up()) {
+        let message =
+            format!("{}: ran on after its last epoch was cut, so that it is not the last", app.name);
+        return Err(Failure::new(ErrorKind::Failed, message));
+    }
     app.retain();
     Ok(meta)
 }

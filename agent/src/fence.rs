@@ -23,23 +23,38 @@ const BEAT: Duration = Duration::from_millis(50);
 /// Tells parked threads and the guard that they are held, until dropped.
 pub(crate) struct Held {
     stop: Arc<AtomicBool>,
+    lost: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Held {
     pub(crate) fn start(page: &Arc<Page>, guard: &Arc<Guard>, of: &Instance) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (page, guard, of, told) = (Arc::clone(page), Arc::clone(guard), of.clone(), Arc::clone(&stop));
-        page.keep_alive();
-        guard.hold(&of);
+        let is_lost = Arc::clone(&lost);
+        let beat = move || {
+            page.keep_alive();
+            if !page.is_given_up() {
+                guard.hold(&of);
+            } else if !is_lost.swap(true, Ordering::SeqCst) {
+                // We came too late, and they ran on: what is parked no more is stopped.
+                guard.halt(&of);
+                eprintln!("holod: process {} ran on while it was to be parked: stopped", of.real_pid);
+            }
+        };
+        beat();
         let thread = thread::spawn(move || {
             while !told.load(Ordering::SeqCst) {
-                page.keep_alive();
-                guard.hold(&of);
+                beat();
                 thread::park_timeout(BEAT);
             }
         });
-        Self { stop, thread: Some(thread) }
+        Self { stop, lost, thread: Some(thread) }
+    }
+
+    /// Did the threads run on meanwhile?
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::SeqCst)
     }
 }
 
@@ -143,7 +158,8 @@ impl App {
     /// `patience` is stopped.
     pub fn put_fence(self: &Arc<Self>, patience: Duration) {
         let mut fence = self.fence.lock();
-        let Some((of, page)) = self.instance() else { return };
+        let Some(of) = self.living() else { return };
+        let Some((_, page)) = self.instance() else { return self.guard.halt(&of) };
         if let Some(found) = fence.take_if(|found| found.of != of) {
             found.lift(&self.guard);
         }
@@ -189,10 +205,10 @@ impl App {
     /// Lets a fenced instance run again.
     pub fn lift_fence(&self) {
         let fence = self.fence.lock().take();
-        match (fence, self.instance()) {
+        match (fence, self.living()) {
             (Some(fence), _) => fence.lift(&self.guard),
             // One that an earlier agent left stopped.
-            (None, Some((of, _))) => self.guard.go_on(&of),
+            (None, Some(of)) => self.guard.go_on(&of),
             (None, None) => {}
         }
     }
@@ -227,5 +243,51 @@ impl App {
         drop(fence);
         let taken = told.recv().map_err(|_| failed("the last epoch was given up"))?;
         taken.map(|meta| meta.epoch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::record::start_time;
+    use holo_abi::control::cut;
+    use std::process::Command;
+
+    // Goal: threads that gave up waiting, since this agent was held up, do not run on as if they were parked.
+    // Method: a process that looks parked, and a page that says that its threads gave up.
+    #[test]
+    fn what_runs_on_is_stopped() {
+        let dir = std::env::temp_dir().join(format!("holo-held-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let guard = Arc::new(Guard::open(&dir).unwrap());
+        let page = Arc::new(Page::create().unwrap());
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id() as i32;
+        let of = Instance { real_pid: pid, started: start_time(pid).unwrap(), ..Instance::default() };
+        let state = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+        };
+        page.control().header.cut.store(cut::word(1, cut::PARK), Ordering::SeqCst);
+        let held = Held::start(&page, &guard, &of);
+        thread::sleep(4 * BEAT);
+        assert!(!held.is_lost() && state() != 'T');
+        page.control().header.cut.store(cut::word(1, cut::ABORTED), Ordering::SeqCst);
+        let until = Instant::now() + Duration::from_secs(5);
+        while state() != 'T' {
+            assert!(Instant::now() < until, "it runs on");
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(held.is_lost());
+        // It stays so, whatever is told to the guard, until the fence is lifted.
+        thread::sleep(4 * BEAT);
+        assert_eq!(state(), 'T');
+        drop(held);
+        guard.go_on(&of);
+        assert_ne!(state(), 'T');
+        child.kill().unwrap();
+        child.wait().unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -43,7 +43,7 @@ fn contents(image: &EpochReader) -> Result<BTreeMap<String, Blob>, Failure> {
 /// Nothing has changed then but files of the application, which are as of the epoch.
 pub fn ready(app: &App, epoch: Option<u64>, aside: Option<u64>, stdio: &[OwnedFd]) -> Result<Ready, Failure> {
     let since = Instant::now();
-    if let Some((instance, _)) = app.instance() {
+    if let Some(instance) = app.living() {
         return Err(Failure::new(
             ErrorKind::Refused,
             format!(

@@ -253,3 +253,32 @@ fn an_exit_without_an_agent_is_an_end() {
         assert_eq!(app.state(node), "stopped", "run again on {}", node.name);
     }
 }
+
+/// An agent that comes back cannot use the control page of what runs (it was removed, or is an older version's): the
+/// application runs on unprotected, and nothing runs it a second time.
+#[test]
+fn what_cannot_be_controlled_is_not_run_twice() {
+    let timing = Timing { heartbeat_ms: 100, lease_ms: 8_000, failover_ms: 15_000 };
+    let mut cluster = cluster(timing);
+    let mut app = start(&cluster, A, &["--every", "0"]);
+    goes_on(&cluster.nodes[A]);
+    app.checkpoint(&cluster.nodes[A]);
+    let pids = app.real_pids(&cluster.nodes[A]);
+    cluster.nodes[A].kill_agent();
+    command::run_ok(cluster.nodes[A].command("sh").args(["-c", "rm /dev/shm/holo-*/*.page"]), ORDER_LIMIT);
+    cluster.start_agent(A, timing, false);
+    let row = app.row(&cluster.nodes[A]).unwrap_or_default();
+    assert_eq!((&row["state"], &row["real_pids"]), (&"unprotected".into(), &pids.clone().into()), "{row}");
+    assert!(row["reasons"].to_string().contains("control page"), "{row}");
+    let refused = command::run(&mut cluster.nodes[A].holo(&["restore", "work"]), ORDER_LIMIT);
+    assert_eq!(refused.code(), 4, "a second instance runs: {}", refused.stderr);
+    goes_on(&cluster.nodes[A]);
+    command::run_ok(&mut cluster.nodes[A].holo(&["stop", "work"]), ORDER_LIMIT);
+    app.forget();
+    let on_a = progress(&cluster.nodes[A]);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(progress(&cluster.nodes[A]), on_a, "it was not stopped");
+    app.restore(&cluster.nodes[A], None);
+    goes_on(&cluster.nodes[A]);
+    good_end(&app, &cluster.nodes[A]);
+}

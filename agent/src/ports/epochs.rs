@@ -182,7 +182,7 @@ impl EpochSink for Epochs {
             return Err(bad(&"an epoch without a number"));
         }
         let app = self.apps.get_or_add(&offered.app).map_err(|failure| unknown(&failure))?;
-        if app.instance().is_some() {
+        if app.living().is_some() {
             return Err(bad(&"an instance of it lives here"));
         }
         // What the cluster knows nothing of (of an earlier run, taken in at the last moment) must not be in the way.

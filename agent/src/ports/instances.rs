@@ -77,7 +77,7 @@ impl Instances {
 
     /// Tells what guards it how long it may run.
     fn guard(&self, app: &App) {
-        let Some((instance, _)) = app.instance() else { return };
+        let Some(instance) = app.living() else { return };
         let lease = self.extra(&app.name, |extra| extra.lease);
         if !self.apps.guard.lease(&instance, lease)
             && !self.extra(&app.name, |e| std::mem::replace(&mut e.unguarded, true))
@@ -106,7 +106,7 @@ fn keep_waiting(ready: Weak<Mutex<Option<Ready>>>) {
 
 impl AppPort for Instances {
     fn found(&self, app: &str) -> bool {
-        self.apps.get(app).is_ok_and(|app| app.instance().is_some())
+        self.apps.get(app).is_ok_and(|app| app.living().is_some())
     }
 
     fn lease(&self, app: &str, until_ms: Option<u64>) {
@@ -124,7 +124,7 @@ impl AppPort for Instances {
 
     fn unfence(&self, app: &str) -> Result<(), String> {
         let app = self.app(app)?;
-        if app.instance().is_none() {
+        if app.living().is_none() {
             return Err("its process is gone".into());
         }
         app.lift_fence();

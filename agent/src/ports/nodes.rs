@@ -290,7 +290,7 @@ impl Orders for Nodes {
     fn restore(&self, app: &Arc<App>, from: &From, stdio: Vec<OwnedFd>) -> Result<RestoreInfo, Failure> {
         let name = &app.name;
         let parked = matches!(self.status(name)?, Some(AppStatus { role: RoleView::Fenced { .. }, .. }));
-        if let Some((instance, _)) = app.instance().filter(|_| !(parked && from.force)) {
+        if let Some(instance) = app.living().filter(|_| !(parked && from.force)) {
             let pid = instance.real_pid;
             let message = if parked {
                 format!(
@@ -333,7 +333,7 @@ impl Orders for Nodes {
 
     fn remove(&self, name: &str) -> Result<(), Failure> {
         let app = self.apps.get(name)?;
-        if app.instance().is_none()
+        if app.living().is_none()
             && let Some(status) = self.status(name)?
         {
             let owner = status.owner.filter(|owner| *owner != self.apps.node);

@@ -226,6 +226,12 @@ impl Page {
         self.control().header.keepalive.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Did parked threads give up waiting for the agent, and run on?
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        control::cut::state(self.control().header.cut.load(Ordering::SeqCst)) == control::cut::ABORTED
+    }
+
     /// Reserves a free slot for a thread or process that is about to be made.
     #[must_use]
     pub fn reserve(&self) -> Option<usize> {
