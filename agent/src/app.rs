@@ -23,6 +23,7 @@ use parking_lot::{Mutex, MutexGuard};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -126,6 +127,8 @@ pub struct App {
     pub(crate) guard: Arc<Guard>,
     hooks: HooksCell,
     saving: Mutex<()>,
+    /// The record was saved and may not be durable.
+    unsynced: AtomicBool,
 }
 
 impl App {
@@ -159,6 +162,7 @@ impl App {
             cut: Mutex::new(()),
             fence: Mutex::new(None),
             saving: Mutex::new(()),
+            unsynced: AtomicBool::new(true),
             guard,
             hooks,
         })
@@ -180,9 +184,26 @@ impl App {
     fn save(&self) {
         let _one = self.saving.lock();
         let record = self.record();
+        self.unsynced.store(true, SeqCst);
         if let Err(cause) = record.save(&self.paths.records) {
             eprintln!("holod: {}: the record is not saved: {cause}", self.name);
         }
+    }
+
+    /// Makes the record durable, if it is not: an epoch is of no use to who does not know what to do with it. Not when it is
+    /// saved: what runs must not wait for the disk.
+    ///
+    /// # Errors
+    /// It may not survive a power loss.
+    pub(crate) fn sync_record(&self) -> std::io::Result<()> {
+        let _one = self.saving.lock();
+        if self.unsynced.swap(false, SeqCst)
+            && let Err(cause) = Record::sync(&self.paths.records, &self.name)
+        {
+            self.unsynced.store(true, SeqCst);
+            return Err(cause);
+        }
+        Ok(())
     }
 
     /// The living instance, even one whose control page cannot be used: nothing can be done to it but to stop it.
@@ -347,6 +368,9 @@ impl App {
 
     /// An epoch is sealed here: tells the cluster, drops old ones.
     pub(crate) fn sealed(&self, epoch: u64) {
+        if let Err(cause) = self.sync_record() {
+            eprintln!("holod: {}: the record may not be durable: {cause}", self.name);
+        }
         if let Some(hooks) = self.hooks.get() {
             hooks.sealed(&self.name, epoch);
         }

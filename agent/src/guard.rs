@@ -15,6 +15,7 @@
 //! The guard ends when no agent lives and nothing is left to be watched.
 
 use crate::record::{Instance, start_time};
+use parking_lot::Mutex;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -83,6 +84,8 @@ pub fn now_ms() -> u64 {
 pub struct Guard {
     table: *mut Table,
     dir: PathBuf,
+    /// Slots are taken by one thread at a time.
+    taking: Mutex<()>,
     _file: File,
 }
 
@@ -134,7 +137,7 @@ impl Guard {
         if table == libc::MAP_FAILED {
             return Err(at(io::Error::last_os_error()));
         }
-        let guard = Self { table: table.cast(), dir: dir.to_owned(), _file: file };
+        let guard = Self { table: table.cast(), dir: dir.to_owned(), taking: Mutex::new(()), _file: file };
         if guard.table().magic.swap(MAGIC, SeqCst) != MAGIC {
             guard.table().slots.iter().for_each(|slot| slot.pid.store(0, SeqCst));
         }
@@ -151,6 +154,10 @@ impl Guard {
     }
 
     fn find_or_make(&self, of: &Instance) -> Option<&Slot> {
+        if let Some(slot) = self.find(of) {
+            return Some(slot);
+        }
+        let _one = self.taking.lock();
         if let Some(slot) = self.find(of) {
             return Some(slot);
         }
@@ -276,9 +283,19 @@ impl Slot {
 
     /// Stops the process or lets it go on, as the words say.
     fn settle(&self, grace_ms: u64) {
+        // Agent and guard may do so at once: whoever let it go on looks again.
+        for _ in 0..4 {
+            if !self.settle_once(grace_ms) {
+                break;
+            }
+        }
+    }
+
+    /// True if it was let go on.
+    fn settle_once(&self, grace_ms: u64) -> bool {
         let pid = self.pid.load(SeqCst);
         if pid == 0 {
-            return;
+            return false;
         }
         let now = now_ms();
         let held = self.held_ms.load(SeqCst);
@@ -287,14 +304,17 @@ impl Slot {
         let parked = held != 0 && now < held + HELD_MS;
         let must_stop = halt || (!parked && (held != 0 || ran_out));
         let stopped = self.stopped.load(SeqCst) != 0;
-        if must_stop && !stopped && !self.is_over() {
+        if must_stop && !self.is_over() {
+            // Again and again: a shell's `fg`, or anybody's signal, lets it go on.
             signal(pid as i32, libc::SIGSTOP);
             self.stopped.store(1, SeqCst);
         }
-        if !must_stop && stopped && !self.is_over() {
+        let goes_on = !must_stop && stopped && !self.is_over();
+        if goes_on {
             self.stopped.store(0, SeqCst);
             signal(pid as i32, libc::SIGCONT);
         }
+        goes_on
     }
 
     /// Is there a limit to be watched?
@@ -364,6 +384,37 @@ mod tests {
         assert!(found, "process {pid} is {} and not {wanted}", state(pid));
     }
 
+    // Goal: each of many applications has a slot of its own, however many ask at once.
+    #[test]
+    fn slots_are_not_shared() {
+        let dir = std::env::temp_dir().join(format!("holo-slots-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let guard = Guard::open(&dir).unwrap();
+        let mut children: Vec<_> =
+            (0..16).map(|_| Command::new("sleep").arg("60").spawn().unwrap()).collect();
+        let of =
+            |pid: i32| Instance { real_pid: pid, started: start_time(pid).unwrap(), ..Instance::default() };
+        let all: Vec<Instance> = children.iter().map(|child| of(child.id() as i32)).collect();
+        for _ in 0..100 {
+            guard.table().slots.iter().for_each(|slot| slot.pid.store(0, SeqCst));
+            let together = std::sync::Barrier::new(all.len());
+            thread::scope(|scope| {
+                for of in &all {
+                    scope.spawn(|| {
+                        together.wait();
+                        assert!(guard.lease(of, Some(now_ms() + 60_000)));
+                    });
+                }
+            });
+            assert!(all.iter().all(|of| guard.find(of).is_some()), "one took another's slot");
+        }
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
     // Goal: a lease that nobody renews stops the process, a new one lets it go on; so does a park that nobody keeps.
     #[test]
     fn a_lease_is_held_without_the_agent() {
@@ -374,9 +425,13 @@ mod tests {
         let pid = child.id() as i32;
         let of = Instance { real_pid: pid, started: start_time(pid).unwrap(), ..Instance::default() };
         let watched = dir.clone();
-        let watcher = thread::spawn(move || watch(&watched));
+        // First, or it would find nothing to be watched and end.
         assert!(guard.lease(&of, Some(now_ms() + 200)));
+        let watcher = thread::spawn(move || watch(&watched));
         assert_ne!(state(pid), 'T');
+        becomes(pid, 'T');
+        // Somebody means well.
+        signal(pid, libc::SIGCONT);
         becomes(pid, 'T');
         assert!(guard.lease(&of, Some(now_ms() + 60_000)));
         becomes(pid, 'S');

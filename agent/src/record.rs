@@ -82,6 +82,18 @@ impl Record {
         fs::rename(&new, &path).map_err(at)
     }
 
+    /// Makes what was saved durable.
+    ///
+    /// # Errors
+    /// With the path.
+    pub fn sync(dir: &Path, name: &str) -> io::Result<()> {
+        for path in [Self::path(dir, name), dir.to_owned()] {
+            let synced = fs::File::open(&path).and_then(|file| file.sync_all());
+            synced.map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", path.display())))?;
+        }
+        Ok(())
+    }
+
     /// Reads all records; a damaged one is reported and left where it is.
     ///
     /// # Errors
@@ -139,6 +151,8 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let record = Record { name: "a".into(), argv: vec![b"x".to_vec()], run: 7, ..Record::default() };
         record.save(&dir).unwrap();
+        Record::sync(&dir, "a").unwrap();
+        assert!(Record::sync(&dir, "c").is_err());
         fs::write(dir.join("b.app"), b"garbage").unwrap();
         assert_eq!(Record::load_all(&dir).unwrap(), vec![record]);
         assert!(dir.join("b.app").exists());

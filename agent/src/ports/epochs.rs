@@ -221,6 +221,7 @@ impl EpochWriter for Writer {
                 record.argv = along.argv;
             });
         }
+        app.sync_record().map_err(|cause| StoreError { why: cause.to_string(), retry: true })?;
         import.seal().map_err(|cause| broken(&cause))?;
         let noted = app.store.update_side(epoch, |side| side.sealed_where = vec!["local".into(), from]);
         if let Err(cause) = noted {

@@ -311,7 +311,8 @@ impl Orders for Nodes {
                 if known.is_some() || !standby.is_empty() {
                     self.launch(name, &standby)?;
                 }
-                ready.run(app)
+                // What does not run after all must not be known as running.
+                ready.run(app).inspect_err(|_| Hooks::ended(self, name))
             }
         }
     }
