@@ -20,6 +20,7 @@ mod capture;
 mod change;
 mod copy;
 mod error;
+pub mod log;
 mod path;
 mod scan;
 mod tree;
