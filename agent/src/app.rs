@@ -20,7 +20,7 @@ use holo_image::{AppStore, EpochMeta, Retention};
 use holo_rm::manager::ResourceManager;
 use holo_rm::page::Page;
 use parking_lot::{Mutex, MutexGuard};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -298,7 +298,7 @@ impl App {
             } else {
                 due.saturating_duration_since(Instant::now())
             };
-            if pidfd.as_ref().is_none_or(|pidfd| wait_end(pidfd, wait)) {
+            if pidfd.as_ref().is_none_or(|pidfd| ended::wait(pidfd, wait)) {
                 break;
             }
             if self.inner.lock().incarnation != incarnation {
@@ -459,15 +459,6 @@ impl App {
             standby: inner.record.options.standby.clone(),
         }
     }
-}
-
-/// Waits for a process to end, at most `wait`.
-fn wait_end(pidfd: &OwnedFd, wait: Duration) -> bool {
-    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let ms = wait.as_millis().min(i32::MAX as u128) as i32;
-    // SAFETY: one descriptor.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, if ms == 0 && !wait.is_zero() { 1 } else { ms }) };
-    ready > 0 && poll.revents != 0
 }
 
 /// Unix time, nanoseconds.

@@ -11,6 +11,16 @@ use std::time::{Duration, Instant};
 /// How long the parent of a process that ended is given to reap it.
 const REAP_PATIENCE: Duration = Duration::from_millis(100);
 
+/// Waits for a process to end, at most so long; true: it has.
+#[must_use]
+pub(crate) fn wait(pidfd: &OwnedFd, most: Duration) -> bool {
+    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let ms = most.as_millis().min(i32::MAX as u128) as i32;
+    // SAFETY: one descriptor.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, if ms == 0 && !most.is_zero() { 1 } else { ms }) };
+    ready > 0 && poll.revents != 0
+}
+
 /// `struct pidfd_info`, first published version (`linux/pidfd.h`).
 #[repr(C)]
 #[derive(Default)]
@@ -63,7 +73,7 @@ fn signal_name(signal: i32) -> String {
     nix::sys::signal::Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |s| s.to_string())
 }
 
-/// For people: `None`: nobody knows how.
+/// In words; no status: nobody knows how.
 #[must_use]
 pub(crate) fn text(pid: i32, name: &str, status: Option<i32>) -> String {
     match status {
