@@ -236,17 +236,22 @@ impl Log {
         }
     }
 
-    /// Takes what was recorded; the log is empty then. Costs no more than the filter of files that are gone.
-    pub fn cut(&mut self) -> Cut {
-        let Self { files, names, coarsened_bytes, is_full, .. } =
-            std::mem::replace(self, Self::new(self.bounds));
-        if is_full {
+    /// Takes what was recorded, in constant time: the log is empty then, with the same bounds.
+    #[must_use]
+    pub fn cut(&mut self) -> Self {
+        std::mem::replace(self, Self::new(self.bounds))
+    }
+
+    /// What the actions amount to; files that are gone are not in it. Meant for what [`Self::cut`] took.
+    #[must_use]
+    pub fn into_changes(self) -> Cut {
+        if self.is_full {
             return Cut::Overflow;
         }
         let is_there = |state: &State| !state.is_gone && (!state.change.is_new || state.names > 0);
-        let files = files.into_iter().filter(|(_, state)| is_there(state));
+        let files = self.files.into_iter().filter(|(_, state)| is_there(state));
         let files = files.map(|(file, state)| (file, state.change)).collect();
-        Cut::Changes(Changes { files, names, coarsened_bytes })
+        Cut::Changes(Changes { files, names: self.names, coarsened_bytes: self.coarsened_bytes })
     }
 
     /// Ranges that are held.

@@ -150,7 +150,7 @@ fn perform(model: &mut Model, op: &Op, next: &mut u64) -> Option<Action> {
 }
 
 fn changes(log: &mut Log) -> Changes {
-    match log.cut() {
+    match log.cut().into_changes() {
         Cut::Changes(changes) => changes,
         Cut::Overflow => panic!("there was room"),
     }
@@ -216,7 +216,7 @@ proptest! {
 #[test]
 fn made_and_removed_was_never_there() {
     let mut log = Log::default();
-    let before = log.clone().cut();
+    let before = log.clone().into_changes();
     log.record(Action::Make(id(2)));
     log.record(Action::Link { name: name(0), file: id(2) });
     log.record(Action::Write { file: id(2), at: 0, len: 100 });
@@ -270,6 +270,6 @@ fn too_many_files_ask_for_a_scan_once() {
     for ino in 0..6 {
         log.record(Action::Attributes(id(ino)));
     }
-    assert_eq!(log.cut(), Cut::Overflow);
-    assert_eq!(log.cut(), Cut::Changes(Changes::default()));
+    assert_eq!(log.cut().into_changes(), Cut::Overflow);
+    assert_eq!(log.cut().into_changes(), Cut::Changes(Changes::default()));
 }
