@@ -14,11 +14,12 @@ use crate::dump;
 use crate::ended;
 use crate::fence::Fence;
 use crate::guard::Guard;
+use crate::members::{Leaf, Members};
 use crate::record::{Instance, Record, start_time};
 use holo_api::local::{AppInfo, AppState, EpochInfo, ErrorKind};
 use holo_image::{AppStore, EpochMeta, Retention};
-use holo_rm::manager::ResourceManager;
 use holo_rm::page::Page;
+use holo_rm::registry::Registry;
 use parking_lot::{Mutex, MutexGuard};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -88,7 +89,7 @@ struct Inner {
 
 /// The managers keep what they know between epochs.
 pub(crate) struct Work {
-    pub(crate) managers: Vec<Box<dyn ResourceManager>>,
+    pub(crate) registry: Registry,
 }
 
 /// Who is asked before an application is launched, and told what becomes of it.
@@ -120,6 +121,8 @@ pub struct App {
     /// Name of this node.
     pub node: String,
     inner: Mutex<Inner>,
+    /// Its processes on this node.
+    pub(crate) members: Members,
     work: Mutex<Work>,
     /// Held while threads are parked.
     pub(crate) cut: Mutex<()>,
@@ -144,11 +147,12 @@ impl App {
     ) -> Arc<Self> {
         Arc::new(Self {
             name: record.name.clone(),
+            members: Members::new(&paths.pages, &record.name),
             store,
             paths,
             config,
             node,
-            work: Mutex::new(Work { managers: Vec::new() }),
+            work: Mutex::new(Work { registry: Registry::new() }),
             inner: Mutex::new(Inner {
                 record,
                 page: None,
@@ -210,30 +214,52 @@ impl App {
     #[must_use]
     pub fn living(&self) -> Option<Instance> {
         let instance = self.inner.lock().record.instance.clone()?;
-        (start_time(instance.real_pid) == Some(instance.started)).then_some(instance)
+        if start_time(instance.real_pid) == Some(instance.started) {
+            return Some(instance);
+        }
+        self.succeed(&instance).map(|(heir, _)| heir)
     }
 
     /// A process is this application that an earlier agent knew, and its control page cannot be used.
     pub(crate) fn find_unusable(self: &Arc<Self>, instance: Instance, why: String) {
         let mut inner = self.inner.lock();
         inner.incarnation += 1;
-        let (pid, incarnation) = (instance.real_pid, inner.incarnation);
+        let incarnation = inner.incarnation;
         inner.record.instance = Some(instance);
         inner.page = None;
         drop(inner);
         self.set_reasons(vec![why]);
         let app = Arc::clone(self);
-        thread::spawn(move || app.watch(pid, incarnation, None));
+        thread::spawn(move || app.watch(incarnation, None));
     }
 
-    /// The living instance and its page.
+    /// The living instance and its page. Where its first process has ended and others live on (a daemon), another one of
+    /// them stands for it.
     #[must_use]
     pub fn instance(&self) -> Option<(Instance, Arc<Page>)> {
         let inner = self.inner.lock();
         let instance = inner.record.instance.clone()?;
         let page = inner.page.clone()?;
         drop(inner);
-        (start_time(instance.real_pid) == Some(instance.started)).then_some((instance, page))
+        if start_time(instance.real_pid) == Some(instance.started) {
+            return Some((instance, page));
+        }
+        self.succeed(&instance)
+    }
+
+    fn succeed(&self, ended: &Instance) -> Option<(Instance, Arc<Page>)> {
+        let (real_pid, started, leaf, cluster_pid) = self.members.heir()?;
+        let heir = Instance { real_pid, started, cluster_pid: cluster_pid as u32, page: leaf.path };
+        let mut inner = self.inner.lock();
+        if inner.record.instance.as_ref() == Some(ended) {
+            inner.record.instance = Some(heir.clone());
+            inner.page = Some(Arc::clone(&leaf.page));
+            self.members.set_first(real_pid);
+            drop(inner);
+            self.guard.succeed(ended, &heir);
+            self.save();
+        }
+        Some((heir, leaf.page))
     }
 
     /// Notes why it is unprotected; empty: it is protected.
@@ -264,12 +290,36 @@ impl App {
         self.work.lock()
     }
 
-    /// A process is this application from now on.
-    pub fn adopt(self: &Arc<Self>, instance: Instance, page: Arc<Page>, keeper: Option<Child>) {
+    /// A process is this application from now on; `processes` are all that it has, with their pages.
+    pub fn adopt(
+        self: &Arc<Self>,
+        instance: Instance,
+        page: Arc<Page>,
+        keeper: Option<Child>,
+        processes: Vec<(i32, i32, Leaf)>,
+    ) {
+        self.members.begin(instance.real_pid);
+        for (pid, inner_pid, leaf) in processes {
+            self.members.joined(pid, inner_pid, leaf);
+        }
+        self.follow(instance, page, keeper);
+    }
+
+    /// The first process of this application has executed another program: it has another page.
+    pub fn adopt_again(self: &Arc<Self>, instance: Instance, page: Arc<Page>) {
+        let leaf = Leaf { page: Arc::clone(&page), path: instance.page.clone() };
+        self.members.joined(instance.real_pid, instance.cluster_pid as i32, leaf);
+        let mut inner = self.inner.lock();
+        inner.record.instance = Some(instance);
+        inner.page = Some(page);
+        drop(inner);
+        self.save();
+    }
+
+    fn follow(self: &Arc<Self>, instance: Instance, page: Arc<Page>, keeper: Option<Child>) {
         let mut inner = self.inner.lock();
         inner.incarnation += 1;
         let incarnation = inner.incarnation;
-        let pid = instance.real_pid;
         inner.record.instance = Some(instance);
         inner.page = Some(page);
         inner.reasons.clear();
@@ -281,25 +331,35 @@ impl App {
         drop(inner);
         self.save();
         let app = Arc::clone(self);
-        thread::spawn(move || app.watch(pid, incarnation, keeper));
+        thread::spawn(move || app.watch(incarnation, keeper));
     }
 
-    /// Takes epochs by the period until the process ends.
-    fn watch(&self, pid: i32, incarnation: u64, keeper: Option<Child>) {
+    /// Takes epochs by the period until all processes have ended.
+    fn watch(&self, incarnation: u64, keeper: Option<Child>) {
         let every = Duration::from_millis(self.record().options.every_ms);
-        // SAFETY: no memory is passed.
-        let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as i32;
-        // SAFETY: just made.
-        let pidfd = (raw >= 0).then(|| unsafe { OwnedFd::from_raw_fd(raw) });
         let mut due = Instant::now() + every;
+        let mut watched: Option<(Instance, OwnedFd)> = None;
+        let mut first: Option<(i32, Option<i32>)> = None;
         loop {
             let wait = if every.is_zero() {
                 Duration::from_secs(3600)
             } else {
                 due.saturating_duration_since(Instant::now())
             };
-            if pidfd.as_ref().is_none_or(|pidfd| ended::wait(pidfd, wait)) {
-                break;
+            let Some(now) = self.living() else { break };
+            if watched.as_ref().is_none_or(|(of, _)| *of != now) {
+                // SAFETY: no memory is passed.
+                let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, now.real_pid, 0) } as i32;
+                if raw < 0 {
+                    continue;
+                }
+                // SAFETY: just made.
+                watched = Some((now, unsafe { OwnedFd::from_raw_fd(raw) }));
+            }
+            if let Some((of, pidfd)) = watched.as_ref().filter(|(_, pidfd)| ended::wait(pidfd, wait)) {
+                // The application's status is that of the process that was launched; others may live on.
+                first.get_or_insert_with(|| (of.real_pid, ended::status(pidfd, of.real_pid)));
+                continue;
             }
             if self.inner.lock().incarnation != incarnation {
                 return;
@@ -312,7 +372,8 @@ impl App {
                 due = (due + every).max(Instant::now());
             }
         }
-        let told = pidfd.as_ref().and_then(|pidfd| ended::status(pidfd, pid));
+        let last = watched.map(|(of, pidfd)| (of.real_pid, ended::status(&pidfd, of.real_pid)));
+        let (pid, told) = first.or(last).unwrap_or((0, None));
         let kept = keeper
             .and_then(|mut keeper| keeper.wait().ok())
             .map(std::os::unix::process::ExitStatusExt::into_raw);
@@ -328,9 +389,8 @@ impl App {
                 inner.record.ended = how;
                 inner.record.exited = status.is_some_and(|status| libc::WIFEXITED(status));
             }
-            if let Some(instance) = inner.record.instance.take() {
-                let _ = std::fs::remove_file(&instance.page);
-            }
+            inner.record.instance = None;
+            self.members.end();
             inner.page = None;
             inner.reasons.clear();
         }
@@ -406,12 +466,25 @@ impl App {
         let mut inner = self.inner.lock();
         inner.killed = inner.incarnation;
         drop(inner);
-        // SAFETY: the start time was just compared.
-        unsafe { libc::kill(instance.real_pid, libc::SIGKILL) };
         let until = Instant::now() + Duration::from_secs(10);
-        while start_time(instance.real_pid) == Some(instance.started) {
+        loop {
+            // Stopped ones, which cannot make others meanwhile, and those that these made before.
+            let pids = self.members.pids();
+            let alive = start_time(instance.real_pid) == Some(instance.started);
+            if pids.is_empty() && !alive {
+                break;
+            }
+            if alive {
+                // SAFETY: the start time was just compared.
+                unsafe { libc::kill(instance.real_pid, libc::SIGKILL) };
+            }
+            for (pid, _) in &pids {
+                // SAFETY: found alive a moment ago, as a process of the application.
+                unsafe { libc::kill(*pid, libc::SIGKILL) };
+            }
             if Instant::now() > until {
-                let message = format!("{}: process {} does not end", self.name, instance.real_pid);
+                let pid = pids.first().map_or(instance.real_pid, |(pid, _)| *pid);
+                let message = format!("{}: process {pid} does not end", self.name);
                 return Err(Failure::new(ErrorKind::Failed, message));
             }
             thread::sleep(Duration::from_millis(2));
@@ -424,6 +497,7 @@ impl App {
     #[must_use]
     pub fn info(&self) -> AppInfo {
         let alive = self.living();
+        let pids = if alive.is_some() { self.members.pids() } else { Vec::new() };
         let last = self.store.last();
         let inner = self.inner.lock();
         let state = match (&alive, &inner.standby_of) {
@@ -446,8 +520,8 @@ impl App {
             node,
             epoch: last.as_ref().map_or(0, |meta| meta.epoch),
             lag_ms: last.as_ref().map_or(0, |meta| now_ns().saturating_sub(meta.at_unix_ns) / 1_000_000),
-            real_pids: alive.iter().map(|instance| instance.real_pid as u32).collect(),
-            cluster_pids: alive.iter().map(|instance| instance.cluster_pid).collect(),
+            real_pids: pids.iter().map(|(pid, _)| *pid as u32).collect(),
+            cluster_pids: pids.iter().map(|(_, inner)| *inner as u32).collect(),
             stop_us: last.as_ref().map_or(0, |meta| meta.stop_us),
             command: inner
                 .record

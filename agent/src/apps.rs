@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::ended;
 use crate::guard::Guard;
 use crate::join;
+use crate::members::Leaf;
 use crate::record::{Instance, Record, start_time};
 use holo_api::local::{AppInfo, AppOptions, ErrorKind};
 use holo_image::Store;
@@ -34,6 +35,16 @@ pub struct Apps {
     pub guard: Arc<Guard>,
     hooks: HooksCell,
     tables: join::Tables,
+}
+
+/// What a joining process is.
+enum Placed {
+    /// The application itself, which begins.
+    First(Arc<App>),
+    /// The same process with another program.
+    Again(Arc<App>),
+    /// A process of an application that runs.
+    Member(Arc<App>),
 }
 
 fn make_dirs(config: &Config) -> io::Result<Paths> {
@@ -162,7 +173,12 @@ impl Apps {
         let app = App::new(record, store, paths, config, node, self.guard.clone(), self.hooks.clone());
         if let Some(instance) = found {
             match Page::open(&instance.page) {
-                Ok(page) => app.adopt(instance, Arc::new(page), None),
+                Ok(page) => {
+                    let page = Arc::new(page);
+                    let leaf = Leaf { page: Arc::clone(&page), path: instance.page.clone() };
+                    let process = (instance.real_pid, instance.cluster_pid as i32, leaf);
+                    app.adopt(instance, page, None, vec![process]);
+                }
                 Err(cause) => {
                     let why = format!(
                         "the control page {} cannot be used: {cause}; `holo stop {name}` and `holo restore {name}` make a new one",
@@ -275,23 +291,32 @@ impl Apps {
     /// # Errors
     /// A broken connection.
     pub fn join(self: &Arc<Self>, stream: &UnixStream, request: &join::Request) -> io::Result<()> {
-        let app = match self.place(request) {
-            Ok(Some(app)) => app,
-            Ok(None) => return join::leave_alone(stream),
+        let placed = match self.place(request) {
+            Ok(placed) => placed,
             Err(failure) => return join::refuse(stream, &failure.message),
         };
-        let path = self.paths.pages.join(format!("{}.{}.page", app.name, request.real_pid));
+        let app = match &placed {
+            Placed::First(app) | Placed::Again(app) | Placed::Member(app) => app,
+        };
+        // Children that were forked before keep the page that they have.
+        let path = self.paths.pages.join(format!("{}.{}.{}.page", app.name, request.real_pid, now_ns()));
         let page = Arc::new(Page::create_at(&path)?);
         let tables = self.tables.of(&self.paths.sites, request);
         let Some(started) = start_time(request.real_pid) else { return Ok(()) };
-        join::welcome(stream, &page, &tables)?;
+        let leaf = Leaf { page: Arc::clone(&page), path: path.clone() };
         let instance = Instance { real_pid: request.real_pid, started, cluster_pid: request.pid, page: path };
-        app.adopt(instance, page, None);
-        Ok(())
+        let process = (request.real_pid, request.pid as i32, leaf.clone());
+        // Before the process goes on: from then on it may make others.
+        match &placed {
+            Placed::First(app) => app.adopt(instance, Arc::clone(&page), None, vec![process]),
+            Placed::Again(app) => app.adopt_again(instance, Arc::clone(&page)),
+            Placed::Member(app) => app.members.joined(request.real_pid, request.pid as i32, leaf),
+        }
+        join::welcome(stream, &page, &tables)
     }
 
-    /// Which application a joining process is; none: part of one that is more than a process.
-    fn place(self: &Arc<Self>, request: &join::Request) -> Result<Option<Arc<App>>, Failure> {
+    /// Which application a joining process is, or belongs to.
+    fn place(self: &Arc<Self>, request: &join::Request) -> Result<Placed, Failure> {
         // The same process again: it has executed another program.
         let same = |app: &Arc<App>| {
             app.record().instance.is_some_and(|at| {
@@ -299,21 +324,28 @@ impl Apps {
             })
         };
         if let Some(app) = self.list().into_iter().find(same) {
-            return Ok(Some(app));
+            return Ok(Placed::Again(app));
         }
         if request.token != 0 {
             let announced = self.announced.lock().get(&request.token).cloned();
-            return match announced {
-                Some((name, pid)) if pid == request.real_pid => {
-                    self.announced.lock().remove(&request.token);
-                    self.get(&name).map(Some)
-                }
-                // A child of the announced process, or of an earlier run.
-                _ => Ok(None),
-            };
+            if let Some((name, _)) = announced.filter(|(_, pid)| *pid == request.real_pid) {
+                self.announced.lock().remove(&request.token);
+                return self.get(&name).map(Placed::First);
+            }
         }
-        if self.is_descendant(request.real_pid) {
-            return Ok(None);
+        if let Some(app) = self.list().into_iter().find(|app| app.members.is_kin(request.real_pid)) {
+            return Ok(Placed::Member(app));
+        }
+        if request.token != 0 {
+            // An orphan that executes a program; its application still lives.
+            let of_run = |app: &Arc<App>| app.record().run == request.token && app.instance().is_some();
+            let app = self.list().into_iter().find(of_run);
+            return app.map(Placed::Member).ok_or_else(|| {
+                Failure::new(
+                    ErrorKind::Refused,
+                    "the application that this process belongs to has ended here",
+                )
+            });
         }
         let exe = fs::read_link(format!("/proc/{}/exe", request.real_pid)).unwrap_or_default();
         let argv: Vec<Vec<u8>> = fs::read(format!("/proc/{}/cmdline", request.real_pid))
@@ -330,25 +362,7 @@ impl Apps {
         let options = AppOptions { every_ms: 1000, ..AppOptions::default() };
         let (name, token) = self.register(&wanted, options, argv, request.real_pid)?;
         self.announced.lock().remove(&token);
-        self.get(&name).map(Some)
-    }
-
-    /// Does the process descend from one that is an application?
-    fn is_descendant(&self, pid: i32) -> bool {
-        let owners: Vec<i32> =
-            self.list().iter().filter_map(|app| Some(app.instance()?.0.real_pid)).collect();
-        let mut at = pid;
-        for _ in 0..64 {
-            let Ok(stat) = fs::read_to_string(format!("/proc/{at}/stat")) else { return false };
-            let parent =
-                stat.rsplit_once(") ").and_then(|(_, tail)| tail.split_whitespace().nth(1)?.parse().ok());
-            match parent {
-                Some(parent) if owners.contains(&parent) => return true,
-                Some(parent) if parent > 1 => at = parent,
-                _ => return false,
-            }
-        }
-        false
+        self.get(&name).map(Placed::First)
     }
 
     /// Forgets an application.

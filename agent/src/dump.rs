@@ -9,10 +9,13 @@ use holo_api::local::ErrorKind;
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, EpochMeta, EpochSide, PAGE_BYTES};
 use holo_rm::barrier;
-use holo_rm::manager::{DumpCx, ResourceManager, RmError, Sections};
+use holo_rm::manager::{DumpCx, RmError, Sections};
 use holo_rm::page::Page;
+use holo_rm::registry::Registry;
 use holo_rm::remote::Remote;
+use holo_rm::tree::{Census, Process, Seat};
 use std::collections::BTreeMap;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,13 +51,13 @@ struct Alive {
 }
 
 impl Alive {
-    fn start(page: &Arc<Page>) -> Self {
+    fn start(pages: Vec<Arc<Page>>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (page, told) = (Arc::clone(page), Arc::clone(&stop));
+        let told = Arc::clone(&stop);
         let until = Instant::now() + STOP_MAX;
         let thread = thread::spawn(move || {
             while !told.load(Ordering::Relaxed) && Instant::now() < until {
-                page.keep_alive();
+                pages.iter().for_each(|page| page.keep_alive());
                 thread::park_timeout(Duration::from_millis(50));
             }
         });
@@ -82,8 +85,8 @@ fn micros(since: Instant) -> u64 {
 /// # Errors
 /// Why there is no new epoch.
 pub fn take(app: &App) -> Result<EpochMeta, Failure> {
-    let (instance, page) = app.instance().ok_or_else(|| not_running(app))?;
-    let taken = attempt(app, &instance, &page, None);
+    let (instance, _) = app.instance().ok_or_else(|| not_running(app))?;
+    let taken = attempt(app, &instance, None);
     match &taken {
         Ok(meta) => {
             app.set_reasons(Vec::new());
@@ -114,13 +117,15 @@ struct Out {
 /// Why there is no such epoch.
 pub(crate) fn last<'a>(
     app: &'a App,
-    of: &'a Instance,
-    page: &'a Arc<Page>,
+    of: &Instance,
     kept: &mut Option<Kept<'a>>,
     progress: &Progress,
 ) -> Result<EpochMeta, Failure> {
-    let meta = attempt(app, of, page, Some(Keep { kept, progress }))?;
-    if kept.as_ref().is_none_or(|kept| kept.held.is_lost() || page.is_given_up()) {
+    let meta = attempt(app, of, Some(Keep { kept, progress }))?;
+    if kept
+        .as_ref()
+        .is_none_or(|kept| kept.held.is_lost() || kept.parked.pages().iter().any(|page| page.is_given_up()))
+    {
         let message =
             format!("{}: ran on after its last epoch was cut, so that it is not the last", app.name);
         return Err(Failure::new(ErrorKind::Failed, message));
@@ -135,35 +140,30 @@ struct Keep<'k, 'a> {
     progress: &'k Progress,
 }
 
-fn attempt<'a>(
-    app: &'a App,
-    instance: &'a Instance,
-    page: &'a Arc<Page>,
-    keep: Option<Keep<'_, 'a>>,
-) -> Result<EpochMeta, Failure> {
+fn attempt<'a>(app: &'a App, instance: &Instance, keep: Option<Keep<'_, 'a>>) -> Result<EpochMeta, Failure> {
     let mut work = app.work();
     let since = Instant::now();
     // It may have ended while another epoch was taken.
     if app.instance().is_none_or(|(now, _)| now != *instance) {
         return Err(not_running(app));
     }
-    if work.managers.is_empty() {
-        work.managers = registry(files(app), roots(app));
+    if work.registry.is_empty() {
+        work.registry = registry(files(app), roots(app));
     }
-    let managers = &mut work.managers;
+    let registry = &mut work.registry;
     let mut out = Out::default();
-    let outcome = phases(app, instance, page, managers, &mut out, since, keep);
+    let outcome = phases(app, instance, registry, &mut out, since, keep);
     if outcome.is_err() {
-        let idle = Remote::new(Arc::clone(page), instance.real_pid, 0);
-        if let Ok(remote) = idle {
-            let mut cx = context(&remote, &[], &mut out, app);
-            for manager in managers.iter_mut().rev() {
-                manager.abort_dump(&mut cx);
-            }
+        if let Ok(processes) = unparked(&app.members.seats()) {
+            // What cannot fail has nothing to say.
+            let _ = registry.each_reversed(&pids(&processes), &mut |manager, index| {
+                manager.abort_dump(&mut context(&processes, index, &mut out, app));
+                Ok(())
+            });
         }
         // A process that ended meanwhile is no obstacle.
         if app.instance().is_none() {
-            work.managers.clear();
+            work.registry.clear();
             return Err(not_running(app));
         }
     }
@@ -182,10 +182,28 @@ fn not_running(app: &App) -> Failure {
     Failure::new(ErrorKind::Refused, format!("{} does not run on this node", app.name))
 }
 
-fn context<'a>(remote: &'a Remote, slots: &'a [usize], out: &'a mut Out, app: &'a App) -> DumpCx<'a> {
+/// The processes while they run: they serve no calls.
+fn unparked(seats: &[Seat]) -> io::Result<Vec<Process>> {
+    let ready = seats.iter().filter_map(|seat| Some((seat, seat.page.clone()?)));
+    let process = |(seat, page): (&Seat, Arc<Page>)| match Remote::new(page, seat.pid, 0) {
+        Ok(remote) => Some(Ok(Process { remote, pid: seat.inner, slots: Vec::new() })),
+        // It has ended since it was seen.
+        Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => None,
+        Err(cause) => Some(Err(cause)),
+    };
+    ready.filter_map(process).collect()
+}
+
+fn pids(processes: &[Process]) -> Vec<i32> {
+    processes.iter().map(|process| process.pid).collect()
+}
+
+fn context<'a>(processes: &'a [Process], index: usize, out: &'a mut Out, app: &'a App) -> DumpCx<'a> {
     DumpCx {
-        remote,
-        slots,
+        remote: &processes[index].remote,
+        slots: &processes[index].slots,
+        processes,
+        index,
         sections: &mut out.sections,
         remarks: &mut out.remarks,
         staged: &mut out.staged,
@@ -201,20 +219,25 @@ fn unprotected(cause: &RmError) -> Failure {
 
 fn phases<'a>(
     app: &'a App,
-    of: &'a Instance,
-    page: &'a Arc<Page>,
-    managers: &mut [Box<dyn ResourceManager>],
+    of: &Instance,
+    registry: &mut Registry,
     out: &mut Out,
     since: Instant,
     keep: Option<Keep<'_, 'a>>,
 ) -> Result<EpochMeta, Failure> {
-    let pid = of.real_pid;
     let failed = |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, cause.to_string());
     let record = app.record();
-    let remote = Remote::new(Arc::clone(page), pid, 0).map_err(|cause| failed(&cause))?;
-    for manager in managers.iter_mut() {
-        manager.pre_dump(&mut context(&remote, &[], out, app)).map_err(|cause| unprotected(&cause))?;
+    let running = unparked(&app.members.seats()).map_err(|cause| failed(&cause))?;
+    if !running.is_empty() {
+        registry
+            .each(&pids(&running), &mut |manager, index| {
+                let done = manager.pre_dump(&mut context(&running, index, out, app));
+                // One that ends meanwhile is no obstacle.
+                if running[index].remote.ended() { Ok(()) } else { done }
+            })
+            .map_err(|cause| unprotected(&cause))?;
     }
+    drop(running);
     let mut parts = vec![("prepare".to_owned(), micros(since))];
     let fenced =
         || Failure::new(ErrorKind::Refused, format!("{} is parked: its lease has expired", app.name));
@@ -223,19 +246,35 @@ fn phases<'a>(
         0 => PARK_MS,
         ms => ms,
     };
-    let alive = Alive::start(page);
-    let parked = barrier::park(page, pid, Duration::from_millis(deadline))
+    let parked = barrier::park(&app.members, Duration::from_millis(deadline))
         .map_err(|cause| Failure::new(ErrorKind::Unprotected, cause.to_string()))?;
+    let alive = Alive::start(parked.pages());
     let at_unix_ns = now_ns();
     parts.push(("park".into(), micros(parked.since)));
-    let slots = parked.slots.clone();
-    let remote = Remote::new(Arc::clone(page), pid, slots[0]).map_err(|cause| failed(&cause))?;
-    for manager in managers.iter_mut() {
-        let start = Instant::now();
-        let name = manager.name();
-        manager.dump(&mut context(&remote, &slots, out, app)).map_err(|cause| unprotected(&cause))?;
-        parts.push((name.into(), micros(start)));
+    let mut processes = Vec::with_capacity(parked.processes.len());
+    for still in parked.processes.iter().filter(|still| !still.slots.is_empty()) {
+        let remote = Remote::new(Arc::clone(&still.page), still.pid, still.slots[0]);
+        let remote = remote.map_err(|cause| failed(&cause))?;
+        processes.push(Process { remote, pid: still.inner, slots: still.slots.clone() });
     }
+    if processes.is_empty() {
+        return Err(not_running(app));
+    }
+    let pids = pids(&processes);
+    let mut spent: Vec<(&'static str, u64)> = Vec::new();
+    registry
+        .each(&pids, &mut |manager, index| {
+            let start = Instant::now();
+            let done = manager.dump(&mut context(&processes, index, out, app));
+            match spent.iter_mut().find(|(name, _)| *name == manager.name()) {
+                Some((_, us)) => *us += micros(start),
+                None => spent.push((manager.name(), micros(start))),
+            }
+            done
+        })
+        .map_err(|cause| unprotected(&cause))?;
+    parts.extend(spent.into_iter().map(|(name, us)| (name.to_owned(), us)));
+    let threads = parked.threads();
     let stop = match keep {
         None => {
             let release = Instant::now();
@@ -246,7 +285,8 @@ fn phases<'a>(
         }
         Some(Keep { kept, progress }) => {
             let stop = parked.since.elapsed();
-            *kept = Some(Kept { parked, held: Held::start(page, &app.guard, of), cut });
+            let held = Held::start(parked.pages(), &app.guard, of);
+            *kept = Some(Kept { parked, held, cut });
             progress.parked();
             stop
         }
@@ -256,52 +296,58 @@ fn phases<'a>(
         at_unix_ns,
         node: app.node.clone(),
         stop_us: stop.as_micros() as u64,
-        processes: 1,
-        threads: slots.len() as u32,
+        processes: processes.len() as u32,
+        threads: threads as u32,
         engine: ENGINE.into(),
         stop_parts_us: parts,
         sealed_where: vec!["local".into()],
         ..EpochMeta::default()
     };
-    store(app, &remote, managers, out, &mut meta)?;
+    store(app, &processes, registry, out, &mut meta)?;
     Ok(meta)
 }
 
 /// POST_DUMP: the application runs; what was captured goes into the store.
 fn store(
     app: &App,
-    remote: &Remote,
-    managers: &mut [Box<dyn ResourceManager>],
+    processes: &[Process],
+    registry: &mut Registry,
     out: &mut Out,
     meta: &mut EpochMeta,
 ) -> Result<(), Failure> {
     let bad =
         |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, format!("{}: {cause}", app.name));
     let mut writer = app.store.begin(app.store.newest_number() + 1).map_err(|cause| bad(&cause))?;
-    for manager in managers.iter_mut().rev() {
+    let mut bytes_by_kind: Vec<(&'static str, u64)> = Vec::new();
+    let stored = registry.each_reversed(&pids(processes), &mut |manager, index| {
         let before = writer.figures();
-        let mut cx = context(remote, &[], out, app);
+        let mut cx = context(processes, index, out, app);
         cx.writer = Some(&mut writer);
-        manager.post_dump(&mut cx).map_err(|cause| unprotected(&cause))?;
+        let done = manager.post_dump(&mut cx);
         let changed = cx.files_changed;
         out.files_changed = changed;
         let after = writer.figures();
         let bytes = (after.pages_put - before.pages_put) * PAGE_BYTES as u64;
-        if bytes > 0 {
-            meta.bytes_by_kind.push((manager.name().into(), bytes));
+        match bytes_by_kind.iter_mut().find(|(name, _)| *name == manager.name()) {
+            Some((_, sum)) => *sum += bytes,
+            None if bytes > 0 => bytes_by_kind.push((manager.name(), bytes)),
+            None => {}
         }
-    }
+        done
+    });
+    stored.map_err(|cause| unprotected(&cause))?;
+    meta.bytes_by_kind = bytes_by_kind.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
     let mut contents: BTreeMap<String, Blob> = BTreeMap::new();
     for staged in out.staged.drain(..) {
         let blob = writer.put_file(&staged.copy).map_err(|cause| bad(&cause))?;
         contents.insert(staged.name, blob);
     }
     let bytes = wire::encode(&contents, CONTENTS_KIND).map_err(|cause| bad(&cause))?;
-    out.sections.0.insert(CONTENTS, (CONTENTS_VERSION, bytes));
+    out.sections.0.insert(CONTENTS.to_owned(), (CONTENTS_VERSION, bytes));
     let mut section_bytes = 0;
     for (kind, (version, bytes)) in std::mem::take(&mut out.sections.0) {
         section_bytes += bytes.len() as u64;
-        writer.put_section(kind, version, bytes).map_err(|cause| bad(&cause))?;
+        writer.put_section(&kind, version, bytes).map_err(|cause| bad(&cause))?;
     }
     let figures = writer.figures();
     meta.pages_dirty = figures.pages_new;

@@ -28,13 +28,13 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn start(page: &Arc<Page>, guard: &Arc<Guard>, of: &Instance) -> Self {
+    pub(crate) fn start(pages: Vec<Arc<Page>>, guard: &Arc<Guard>, of: &Instance) -> Self {
         let (stop, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (page, guard, of, told) = (Arc::clone(page), Arc::clone(guard), of.clone(), Arc::clone(&stop));
+        let (guard, of, told) = (Arc::clone(guard), of.clone(), Arc::clone(&stop));
         let is_lost = Arc::clone(&lost);
         let beat = move || {
-            page.keep_alive();
-            if !page.is_given_up() {
+            pages.iter().for_each(|page| page.keep_alive());
+            if !pages.iter().any(|page| page.is_given_up()) {
                 guard.hold(&of);
             } else if !is_lost.swap(true, Ordering::SeqCst) {
                 // We came too late, and they ran on: what is parked no more is stopped.
@@ -70,7 +70,7 @@ impl Drop for Held {
 
 /// What keeps an application parked.
 pub(crate) struct Kept<'a> {
-    pub(crate) parked: Parked<'a>,
+    pub(crate) parked: Parked,
     pub(crate) held: Held,
     pub(crate) cut: MutexGuard<'a, ()>,
 }
@@ -159,12 +159,14 @@ impl App {
     pub fn put_fence(self: &Arc<Self>, patience: Duration) {
         let mut fence = self.fence.lock();
         let Some(of) = self.living() else { return };
-        let Some((_, page)) = self.instance() else { return self.guard.halt(&of) };
+        if self.instance().is_none() {
+            return self.guard.halt(&of);
+        }
         if let Some(found) = fence.take_if(|found| found.of != of) {
             found.lift(&self.guard);
         }
         if fence.is_none() {
-            *fence = Some(self.park(&of, page, patience));
+            *fence = Some(self.park(&of, patience));
         }
         let stage = fence.as_ref().map_or(Stage::Failed, |fence| fence.progress.wait(patience));
         if stage != Stage::Parked {
@@ -176,7 +178,7 @@ impl App {
         }
     }
 
-    fn park(self: &Arc<Self>, of: &Instance, page: Arc<Page>, patience: Duration) -> Fence {
+    fn park(self: &Arc<Self>, of: &Instance, patience: Duration) -> Fence {
         let (stop, stopped) = channel();
         let progress = Progress::new();
         let (app, told, instance) = (Arc::clone(self), Arc::clone(&progress), of.clone());
@@ -184,11 +186,10 @@ impl App {
             let until = Instant::now() + patience;
             let cut = app.cut.try_lock_for(patience);
             let left = until.saturating_duration_since(Instant::now());
-            let parked =
-                cut.map(|cut| barrier::park(&page, instance.real_pid, left).map(|parked| (parked, cut)));
+            let parked = cut.map(|cut| barrier::park(&app.members, left).map(|parked| (parked, cut)));
             match parked {
                 Some(Ok((parked, cut))) => {
-                    let held = Held::start(&page, &app.guard, &instance);
+                    let held = Held::start(parked.pages(), &app.guard, &instance);
                     told.parked();
                     keep(&app, Kept { parked, held, cut }, &stopped);
                 }
@@ -224,13 +225,13 @@ impl App {
         if fence.is_some() {
             return Err(Failure::new(ErrorKind::Refused, format!("{} is parked already", self.name)));
         }
-        let (of, page) = self.instance().ok_or_else(|| failed("does not run on this node"))?;
+        let (of, _) = self.instance().ok_or_else(|| failed("does not run on this node"))?;
         let (stop, stopped) = channel();
         let progress = Progress::new();
         let (app, moved, instance) = (Arc::clone(self), Arc::clone(&progress), of.clone());
         let thread = thread::spawn(move || {
             let mut kept = None;
-            let taken = dump::last(&app, &instance, &page, &mut kept, &moved);
+            let taken = dump::last(&app, &instance, &mut kept, &moved);
             if kept.is_none() {
                 moved.set(Stage::Failed);
             }
@@ -270,7 +271,7 @@ mod tests {
             stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
         };
         page.control().header.cut.store(cut::word(1, cut::PARK), Ordering::SeqCst);
-        let held = Held::start(&page, &guard, &of);
+        let held = Held::start(vec![Arc::clone(&page)], &guard, &of);
         thread::sleep(4 * BEAT);
         assert!(!held.is_lost() && state() != 'T');
         page.control().header.cut.store(cut::word(1, cut::ABORTED), Ordering::SeqCst);

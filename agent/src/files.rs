@@ -9,6 +9,8 @@ use holo_cfor::{Captured, ContentSink, ContentSource, Hint, Staged, Targets};
 use holo_image::{Blob, EpochReader, EpochWriter};
 use holo_rm::kinds::zones::{self, ZoneKind};
 use holo_rm::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
+use holo_rm::remote::Remote;
+use holo_rm::tree::Process;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
@@ -32,7 +34,7 @@ pub struct Files {
     previous: Option<Captured<Blob>>,
     staged: Option<Staged<Blob>>,
     /// Open files that no tree has, with their numbers; at a dump.
-    open: Vec<(i32, Number)>,
+    open: Vec<(u32, i32, Number)>,
     /// Numbers here of the files in the trees, with those of the capture; at a restore.
     placed: Vec<(Number, Number)>,
 }
@@ -62,7 +64,7 @@ impl ContentSource for Source<'_> {
 /// Files that the application writes outside the roots, and inodes that it has mapped shared and writable.
 struct Written {
     extra: Vec<PathBuf>,
-    open: Vec<(i32, Number)>,
+    open: Vec<(u32, i32, Number)>,
     mapped: BTreeSet<(u64, u64)>,
 }
 
@@ -82,7 +84,25 @@ impl Files {
         let mut extra = BTreeSet::new();
         let mut mapped = BTreeSet::new();
         let mut open = Vec::new();
-        let fds = cx.remote.proc("fd");
+        for (index, process) in cx.processes.iter().enumerate() {
+            self.written_by(index as u32, &process.remote, &mut extra, &mut open)?;
+            self.mapped_by(&process.remote, &mut extra, &mut mapped)?;
+        }
+        let pages: Vec<PathBuf> = cx.processes.iter().map(|process| page_path(&process.remote)).collect();
+        // Devices have neither content nor a place in a tree; control pages are holo's.
+        extra.retain(|path| !path.starts_with("/dev") || path.starts_with("/dev/shm"));
+        extra.retain(|path| !path.starts_with("/proc") && !path.starts_with("/sys") && !pages.contains(path));
+        Ok(Written { extra: extra.into_iter().collect(), open, mapped })
+    }
+
+    fn written_by(
+        &self,
+        process: u32,
+        remote: &Remote,
+        extra: &mut BTreeSet<PathBuf>,
+        open: &mut Vec<(u32, i32, Number)>,
+    ) -> RmResult<()> {
+        let fds = remote.proc("fd");
         for entry in fs::read_dir(&fds).on("listing", fds.display())? {
             let Ok(entry) = entry else { continue };
             let Ok(target) = fs::read_link(entry.path()) else { continue };
@@ -93,32 +113,38 @@ impl Files {
             let Ok(meta) = fs::metadata(entry.path()) else { continue };
             let number = entry.file_name().to_string_lossy().into_owned();
             if let Ok(fd) = number.parse() {
-                open.push((fd, (meta.dev(), meta.ino())));
+                open.push((process, fd, (meta.dev(), meta.ino())));
             }
             if !meta.is_file() || meta.nlink() == 0 || self.is_protected(&target) {
                 continue;
             }
-            let info = cx.remote.proc_text(&format!("fdinfo/{number}")).unwrap_or_default();
+            let info = remote.proc_text(&format!("fdinfo/{number}")).unwrap_or_default();
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
             let flags = flags.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0);
             if flags & 3 != 0 && flags & libc::O_PATH as u32 == 0 {
                 extra.insert(target);
             }
         }
-        let maps = fs::read(cx.remote.proc("maps")).on("reading", "maps")?;
+        Ok(())
+    }
+
+    fn mapped_by(
+        &self,
+        remote: &Remote,
+        extra: &mut BTreeSet<PathBuf>,
+        mapped: &mut BTreeSet<(u64, u64)>,
+    ) -> RmResult<()> {
+        let maps = fs::read(remote.proc("maps")).on("reading", "maps")?;
         for zone in zones::parse(&maps).map_err(RmError::Unsupported)? {
             if zone.kind == ZoneKind::FileShared && zone.prot & 2 != 0 {
                 let path = PathBuf::from(std::ffi::OsStr::from_bytes(&zone.path));
                 mapped.insert((zone.device, zone.inode));
-                if path != cx_page_path(cx) && !self.is_protected(&path) {
+                if !self.is_protected(&path) {
                     extra.insert(path);
                 }
             }
         }
-        // Devices have neither content nor a place in a tree.
-        extra.retain(|path| !path.starts_with("/dev") || path.starts_with("/dev/shm"));
-        extra.retain(|path| !path.starts_with("/proc") && !path.starts_with("/sys"));
-        Ok(Written { extra: extra.into_iter().collect(), open, mapped })
+        Ok(())
     }
 }
 
@@ -130,20 +156,21 @@ impl Files {
         let table = page.inodes();
         let mut needed: BTreeSet<Number> = BTreeSet::new();
         if !table.is_empty() {
-            needed.extend(open.iter().map(|(_, number)| *number));
+            needed.extend(open.iter().map(|(.., number)| *number));
             let identities = captured.tree.inodes.iter().map(|inode| inode.identity);
             needed.extend(identities.map(|identity| (identity.dev, identity.ino)));
         }
         let names = inodes::names(table, |real| needed.contains(&real));
         // SAFETY: a plain word that was set at the process's start.
-        Inodes { class_at: unsafe { (*page.header()).class_at }, names, open }
+        let class_at = |process: &Process| unsafe { (*process.remote.page.header()).class_at };
+        Inodes { class_at: cx.processes.iter().map(class_at).collect(), names, open }
     }
 }
 
 /// The control page is mapped shared, too, but is holo's.
-fn cx_page_path(cx: &DumpCx) -> PathBuf {
+fn page_path(remote: &Remote) -> PathBuf {
     use std::os::fd::AsRawFd;
-    fs::read_link(format!("/proc/self/fd/{}", cx.remote.page.fd().as_raw_fd())).unwrap_or_default()
+    fs::read_link(format!("/proc/self/fd/{}", remote.page.fd().as_raw_fd())).unwrap_or_default()
 }
 
 fn failed(cause: holo_cfor::Error) -> RmError {
@@ -197,9 +224,9 @@ impl ResourceManager for Files {
             }
         }
         let captured = staged.store(&mut Sink(writer)).map_err(failed)?;
-        cx.sections.put(NAME, VERSION, &captured)?;
+        cx.put(NAME, VERSION, &captured)?;
         let inodes = self.identities(cx, &captured);
-        cx.sections.put(INODES, INODES_VERSION, &inodes)?;
+        cx.put(INODES, INODES_VERSION, &inodes)?;
         self.previous = Some(captured);
         Ok(())
     }
@@ -239,33 +266,40 @@ impl ResourceManager for Files {
     fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
         let Some((INODES_VERSION, _)) = cx.image.section(INODES) else { return Ok(()) };
         let inodes: Inodes = cx.section(INODES, INODES_VERSION)?;
-        let page = &cx.remote.page;
-        // SAFETY: a plain word of a process that waits.
-        unsafe { (*page.header()).class_at = inodes.class_at };
+        for (remote, class_at) in cx.tree.iter().zip(&inodes.class_at) {
+            // SAFETY: a plain word of a process that waits.
+            unsafe { (*remote.page.header()).class_at = *class_at };
+        }
         let known = inodes.known();
-        let open = inodes.open.iter().filter_map(|(fd, was)| {
-            let now = fs::metadata(cx.remote.proc(&format!("fd/{fd}"))).ok()?;
+        let open = inodes.open.iter().filter_map(|(process, fd, was)| {
+            let remote = cx.tree.get(*process as usize)?;
+            let now = fs::metadata(remote.proc(&format!("fd/{fd}"))).ok()?;
             Some(((now.dev(), now.ino()), known(*was)))
         });
         let mut placed = std::mem::take(&mut self.placed);
         if placed.len() > INODES_MAX / 2 {
             // There may be no room for all: files that are open are compared most.
-            let fds = fs::read_dir(cx.remote.proc("fd")).on("listing descriptors of", "the clone")?;
-            let metas = fds.filter_map(|fd| fs::metadata(fd.ok()?.path()).ok());
-            let open: BTreeSet<Number> = metas.map(|meta| (meta.dev(), meta.ino())).collect();
+            let mut open: BTreeSet<Number> = BTreeSet::new();
+            for remote in cx.tree {
+                let fds = fs::read_dir(remote.proc("fd")).on("listing descriptors of", "the clone")?;
+                let metas = fds.filter_map(|fd| fs::metadata(fd.ok()?.path()).ok());
+                open.extend(metas.map(|meta| (meta.dev(), meta.ino())));
+            }
             placed.sort_by_key(|(real, _)| !open.contains(real));
         }
         let (table, left) = inodes::table(open.chain(placed.iter().map(|(real, was)| (*real, known(*was)))));
         if left > 0 {
             cx.remarks.push(format!("{left} files show other inode numbers than before"));
         }
-        if table.is_empty() || inodes.class_at == 0 {
+        if table.is_empty() {
             return Ok(());
         }
-        page.set_inodes(&table);
-        for nr in INODE_CALLS {
-            let at = inodes.class_at.wrapping_add(nr.cast_unsigned());
-            cx.remote.write(at, &[SLOW]).on("marking calls in", "the clone")?;
+        for (remote, class_at) in cx.tree.iter().zip(&inodes.class_at).filter(|(_, at)| **at != 0) {
+            remote.page.set_inodes(&table);
+            for nr in INODE_CALLS {
+                let at = class_at.wrapping_add(nr.cast_unsigned());
+                remote.write(at, &[SLOW]).on("marking calls in", "the clone")?;
+            }
         }
         Ok(())
     }

@@ -14,6 +14,7 @@
 //!
 //! The guard ends when no agent lives and nothing is left to be watched.
 
+use crate::family;
 use crate::record::{Instance, start_time};
 use parking_lot::Mutex;
 use std::fs::{File, OpenOptions};
@@ -99,11 +100,6 @@ impl Drop for Guard {
         // SAFETY: mapped by us with this size.
         unsafe { libc::munmap(self.table.cast(), size_of::<Table>()) };
     }
-}
-
-fn signal(pid: i32, signal: i32) {
-    // SAFETY: no memory is passed.
-    unsafe { libc::kill(pid, signal) };
 }
 
 impl Guard {
@@ -198,6 +194,14 @@ impl Guard {
         }
     }
 
+    /// Another process stands for the application: what was said of `ended` holds for it.
+    pub fn succeed(&self, ended: &Instance, heir: &Instance) {
+        let Some(until) = self.find(ended).map(|slot| slot.until_ms.load(SeqCst)) else { return };
+        if until != FOR_EVER {
+            self.lease(heir, Some(until));
+        }
+    }
+
     /// Stops the instance until [`Self::go_on`], since it cannot be parked.
     pub fn halt(&self, of: &Instance) {
         match self.find_or_make(of) {
@@ -205,7 +209,7 @@ impl Guard {
                 slot.halt.store(1, SeqCst);
                 slot.settle(0);
             }
-            None => signal(of.real_pid, libc::SIGSTOP),
+            None => family::stop(of.real_pid),
         }
     }
 
@@ -219,7 +223,7 @@ impl Guard {
             }
             // There was no room for it when it was stopped.
             None if self.table().slots.iter().all(|slot| slot.pid.load(SeqCst) != 0) => {
-                signal(of.real_pid, libc::SIGCONT);
+                family::go_on(of.real_pid);
             }
             None => {}
         }
@@ -305,14 +309,18 @@ impl Slot {
         let must_stop = halt || (!parked && (held != 0 || ran_out));
         let stopped = self.stopped.load(SeqCst) != 0;
         if must_stop && !self.is_over() {
-            // Again and again: a shell's `fg`, or anybody's signal, lets it go on.
-            signal(pid as i32, libc::SIGSTOP);
+            if stopped {
+                // Again and again: a shell's `fg`, or anybody's signal, lets it go on.
+                family::stop_again(pid as i32);
+            } else {
+                family::stop(pid as i32);
+            }
             self.stopped.store(1, SeqCst);
         }
         let goes_on = !must_stop && stopped && !self.is_over();
         if goes_on {
             self.stopped.store(0, SeqCst);
-            signal(pid as i32, libc::SIGCONT);
+            family::go_on(pid as i32);
         }
         goes_on
     }
@@ -431,7 +439,8 @@ mod tests {
         assert_ne!(state(pid), 'T');
         becomes(pid, 'T');
         // Somebody means well.
-        signal(pid, libc::SIGCONT);
+        // SAFETY: our own child.
+        unsafe { libc::kill(pid, libc::SIGCONT) };
         becomes(pid, 'T');
         assert!(guard.lease(&of, Some(now_ms() + 60_000)));
         becomes(pid, 'S');

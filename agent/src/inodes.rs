@@ -17,12 +17,12 @@ pub type Number = (u64, u64);
 /// What an image says of identities; all numbers are of the node that it was taken on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inodes {
-    /// [`holo_abi::control::Header::class_at`].
-    pub class_at: u64,
+    /// [`holo_abi::control::Header::class_at`] of each process's page, in the order of the tree.
+    pub class_at: Vec<u64>,
     /// The table then: numbers of that node, and as the application knew them.
     pub names: Vec<(Number, Number)>,
-    /// Descriptors whose files no tree has, with their numbers.
-    pub open: Vec<(i32, Number)>,
+    /// Descriptors (process, number) whose files no tree has, with the files' numbers.
+    pub open: Vec<(u32, i32, Number)>,
 }
 
 impl Inodes {

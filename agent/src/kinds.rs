@@ -8,28 +8,30 @@ use holo_rm::kinds::shared::SharedObjects;
 use holo_rm::kinds::signals::Signals;
 use holo_rm::kinds::threads::Threads;
 use holo_rm::kinds::timers::Timers;
-use holo_rm::manager::ResourceManager;
+use holo_rm::kinds::tree::Tree;
+use holo_rm::registry::Registry;
 
 /// Managers for one application.
 #[must_use]
-pub fn registry(files: Files, roots: Vec<std::path::PathBuf>) -> Vec<Box<dyn ResourceManager>> {
+pub fn registry(files: Files, roots: Vec<std::path::PathBuf>) -> Registry {
     let shared = SharedObjects::new();
-    let memory = Memory::new(roots, shared.clone());
-    vec![
-        // First: it refuses what cannot be dumped at all, and gives the clone its directory and group.
-        Box::new(Process),
+    let mappings = shared.clone();
+    Registry::new()
+        // First: who is there. The clone's processes are made before all kinds.
+        .application(Box::new(Tree))
+        // It refuses what cannot be dumped at all, and gives each process its directory.
+        .process(|| Box::new(Process))
         // Before descriptors: they open the files that this puts in place.
-        Box::new(files),
+        .application(Box::new(files))
         // Before memory: says which shared objects it has staged already.
-        Box::new(Descriptors::new(shared)),
+        .application(Box::new(Descriptors::new(shared)))
         // After what asks the process much: its snapshot is the last that is done to its memory. At a restore
         // libholo's own text comes with it, on which threads are made.
-        Box::new(memory),
+        .process(move || Box::new(Memory::new(roots.clone(), mappings.clone())))
         // After memory: handlers point into it.
-        Box::new(Signals),
+        .process(|| Box::new(Signals))
         // Armed (POST, reverse order) when threads are there and before signals that are pending.
-        Box::new(Timers),
+        .process(|| Box::new(Timers))
         // Last: from here on the process has its shape.
-        Box::new(Threads),
-    ]
+        .process(|| Box::new(Threads))
 }

@@ -1,19 +1,18 @@
 //! SWITCH on this node: an application run from an epoch.
 
-use crate::app::{App, Failure};
+use crate::app::{App, Failure, now_ns};
 use crate::dump::{CONTENTS, CONTENTS_KIND, CONTENTS_VERSION, files, roots};
 use crate::kinds::registry;
+use crate::members::Leaf;
 use crate::record::{Instance, start_time};
 use holo_api::local::{ErrorKind, RestoreInfo};
 use holo_image::wire;
 use holo_image::{Blob, EpochReader};
-use holo_rm::clone::{Order, Prepared, prepare};
-use holo_rm::kinds::process::ProcessState;
-use holo_rm::manager::section;
+use holo_rm::clone::{Order, Prepared, Restored, page_path, prepare};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,8 +22,6 @@ const CONTENTS_BYTES_MAX: u64 = 256 << 20;
 pub struct Ready {
     prepared: Prepared,
     epoch: u64,
-    cluster_pid: u32,
-    page: PathBuf,
     since: Instant,
 }
 
@@ -80,18 +77,16 @@ pub fn ready(app: &App, epoch: Option<u64>, aside: Option<u64>, stdio: &[OwnedFd
         Failure::new(kind, format!("{} epoch {epoch}: {cause}", app.name))
     })?;
     let blobs = contents(&image)?;
-    let state: ProcessState = section(&image, "process", 1)
-        .map_err(|cause| Failure::new(ErrorKind::BadImage, format!("{} epoch {epoch}: {cause}", app.name)))?;
-    let page = app.paths.pages.join(format!("{}.{}.page", app.name, std::process::id()));
+    let page = app.paths.pages.join(format!("{}.{}.{}.page", app.name, std::process::id(), now_ns()));
     let output = app.paths.output.join(format!("{}.log", app.name));
     let order =
         Order { restorer: &app.config.restorer, blobs: &blobs, stdio, output: &output, page_path: &page };
     let mut work = app.work();
     // What the managers knew of the epoch before is of another past now.
-    work.managers.clear();
-    let mut managers = registry(files(app), roots(app));
-    let prepared = prepare(&image, &order, &mut managers).map_err(|cause| {
-        let _ = fs::remove_file(&page);
+    work.registry.clear();
+    let mut kinds = registry(files(app), roots(app));
+    let prepared = prepare(&image, &order, &mut kinds).map_err(|cause| {
+        forget_pages(&page);
         let kind = match &cause {
             holo_rm::manager::RmError::Image(_) | holo_rm::manager::RmError::BadSection { .. } => {
                 ErrorKind::BadImage
@@ -102,7 +97,15 @@ pub fn ready(app: &App, epoch: Option<u64>, aside: Option<u64>, stdio: &[OwnedFd
         };
         Failure::new(kind, format!("{} epoch {epoch} cannot be restored here: {cause}", app.name))
     })?;
-    Ok(Ready { prepared, epoch, cluster_pid: state.pid as u32, page, since })
+    Ok(Ready { prepared, epoch, since })
+}
+
+/// Files of pages of a clone that did not come to be.
+fn forget_pages(path: &Path) {
+    let numbers = 0..holo_rm::kinds::tree::PROCESSES_MAX;
+    for file in numbers.map(|number| page_path(path, number)).take_while(|file| file.exists()) {
+        let _ = fs::remove_file(file);
+    }
 }
 
 impl Ready {
@@ -123,25 +126,31 @@ impl Ready {
     /// It was killed.
     pub fn run(self, app: &Arc<App>) -> Result<RestoreInfo, Failure> {
         let failed = |what: String| Failure::new(ErrorKind::Failed, format!("{}: {what}", app.name));
-        let restored = self.prepared.run().map_err(|cause| failed(cause.to_string()))?;
-        let started = start_time(restored.pid).ok_or_else(|| failed("the clone ended at once".into()))?;
-        let path = app.paths.pages.join(format!("{}.{}.page", app.name, restored.pid));
-        fs::rename(&self.page, &path).map_err(|cause| failed(format!("{}: {cause}", path.display())))?;
-        let instance =
-            Instance { real_pid: restored.pid, started, cluster_pid: self.cluster_pid, page: path };
-        app.adopt(instance, restored.page, Some(restored.keeper));
-        for remark in &restored.remarks {
+        let running = self.prepared.run().map_err(|cause| failed(cause.to_string()))?;
+        let first = &running.processes[0];
+        let started = start_time(first.pid).ok_or_else(|| failed("the clone ended at once".into()))?;
+        let instance = Instance {
+            real_pid: first.pid,
+            started,
+            cluster_pid: first.inner as u32,
+            page: first.page_path.clone(),
+        };
+        let (pid, page) = (first.pid, Arc::clone(&first.page));
+        let leaf = |of: &Restored| Leaf { page: Arc::clone(&of.page), path: of.page_path.clone() };
+        let processes = running.processes.iter().map(|of| (of.pid, of.inner, leaf(of))).collect();
+        app.adopt(instance, page, Some(running.keeper), processes);
+        for remark in &running.remarks {
             eprintln!("holod: {}: {remark}", app.name);
         }
-        let first = restored.first_instruction.duration_since(self.since);
+        let first = running.first_instruction.duration_since(self.since);
         Ok(RestoreInfo {
             name: app.name.clone(),
             epoch: self.epoch,
             restore_us: self.since.elapsed().as_micros() as u64,
             first_instruction_us: first.as_micros() as u64,
             node: app.node.clone(),
-            real_pid: restored.pid as u32,
-            remarks: restored.remarks,
+            real_pid: pid as u32,
+            remarks: running.remarks,
         })
     }
 }

@@ -1,8 +1,8 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
-use crate::{exec, inodes, signals, socket_waits, start, trace, traps, user, waits};
-use core::sync::atomic::{AtomicU32, Ordering};
-use holo_abi::control::{Header, exiting};
+use crate::{exec, inodes, members, signals, socket_waits, start, trace, traps, user, waits};
+use core::sync::atomic::Ordering;
+use holo_abi::control::exiting;
 use holo_abi::sysno;
 use holo_sys::gate::{CLASS, PLAIN, Regs, SLOW};
 use holo_sys::tls::tls;
@@ -43,11 +43,6 @@ const SLOW_CALLS: &[i64] = &[
     sysno::execveat,
     sysno::exit_group,
     sysno::getppid,
-    sysno::getpgrp,
-    sysno::getpgid,
-    sysno::getsid,
-    sysno::setpgid,
-    sysno::setsid,
     sysno::setsockopt,
     sysno::madvise,
     sysno::rseq,
@@ -56,10 +51,11 @@ const SLOW_CALLS: &[i64] = &[
     sysno::clone3,
     sysno::fork,
     sysno::vfork,
+    sysno::set_robust_list,
 ];
 
 /// More of them when raw system calls are trapped.
-const TRAP_CALLS: &[i64] = &[sysno::set_robust_list, sysno::prctl];
+const TRAP_CALLS: &[i64] = &[sysno::prctl];
 
 /// Fills the gate's table; `trace` sends every call through the dispatcher, to be counted.
 pub(crate) fn classify(trace: bool, traps: bool) {
@@ -135,18 +131,7 @@ fn decide(regs: &mut Regs) -> Verdict {
             trace::write_out();
             Verdict::Forward
         }
-        sysno::getppid => shown(regs, |header| &header.ppid),
-        sysno::getpgrp => shown(regs, |header| &header.pgid),
-        sysno::getpgid if is_self(regs.args[0]) => shown(regs, |header| &header.pgid),
-        sysno::getsid if is_self(regs.args[0]) => shown(regs, |header| &header.sid),
-        sysno::setpgid | sysno::setsid => {
-            // From now on it is the kernel's to say.
-            if let Some(page) = start::control() {
-                page.header.pgid.store(0, Ordering::Relaxed);
-                page.header.sid.store(0, Ordering::Relaxed);
-            }
-            Verdict::Forward
-        }
+        sysno::getppid => shown_ppid(),
         sysno::madvise if regs.args[2] == MADV_WIPEONFORK => {
             if let Some(page) = start::control() {
                 page.header.wipe_on_fork.store(1, Ordering::Relaxed);
@@ -164,6 +149,7 @@ fn decide(regs: &mut Regs) -> Verdict {
         }
         // What libc does first in a new thread, and in the child of `fork`.
         sysno::set_robust_list => {
+            members::enter();
             traps::enter();
             Verdict::Forward
         }
@@ -184,12 +170,16 @@ fn decide(regs: &mut Regs) -> Verdict {
 /// A child that shares our memory must not be taken for us; one of a trapped call is trapped too.
 fn on_clone(regs: &mut Regs) -> Verdict {
     const VFORK_FLAGS: u64 = 0x4100;
+    const CLONE_THREAD: u64 = 0x1_0000;
     let flags = match regs.rax.cast_signed() {
         sysno::clone => regs.args[0],
         sysno::clone3 => user::read::<u64>(regs.args[0], regs.rsp).unwrap_or(0),
         sysno::vfork => VFORK_FLAGS,
         _ => 0,
     };
+    if flags & CLONE_THREAD == 0 {
+        members::changes();
+    }
     signals::on_clone(flags);
     if traps::on()
         && let Some(raw) = holo_sys::traps::child_raw(regs.raw)
@@ -199,18 +189,12 @@ fn on_clone(regs: &mut Regs) -> Verdict {
     Verdict::Forward
 }
 
-/// Is it this process?
-fn is_self(pid: u64) -> bool {
-    // SAFETY: no memory is passed.
-    pid == 0 || pid as i32 == unsafe { holo_sys::sys!(sysno::getpid) } as i32
-}
-
-/// An id of a process that is not in the clone's namespace: as it was before the restore.
-fn shown(regs: &Regs, id: fn(&Header) -> &AtomicU32) -> Verdict {
-    match start::control().map(|page| id(&page.header).load(Ordering::Relaxed)) {
+/// The parent of the first process is not in the clone's namespace: it is shown as it was before the restore.
+fn shown_ppid() -> Verdict {
+    match start::control().map(|page| page.header.ppid.load(Ordering::Relaxed)) {
         None | Some(0) => Verdict::Forward,
-        // A child that was forked has a parent and a group in the namespace.
-        Some(_) if regs.rax.cast_signed() == sysno::getppid && !start::is_first() => Verdict::Forward,
+        // A child that was forked has its parent in the namespace.
+        Some(_) if !start::is_first() => Verdict::Forward,
         Some(id) => Verdict::Handled(i64::from(id)),
     }
 }

@@ -4,7 +4,7 @@
 //! `vfork` child shares the parent's memory, and nothing may be left on a stack that both use.
 
 use crate::dispatch::Verdict;
-use crate::{signals, start, user};
+use crate::{members, signals, start, user};
 use holo_abi::sysno;
 use holo_sys::gate::{DEFERRED, RESTART, Regs, holo_block};
 use holo_sys::{sys, tls::tls};
@@ -33,6 +33,7 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
     if let Some(built) = unsafe { extended(regs.args[environment], regs.rsp) } {
         regs.args[environment] = built;
     }
+    members::changes();
     let args = regs.args;
     loop {
         // The new program has no handler for the park signal until its constructor ran, and one that is on

@@ -24,6 +24,7 @@ mod early;
 mod exec;
 mod inodes;
 mod mem;
+mod members;
 mod park;
 mod signals;
 mod socket_waits;

@@ -91,6 +91,7 @@ fn fill(slot: &Slot, frame: &mut UContext, words: &Tls, generation: u64) {
     // SAFETY: the slot is claimed by this thread; the kernel writes only the words named.
     unsafe {
         (*raw).tid = sys!(sysno::gettid) as u32;
+        (*raw).pid = sys!(sysno::getpid) as u32;
         (*raw).frame = core::ptr::from_mut(frame) as u64;
         sys!(sysno::arch_prctl, ARCH_GET_FS, &raw mut (*raw).fs_base);
         sys!(sysno::arch_prctl, ARCH_GET_GS, &raw mut (*raw).gs_base);

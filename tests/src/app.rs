@@ -250,7 +250,9 @@ impl App {
         sleep(SETTLE);
         let row = self.row(node);
         assert!(
-            matches!(self.state(node).as_str(), "running" | "unprotected") && self.real_pids(node) == pids,
+            // Others may come and go.
+            matches!(self.state(node).as_str(), "running" | "unprotected")
+                && self.real_pids(node).first() == pids.first(),
             "{} did not survive its restore by {SETTLE:?}: {row:?}",
             self.name
         );

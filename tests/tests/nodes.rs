@@ -139,6 +139,16 @@ fn threads_outlive_their_node_as_user() {
     killed_node(Who::Nobody, |c| workload(c, "threads.c"));
 }
 
+#[test]
+fn a_tree_is_switched() {
+    ordered_switch(Who::Me, |c| workload(c, "tree.c"));
+}
+
+#[test]
+fn a_tree_outlives_its_node_as_user() {
+    killed_node(Who::Nobody, |c| workload(c, "tree.c"));
+}
+
 /// Other inodes and devices are behind the names on another node; the program does not see them.
 #[test]
 fn file_identity_is_switched() {
@@ -277,8 +287,17 @@ fn redis_outlives_its_node_as_user() {
 /// A cut cable: the owner parks its application before the stand-by runs it; when the cable is back, one goes on.
 #[test]
 fn a_partition_never_makes_two_owners() {
+    partition("threads.c");
+}
+
+#[test]
+fn a_partition_never_makes_two_owners_of_a_tree() {
+    partition("tree.c");
+}
+
+fn partition(source: &'static str) {
     let cluster = cluster(Who::Me);
-    let app = start(&cluster, &workload(&cluster, "threads.c"), &[]);
+    let app = start(&cluster, &workload(&cluster, source), &[]);
     goes_on(&cluster.nodes[A]);
     sealed_on_b(&app, &cluster);
     cluster.cut(A);
@@ -301,10 +320,19 @@ fn a_partition_never_makes_two_owners() {
 /// Either agent is killed and started again: the application does not notice, epochs go on.
 #[test]
 fn agents_restart_at_any_time() {
+    restarts("threads.c");
+}
+
+#[test]
+fn agents_restart_at_any_time_of_a_tree() {
+    restarts("tree.c");
+}
+
+fn restarts(source: &'static str) {
     let timing = Timing { heartbeat_ms: 100, lease_ms: 8_000, failover_ms: 15_000 };
     let mut cluster = Cluster::new(&["a", "b"], Who::Me);
     cluster.start_agents(timing);
-    let app = start(&cluster, &workload(&cluster, "threads.c"), &[]);
+    let app = start(&cluster, &workload(&cluster, source), &[]);
     sealed_on_b(&app, &cluster);
     for index in [B, A, B] {
         cluster.nodes[index].kill_agent();
@@ -323,10 +351,19 @@ fn agents_restart_at_any_time() {
 /// and an agent that comes back ends what was left.
 #[test]
 fn the_lease_is_held_without_the_agent() {
+    lease_without_agent("threads.c");
+}
+
+#[test]
+fn the_lease_is_held_without_the_agent_of_a_tree() {
+    lease_without_agent("tree.c");
+}
+
+fn lease_without_agent(source: &'static str) {
     let timing = Timing::default();
     let mut cluster = Cluster::new(&["a", "b"], Who::Me);
     cluster.start_agents(timing);
-    let app = start(&cluster, &workload(&cluster, "threads.c"), &[]);
+    let app = start(&cluster, &workload(&cluster, source), &[]);
     goes_on(&cluster.nodes[A]);
     sealed_on_b(&app, &cluster);
     cluster.nodes[A].kill_agent();

@@ -14,9 +14,6 @@ holo_tests::workloads! {
     cancel: Workload::new("cancel.c");
     throw: Workload::new("throw.cc");
     raw: Workload::new("raw.c").env("HOLO_WAYS", "symbols,sites,traps");
-}
-
-holo_tests::workloads_unprotected! {
     spawn: Workload::new("spawn.c");
     forks: Workload::new("forks.c");
 }

@@ -38,7 +38,7 @@ static void block(int kind) {
         pthread_cleanup_pop(1);
         break;
     case 11: { int old; PT(pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &old)); for (volatile long i = 0;; i++); }
-    case 12: { int old; PT(pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &old)); work_sleep_us(15000); PT(pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &old)); pthread_testcancel(); break; }
+    case 12: { int old; PT(pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &old)); work_sleep_us(15000); PT(pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &old)); for (;;) pthread_testcancel(), sched_yield(); }
     default: clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){1000, 0}, NULL);
     }
 }

@@ -28,6 +28,9 @@ pub const BATCH_CALLS: usize = 256;
 pub const SCRATCH_BYTES: usize = 256 * 1024;
 /// Files whose identity may be another than this node's; past it they show the node's.
 pub const INODES_MAX: usize = 16384;
+/// Forked processes of one page that are remembered; orphans beyond them are found only while they have a parent in
+/// the application.
+pub const MEMBERS_MAX: usize = 4096;
 /// Calls whose results name inodes.
 pub const INODE_CALLS: [i64; 6] =
     [sysno::stat, sysno::fstat, sysno::lstat, sysno::newfstatat, sysno::statx, sysno::getdents64];
@@ -137,8 +140,8 @@ pub struct Slot {
     /// What the thread does when it is let go or gives up: 0 returns to the application, 1 ends the process
     /// (snapshots and clones that are not complete must never run application code).
     pub leave: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Process id as the app sees it: processes that were forked share their page.
+    pub pid: u32,
     /// Own list.
     pub calls: [Call; SLOT_CALLS],
 }
@@ -178,10 +181,10 @@ pub struct Header {
     pub holo_end: u64,
     /// Parent process id that the app shall see; 0: the kernel's.
     pub ppid: AtomicU32,
-    /// Process group that the app shall see as its own; 0: the kernel's.
-    pub pgid: AtomicU32,
-    /// Session likewise.
-    pub sid: AtomicU32,
+    /// Entries of [`Control::members`] that were ever used.
+    pub members_used: AtomicU32,
+    /// Raised before each call that makes a process or another program of one.
+    pub changes: AtomicU32,
     /// 1: the app used `madvise(MADV_WIPEONFORK)`, so that a fork is no full snapshot of it.
     pub wipe_on_fork: AtomicU32,
     /// Sites patched, for reports.
@@ -247,6 +250,9 @@ pub struct Control {
     pub scratch: [u8; SCRATCH_BYTES],
     /// Files by [`InodeName::real`], ascending: [`Header::inodes_count`] of them.
     pub inodes: [InodeName; INODES_MAX],
+    /// Pids, as they see themselves, of processes that were forked with this page; 0: free. One that ended stays until
+    /// the agent frees it.
+    pub members: [AtomicU32; MEMBERS_MAX],
 }
 
 /// Bytes of the mapping, whole pages.

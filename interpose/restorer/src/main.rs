@@ -12,7 +12,7 @@
 //!
 //! Arguments, all decimal: page descriptor, page address, page bytes, server header offset (0), pid, slot
 //! offset, new user namespace (0/1), monotonic offset seconds, nanoseconds, boottime offset seconds,
-//! nanoseconds, uid, gid.
+//! nanoseconds, uid, gid, pid of the process as which the keeper ends.
 #![no_std]
 #![no_main]
 
@@ -28,7 +28,7 @@ const CLONE_NEWPID: u64 = 0x2000_0000;
 const CLONE_NEWTIME: u64 = 0x80;
 const SIGCHLD: u64 = 17;
 const MAP_SHARED_FIXED_NOREPLACE: u64 = 0x01 | 0x10_0000;
-const ARGUMENTS: usize = 13;
+const ARGUMENTS: usize = 14;
 
 global_asm!(
     ".globl _start",
@@ -154,6 +154,7 @@ struct Order {
     clocks: [i64; 4],
     uid: i64,
     gid: i64,
+    main: i64,
 }
 
 #[unsafe(no_mangle)]
@@ -174,6 +175,7 @@ extern "C" fn restorer_main(stack: *const u64) -> ! {
         clocks: [argument(7), argument(8), argument(9), argument(10)],
         uid: argument(11),
         gid: argument(12),
+        main: argument(13),
     };
     keeper(&order)
 }
@@ -262,7 +264,7 @@ fn init(order: &Order) -> ! {
         clone(order);
     }
     close_all();
-    let status = wait_for(child);
+    let status = wait_for(order.main);
     // The keeper must learn of a signal, which pid 1 cannot die of: 128 + signal, told apart by the agent's
     // own watching of the clone.
     end_as(status)

@@ -1,11 +1,13 @@
-//! The process synchronisation barrier: parks every thread of a process, or none.
+//! The process synchronisation barrier: parks every thread of every process of an application, or none.
 
 use crate::page::{Page, wait};
+use crate::tree::{Census, Seat};
 use holo_abi::control::{SLOTS_MAX, cut, slot};
 use holo_abi::{PARK_COOKIE, PARK_SIGNAL};
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -13,10 +15,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug, thiserror::Error)]
 pub enum BarrierError {
     /// Some threads did not park in time.
-    #[error("{missing} of {threads} threads did not park within {waited_ms} ms (thread {tid} is in {wchan})")]
+    #[error("thread {tid} of {threads} threads did not park within {waited_ms} ms (it is in {wchan})")]
     Deadline {
-        /// Threads that were not there.
-        missing: usize,
         /// All threads.
         threads: usize,
         /// The deadline.
@@ -38,10 +38,15 @@ pub enum BarrierError {
         source: io::Error,
     },
     /// libholo has not started yet, or could not take any way in.
-    #[error("process {pid} is not ready: libholo is still starting, or found no way in (see `holo doctor`)")]
+    #[error(
+        "process {pid} ({name}) does not run under holo: it is static or set-user-id, is still starting, or holo found no \
+         way in (see `holo doctor`)"
+    )]
     NotReady {
         /// Its pid.
         pid: i32,
+        /// Its name.
+        name: String,
     },
     /// More threads than slots.
     #[error("process {pid} has {threads} threads, more than {SLOTS_MAX}")]
@@ -53,12 +58,73 @@ pub enum BarrierError {
     },
 }
 
-/// All threads of a process, parked. Dropping it lets them go without keeping what was read.
-pub struct Parked<'a> {
-    page: &'a Page,
+/// A page with the word of our cut.
+struct Cut {
+    page: Arc<Page>,
     word: u64,
-    /// Slots in use, the thread-group leader's first if it lives.
+}
+
+impl Cut {
+    fn order(page: &Arc<Page>) -> Self {
+        let header = &page.control().header;
+        let generation = cut::generation(header.cut.load(Ordering::SeqCst)) + 1;
+        let word = cut::word(generation, cut::PARK);
+        page.keep_alive();
+        header.cut.store(word, Ordering::SeqCst);
+        Self { page: Arc::clone(page), word }
+    }
+
+    /// Threads of `pid` (as it sees itself) that are parked for this cut.
+    fn arrived(&self, pid: i32) -> Vec<usize> {
+        let generation = cut::generation(self.word) as u32;
+        let ours = |index: &usize| {
+            // SAFETY: filled in before the state was set.
+            self.page.state(*index).load(Ordering::SeqCst) == slot::PARKED
+                && unsafe {
+                    (*self.page.slot(*index)).generation == generation
+                        && (*self.page.slot(*index)).pid as i32 == pid
+                }
+        };
+        self.page.used().filter(ours).collect()
+    }
+
+    fn let_go(&self) {
+        for index in self.page.used() {
+            let state = self.page.state(index);
+            // SAFETY: a plain word, written before the state.
+            let ours = unsafe { (*self.page.slot(index)).generation } == cut::generation(self.word) as u32;
+            if ours && matches!(state.load(Ordering::SeqCst), slot::PARKED | slot::DONE | slot::CALL) {
+                self.page.go(index);
+            }
+        }
+    }
+
+    /// From PARK to `state`, unless a thread gave up before.
+    fn end(&self, state: u64) -> bool {
+        let done = cut::word(cut::generation(self.word), state);
+        let cut = &self.page.control().header.cut;
+        cut.compare_exchange(self.word, done, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+}
+
+/// A process, all of whose threads are parked.
+#[derive(Clone)]
+pub struct Still {
+    /// Its pid on this node.
+    pub pid: i32,
+    /// Its pid as it sees itself.
+    pub inner: i32,
+    /// Its page.
+    pub page: Arc<Page>,
+    /// Slots of its threads, the thread-group leader's first if it lives.
     pub slots: Vec<usize>,
+}
+
+/// All threads of an application, parked. Dropping it lets them go without keeping what was read.
+pub struct Parked {
+    cuts: Vec<Cut>,
+    /// Its processes, in the order of the census.
+    pub processes: Vec<Still>,
     /// When the order was given.
     pub since: Instant,
     released: bool,
@@ -108,78 +174,149 @@ fn signal(pid: i32, tid: i32) -> io::Result<()> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Parks every thread of `pid` within `deadline`.
+/// Parks every thread of every process within `deadline`.
 ///
 /// # Errors
 /// [`BarrierError`]; then all threads run on.
-pub fn park(page: &Page, pid: i32, deadline: Duration) -> Result<Parked<'_>, BarrierError> {
-    let header = &page.control().header;
+pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierError> {
+    wait_for_starters(census, deadline / 2)?;
     let since = Instant::now();
-    // Without its handler the signal would end the process.
-    if header.ways.load(Ordering::SeqCst) == 0 {
-        return Err(BarrierError::NotReady { pid });
-    }
-    let generation = cut::generation(header.cut.load(Ordering::SeqCst)) + 1;
-    let word = cut::word(generation, cut::PARK);
-    page.keep_alive();
-    header.cut.store(word, Ordering::SeqCst);
-    let mut parked = Parked { page, word, slots: Vec::new(), since, released: false };
-    let gone = |source| BarrierError::Gone { pid, source };
+    let mut parked = Parked { cuts: Vec::new(), processes: Vec::new(), since, released: false };
     let mut signalled = HashSet::new();
     loop {
-        let arrived = header.arrived.load(Ordering::SeqCst);
-        let mut live = tasks(pid).map_err(gone)?;
-        if live.len() > SLOTS_MAX / 2 {
-            return Err(BarrierError::TooMany { pid, threads: live.len() });
-        }
-        for tid in &live {
-            if signalled.insert(*tid)
-                && let Err(cause) = signal(pid, *tid)
-                && cause.raw_os_error() != Some(libc::ESRCH)
-            {
-                return Err(gone(cause));
+        let seats = census.seats();
+        let first = seats.first().ok_or_else(|| gone(0, io::Error::from_raw_os_error(libc::ESRCH)))?;
+        let late = since.elapsed() > Duration::from_millis(2);
+        let (mut missing, mut threads) = (None, 0);
+        parked.processes.clear();
+        for seat in &seats {
+            let Some(page) = &seat.page else {
+                missing.get_or_insert(Missing { pid: seat.pid, tid: seat.pid, starting: true });
+                continue;
+            };
+            let cut = match parked.cuts.iter().position(|cut| Arc::ptr_eq(&cut.page, page)) {
+                Some(index) => index,
+                None => {
+                    parked.cuts.push(Cut::order(page));
+                    parked.cuts.len() - 1
+                }
+            };
+            let Ok(mut live) = tasks(seat.pid) else { continue };
+            for tid in &live {
+                if signalled.insert((seat.pid, *tid, Arc::as_ptr(page)))
+                    && let Err(cause) = signal(seat.pid, *tid)
+                    && cause.raw_os_error() != Some(libc::ESRCH)
+                {
+                    return Err(gone(seat.pid, cause));
+                }
             }
-        }
-        parked.collect(generation);
-        if parked.slots.len() < live.len() && since.elapsed() > Duration::from_millis(2) {
-            // A leader that called pthread_exit stays as a zombie; it cannot park and need not.
-            live.retain(|tid| !matches!(thread_state(pid, *tid), None | Some('Z' | 'X')));
-            if live.is_empty() {
-                return Err(gone(io::Error::from_raw_os_error(libc::ESRCH)));
+            let slots = parked.cuts[cut].arrived(seat.inner);
+            if slots.len() < live.len() && late {
+                // A leader that called pthread_exit stays as a zombie; it cannot park and need not.
+                live.retain(|tid| !matches!(thread_state(seat.pid, *tid), None | Some('Z' | 'X')));
+                if live.is_empty() {
+                    continue;
+                }
             }
-        }
-        // A thread that was listed may have made another since; only a list without news counts.
-        if parked.slots.len() >= live.len() {
-            let now = tasks(pid).map_err(gone)?;
-            if now.iter().all(|tid| signalled.contains(tid)) && parked.slots.len() >= live.len() {
-                break;
+            threads += live.len();
+            if threads > SLOTS_MAX / 2 {
+                return Err(BarrierError::TooMany { pid: seat.pid, threads });
             }
-            continue;
+            if slots.len() < live.len() {
+                let here: HashSet<i32> = slots.iter().map(|index| tid_in(page, *index)).collect();
+                let tid = live.iter().copied().find(|tid| !here.contains(&inner_tid(seat.pid, *tid)));
+                missing = Some(Missing { pid: seat.pid, tid: tid.unwrap_or(seat.pid), starting: false });
+            }
+            parked.processes.push(Still { pid: seat.pid, inner: seat.inner, page: Arc::clone(page), slots });
+        }
+        if parked.processes.is_empty() && missing.is_none() {
+            return Err(gone(first.pid, io::Error::from_raw_os_error(libc::ESRCH)));
+        }
+        // What was listed may have made another thread or process since; only a list without news counts.
+        if missing.is_none() && parked.is_all_of(&census.seats(), &signalled) {
+            break;
+        }
+        for cut in &parked.cuts {
+            cut.page.keep_alive();
         }
         if since.elapsed() >= deadline {
-            let here: HashSet<i32> = parked.slots.iter().map(|index| parked.tid(*index)).collect();
-            let tid = live.iter().copied().find(|tid| !here.contains(&inner_tid(pid, *tid))).unwrap_or(pid);
-            let wchan = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
-            return Err(BarrierError::Deadline {
-                missing: live.len() - parked.slots.len(),
-                threads: live.len(),
-                waited_ms: deadline.as_millis() as u64,
-                tid,
-                wchan: match wchan.split_whitespace().next() {
-                    Some("running") | None | Some("") => "user code with the park signal blocked".into(),
-                    Some(nr) => format!("system call {nr}"),
-                },
-            });
+            let missing = missing.unwrap_or(Missing { pid: first.pid, tid: first.pid, starting: true });
+            return Err(missing.error(threads, deadline));
         }
-        // The word moves with every arrival.
-        let _ = wait(&header.arrived, Duration::from_millis(1), |now| now != arrived);
+        if missing.is_some() {
+            parked.wait_for_one();
+        }
     }
-    // SAFETY: a plain word, constant since the process joined.
-    let leader_tid = unsafe { (*page.header()).pid } as i32;
-    if let Some(at) = parked.slots.iter().position(|index| parked.tid(*index) == leader_tid) {
-        parked.slots.swap(0, at);
+    census.settled();
+    for process in &mut parked.processes {
+        let leader = process.slots.iter().position(|index| tid_in(&process.page, *index) == process.inner);
+        if let Some(at) = leader {
+            process.slots.swap(0, at);
+        }
     }
     Ok(parked)
+}
+
+fn gone(pid: i32, source: io::Error) -> BarrierError {
+    BarrierError::Gone { pid, source }
+}
+
+/// A thread, or a whole process, that has not parked.
+struct Missing {
+    pid: i32,
+    tid: i32,
+    starting: bool,
+}
+
+impl Missing {
+    fn error(&self, threads: usize, deadline: Duration) -> BarrierError {
+        if self.starting {
+            return BarrierError::NotReady { pid: self.pid, name: name_of(self.pid) };
+        }
+        let (pid, tid) = (self.pid, self.tid);
+        let wchan = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+        let stopped = thread_state(pid, tid) == Some('T');
+        BarrierError::Deadline {
+            threads,
+            waited_ms: deadline.as_millis() as u64,
+            tid,
+            wchan: match wchan.split_whitespace().next() {
+                _ if stopped => "the stopped state".into(),
+                Some("running") | None | Some("") => "user code with the park signal blocked".into(),
+                Some(nr) => format!("system call {nr}"),
+            },
+        }
+    }
+}
+
+fn name_of(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+/// Before anything stops: a process between `exec` and its join is there soon; one that does not come has no libholo.
+fn wait_for_starters(census: &dyn Census, patience: Duration) -> Result<(), BarrierError> {
+    let until = Instant::now() + patience;
+    loop {
+        let seats = census.seats();
+        let starter = seats.iter().find(|seat| {
+            // Without its handler the signal would end the process.
+            seat.page.as_ref().is_none_or(|page| page.control().header.ways.load(Ordering::SeqCst) == 0)
+        });
+        match starter {
+            None => return Ok(()),
+            Some(seat) if Instant::now() >= until => {
+                return Err(BarrierError::NotReady { pid: seat.pid, name: name_of(seat.pid) });
+            }
+            Some(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// Thread id, as the application sees it, of the thread in a slot.
+#[must_use]
+pub fn tid_in(page: &Page, index: usize) -> i32 {
+    // SAFETY: filled in by the parked thread.
+    unsafe { (*page.slot(index)).tid as i32 }
 }
 
 /// The id that a thread has in its own, innermost namespace.
@@ -194,24 +331,45 @@ pub fn inner_tid(pid: i32, tid: i32) -> i32 {
         .unwrap_or(tid)
 }
 
-impl Parked<'_> {
-    fn collect(&mut self, generation: u64) {
-        self.slots = self
-            .page
-            .used()
-            .filter(|index| {
-                self.page.state(*index).load(Ordering::SeqCst) == slot::PARKED
-                    // SAFETY: filled in before the state was set.
-                    && unsafe { (*self.page.slot(*index)).generation } == generation as u32
-            })
-            .collect();
+impl Parked {
+    /// Pages of its processes.
+    #[must_use]
+    pub fn pages(&self) -> Vec<Arc<Page>> {
+        self.cuts.iter().map(|cut| Arc::clone(&cut.page)).collect()
     }
 
-    /// Thread id, as the application sees it, of the thread in a slot.
+    /// How many threads there are.
     #[must_use]
-    pub fn tid(&self, index: usize) -> i32 {
-        // SAFETY: filled in by the parked thread.
-        unsafe { (*self.page.slot(index)).tid as i32 }
+    pub fn threads(&self) -> usize {
+        self.processes.iter().map(|process| process.slots.len()).sum()
+    }
+
+    /// Whether these are all that live, and every thread of theirs had its signal.
+    fn is_all_of(&self, seats: &[Seat], signalled: &HashSet<(i32, i32, *const Page)>) -> bool {
+        seats.iter().all(|seat| {
+            let Some(page) = &seat.page else { return false };
+            let known = |tid: &i32| signalled.contains(&(seat.pid, *tid, Arc::as_ptr(page)));
+            match tasks(seat.pid) {
+                Ok(tasks) => {
+                    let still = self.processes.iter().any(|still| still.pid == seat.pid);
+                    tasks.iter().all(known) && (still || tasks.iter().all(|tid| is_dead(seat.pid, *tid)))
+                }
+                Err(_) => true,
+            }
+        })
+    }
+
+    /// Until a thread arrives somewhere, or a moment has passed.
+    fn wait_for_one(&self) {
+        match self.cuts.as_slice() {
+            [only] => {
+                // The word moves with every arrival.
+                let arrived = &only.page.control().header.arrived;
+                let now = arrived.load(Ordering::SeqCst);
+                let _ = wait(arrived, Duration::from_micros(500), |next| next != now);
+            }
+            _ => std::thread::sleep(Duration::from_micros(50)),
+        }
     }
 
     /// Lets all threads go.
@@ -220,32 +378,23 @@ impl Parked<'_> {
     /// [`BarrierError::GivenUp`]: they ran before, so what was read since the park is void.
     pub fn release(mut self) -> Result<Duration, BarrierError> {
         self.released = true;
-        let cut = &self.page.control().header.cut;
-        let done = cut::word(cut::generation(self.word), cut::RELEASE);
-        let won = cut.compare_exchange(self.word, done, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        self.let_go();
-        if won { Ok(self.since.elapsed()) } else { Err(BarrierError::GivenUp) }
-    }
-
-    fn let_go(&self) {
-        for index in self.page.used() {
-            let state = self.page.state(index);
-            // SAFETY: a plain word, written before the state.
-            let ours = unsafe { (*self.page.slot(index)).generation } == cut::generation(self.word) as u32;
-            if ours && matches!(state.load(Ordering::SeqCst), slot::PARKED | slot::DONE | slot::CALL) {
-                self.page.go(index);
-            }
-        }
+        let won = self.cuts.iter().map(|cut| cut.end(cut::RELEASE)).filter(|won| *won).count();
+        self.cuts.iter().for_each(Cut::let_go);
+        if won == self.cuts.len() { Ok(self.since.elapsed()) } else { Err(BarrierError::GivenUp) }
     }
 }
 
-impl Drop for Parked<'_> {
+fn is_dead(pid: i32, tid: i32) -> bool {
+    matches!(thread_state(pid, tid), None | Some('Z' | 'X'))
+}
+
+impl Drop for Parked {
     fn drop(&mut self) {
         if !self.released {
-            let word = cut::word(cut::generation(self.word), cut::ABORTED);
-            let cut = &self.page.control().header.cut;
-            let _ = cut.compare_exchange(self.word, word, Ordering::SeqCst, Ordering::SeqCst);
-            self.let_go();
+            for cut in &self.cuts {
+                cut.end(cut::ABORTED);
+            }
+            self.cuts.iter().for_each(Cut::let_go);
         }
     }
 }

@@ -7,27 +7,33 @@
 //!
 //! Until `run` the clone runs no code of the application; if anything fails it is killed and nothing is lost.
 
+use crate::grow::{Ground, grow, spare_pids};
+use crate::install::Channel;
 use crate::kinds::process::{ProcessState, clock_ns, drop_capabilities};
 use crate::kinds::threads::ThreadsState;
-use crate::manager::{Context, ResourceManager, RmError, RmResult, SwitchCx, section};
+use crate::kinds::tree::{self, TreeState};
+use crate::manager::{Context, ResourceManager, RmError, RmResult, SwitchCx, section, section_of};
 use crate::page::Page;
+use crate::registry::Registry;
 use crate::remote::{Remote, call};
 use holo_abi::control::{CALL_SIGRETURN, CONTROL_BYTES, Control, Header, cut, slot};
 use holo_abi::sysno;
 use holo_image::{Blob, EpochReader};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
+/// What the kernel allows at most (`NGROUPS_MAX`) is more than fits; nobody has so many.
+const GROUPS_MAX: usize = 16_384;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Ticks of patience while a clone is made: longer than any step.
 const TICKS_RESTORE: u32 = 1200;
@@ -43,18 +49,39 @@ pub struct Order<'a> {
     pub stdio: &'a [OwnedFd],
     /// See [`SwitchCx::output`].
     pub output: &'a Path,
-    /// Where the control page's file is to be, so that a later agent finds it.
+    /// Where the files of control pages are to be, so that a later agent finds them: this, and `.<number>`.
     pub page_path: &'a Path,
 }
 
-/// A running application again.
+/// Where the file of a control page is.
+#[must_use]
+pub fn page_path(order: &Path, number: usize) -> PathBuf {
+    let mut path = order.as_os_str().to_owned();
+    path.push(format!(".{number}"));
+    path.into()
+}
+
+/// A process of a running application again.
+#[derive(Clone)]
 pub struct Restored {
     /// Its control page.
     pub page: Arc<Page>,
+    /// File of it.
+    pub page_path: PathBuf,
     /// Its pid on this node.
     pub pid: i32,
+    /// Its pid as it sees itself.
+    pub inner: i32,
+}
+
+/// A running application again.
+pub struct Running {
+    /// Its processes, the one that stands for it first.
+    pub processes: Vec<Restored>,
     /// The keeper: ends as the application ends.
     pub keeper: Child,
+    /// Pid on this node of the init of its namespace, which has all orphans as children.
+    pub init: i32,
     /// When its first thread ran application code.
     pub first_instruction: Instant,
     /// What could not be kept.
@@ -134,11 +161,13 @@ fn only_child(pid: i32) -> io::Result<i32> {
 
 fn spawn(
     order: &Order,
-    state: &ProcessState,
+    image: &Image,
     page: &Page,
+    seed: i32,
     channel: &UnixStream,
 ) -> RmResult<(Clone, i32, i32)> {
-    let page_fd = state.fd_max.max(2) + 20;
+    let state = &image.states[0];
+    let page_fd = image.states.iter().map(|state| state.fd_max).max().unwrap_or(0).max(2) + 20;
     let channel_fd = page_fd + 1;
     // SAFETY: no memory is passed.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
@@ -146,12 +175,12 @@ fn spawn(
     let split = |ns: i64| [ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000)];
     let [mono, boot] = clock_offsets_ns(state).map(split);
     let slot_offset = std::mem::offset_of!(Control, slots);
-    let arguments: [i64; 13] = [
+    let arguments: [i64; 14] = [
         i64::from(page_fd),
         state.page_address.cast_signed(),
         CONTROL_BYTES as i64,
         0,
-        i64::from(state.pid),
+        i64::from(seed),
         slot_offset as i64,
         i64::from(new_user),
         mono[0],
@@ -160,6 +189,7 @@ fn spawn(
         boot[1],
         i64::from(uid),
         i64::from(gid),
+        i64::from(state.pid),
     ];
     let (from_page, from_channel) = (page.fd().as_raw_fd(), channel.as_raw_fd());
     let mut command = Command::new(order.restorer);
@@ -213,25 +243,66 @@ fn spawn(
     Ok((made, pid, channel_fd))
 }
 
-fn prepare_page(state: &ProcessState, path: &Path) -> io::Result<Page> {
+fn prepare_page(address: u64, path: &Path) -> io::Result<Page> {
     let page = Page::create_at(path)?;
     let header: *mut Header = page.header();
     // SAFETY: nobody else has the page yet.
     unsafe {
-        (*header).address = state.page_address;
+        (*header).address = address;
         (*header).ticks_max = TICKS_RESTORE;
-        (*page.slot(0)).leave = 1;
     }
-    let _first = page.reserve();
     Ok(page)
+}
+
+/// What of an image says who is there.
+struct Image {
+    tree: TreeState,
+    states: Vec<ProcessState>,
+    threads: Vec<ThreadsState>,
+}
+
+impl Image {
+    fn read(image: &EpochReader) -> RmResult<Self> {
+        let tree: TreeState = section(image, tree::NAME, tree::VERSION)?;
+        tree.check()?;
+        let (mut states, mut threads) = (Vec::new(), Vec::new());
+        for (index, branch) in tree.processes.iter().enumerate() {
+            let state: ProcessState = section_of(image, "process", index, 1)?;
+            if state.pid != branch.pid {
+                let what = format!("process {} has the state of {}", branch.pid, state.pid);
+                return Err(RmError::BadSection { kind: tree::NAME, what });
+            }
+            check(&state)?;
+            states.push(state);
+            threads.push(section_of(image, "threads", index, 1)?);
+        }
+        Ok(Self { tree, states, threads })
+    }
+
+    fn tids(&self) -> BTreeSet<i32> {
+        self.threads.iter().flat_map(|threads| &threads.threads).map(|thread| thread.tid).collect()
+    }
+
+    fn make_pages(&self, order: &Order) -> RmResult<Vec<Arc<Page>>> {
+        let mut pages = Vec::new();
+        for number in 0..self.tree.pages.len() {
+            let user = self.tree.processes.iter().position(|branch| branch.page as usize == number);
+            let address = user.map_or(0, |index| self.states[index].page_address);
+            let page = prepare_page(address, &page_path(order.page_path, number));
+            pages.push(Arc::new(page.on("making", "a control page")?));
+        }
+        Ok(pages)
+    }
 }
 
 /// A complete clone that has not run yet. Dropping it kills it.
 pub struct Prepared {
-    remote: Remote,
+    remotes: Vec<Remote>,
+    slots: Vec<Vec<usize>>,
+    pages: Vec<Arc<Page>>,
+    page_path: PathBuf,
     clone: Clone,
-    state: ProcessState,
-    threads: ThreadsState,
+    image: Image,
     remarks: Vec<String>,
 }
 
@@ -239,68 +310,151 @@ pub struct Prepared {
 ///
 /// # Errors
 /// Nothing is left then, and the image is as it was.
-pub fn prepare(
-    image: &EpochReader,
-    order: &Order,
-    managers: &mut [Box<dyn ResourceManager>],
-) -> RmResult<Prepared> {
-    let state: ProcessState = section(image, "process", 1)?;
-    let threads: ThreadsState = section(image, "threads", 1)?;
-    check(&state)?;
-    let page = Arc::new(prepare_page(&state, order.page_path).on("making", "a control page")?);
+pub fn prepare(image: &EpochReader, order: &Order, registry: &mut Registry) -> RmResult<Prepared> {
+    let told = Image::read(image)?;
+    let pages = told.make_pages(order)?;
+    let page = &pages[told.tree.processes[0].page as usize];
+    let first = page.reserve().filter(|index| *index == 0);
+    let first = first.ok_or_else(|| RmError::Unsupported("a new page is in use".into()))?;
+    // SAFETY: reserved by us.
+    unsafe { (*page.slot(first)).leave = 1 };
     let (ours, theirs) = UnixStream::pair().on("making", "a channel")?;
-    let (clone, pid, channel_fd) = spawn(order, &state, &page, &theirs)?;
+    let [seed_pid, spare] = spare_pids(&told.states, &told.tree, &told.tids());
+    let (mut clone, seed, channel_fd) = spawn(order, &told, page, seed_pid, &theirs)?;
     drop(theirs);
-    let remote = Remote::new(page.clone(), pid, 0).on("opening", "the clone")?;
-    let mut remarks = Vec::new();
-    let mut cx = SwitchCx {
-        remote: &remote,
-        image,
-        blobs: order.blobs,
-        remarks: &mut remarks,
-        channel: &ours,
-        channel_fd,
-        stdio: order.stdio,
-        output: order.output,
-        monotonic_offset_ns: 0,
+    let seed = Remote::new(Arc::clone(page), seed, first).on("opening", "the clone")?;
+    empty(&seed, channel_fd)?;
+    let ground = Ground {
+        init: clone.init,
+        seed: &seed,
+        spare,
+        tree: &told.tree,
+        states: &told.states,
+        pages: &pages,
+        channel: Channel { ours: &ours, theirs: channel_fd },
     };
-    empty(&cx)?;
-    if let Err(cause) = make(&mut cx, managers) {
-        for manager in managers.iter_mut().rev() {
-            manager.abort_switch(&mut cx);
+    let remotes = grow(&ground).map_err(|cause| clone.obituary(cause))?;
+    let mut slots: Vec<Vec<usize>> = remotes.iter().map(|remote| vec![remote.leader]).collect();
+    let mut remarks = Vec::new();
+    let pids: Vec<i32> = told.states.iter().map(|state| state.pid).collect();
+    let mut run = |phase: Phase, registry: &mut Registry| {
+        let mut step = |manager: &mut dyn ResourceManager, index: usize| {
+            pages.iter().for_each(|page| page.keep_alive());
+            let mut cx = SwitchCx {
+                remote: &remotes[index],
+                slots: &mut slots[index],
+                tree: &remotes,
+                index,
+                image,
+                blobs: order.blobs,
+                remarks: &mut remarks,
+                channel: &ours,
+                channel_fd,
+                stdio: order.stdio,
+                output: order.output,
+                monotonic_offset_ns: 0,
+            };
+            match phase {
+                Phase::Pre => manager.pre_switch(&mut cx),
+                Phase::Main => manager.switch(&mut cx),
+                Phase::Post => manager.post_switch(&mut cx),
+                Phase::Abort => {
+                    manager.abort_switch(&mut cx);
+                    Ok(())
+                }
+            }
+        };
+        match phase {
+            Phase::Pre | Phase::Main => registry.each(&pids, &mut step),
+            Phase::Post | Phase::Abort => registry.each_reversed(&pids, &mut step),
         }
+    };
+    let made = run(Phase::Pre, registry)
+        .and_then(|()| run(Phase::Main, registry))
+        .and_then(|()| run(Phase::Post, registry));
+    if let Err(cause) = made {
+        let _ = run(Phase::Abort, registry);
         return Err(cause);
     }
-    remote
-        .call(sysno::close_range, &[(channel_fd - 1) as u64, u64::from(u32::MAX), 0])
-        .on("closing", "the channel")?;
-    hand_over(&page, &state);
-    Ok(Prepared { remote, clone, state, threads, remarks })
+    for remote in &remotes {
+        remote
+            .call(sysno::close_range, &[(channel_fd - 1) as u64, u64::from(u32::MAX), 0])
+            .on("closing", "the channel")?;
+    }
+    for (branch, state) in told.tree.processes.iter().zip(&told.states) {
+        hand_over(&pages[branch.page as usize], state, told.tree.pages[branch.page as usize]);
+    }
+    Ok(Prepared { remotes, slots, pages, page_path: order.page_path.to_owned(), clone, image: told, remarks })
+}
+
+#[derive(Clone, Copy)]
+enum Phase {
+    Pre,
+    Main,
+    Post,
+    Abort,
 }
 
 impl Prepared {
-    /// Pid of the clone on this node.
+    /// Pid of the clone's first process on this node.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.remote.pid
+        self.remotes[0].pid
     }
 
     /// The clone waits for us; to be called at least every few seconds.
     pub fn keep_alive(&self) {
-        self.remote.page.keep_alive();
+        self.pages.iter().for_each(|page| page.keep_alive());
     }
 
     /// The application runs.
     ///
     /// # Errors
     /// It was killed.
-    pub fn run(mut self) -> RmResult<Restored> {
-        let first_instruction =
-            go(&self.remote, &self.state, &self.threads).map_err(|cause| self.clone.obituary(cause))?;
+    pub fn run(mut self) -> RmResult<Running> {
+        let first_instruction = self.go().map_err(|cause| self.clone.obituary(cause))?;
         let keeper =
             self.clone.keeper.take().ok_or_else(|| RmError::Unsupported("the keeper is gone".into()))?;
-        let (page, pid) = (self.remote.page.clone(), self.remote.pid);
-        Ok(Restored { page, pid, keeper, first_instruction, remarks: self.remarks })
+        let processes = self.remotes.iter().zip(&self.image.tree.processes);
+        let processes = processes.map(|(remote, branch)| Restored {
+            page: Arc::clone(&remote.page),
+            page_path: page_path(&self.page_path, branch.page as usize),
+            pid: remote.pid,
+            inner: branch.pid,
+        });
+        let processes = processes.collect();
+        let (init, remarks) = (self.clone.init, std::mem::take(&mut self.remarks));
+        Ok(Running { processes, keeper, init, first_instruction, remarks })
+    }
+
+    /// Lets every thread return into its frame.
+    fn go(&self) -> RmResult<Instant> {
+        let all =
+            || self.remotes.iter().zip(&self.slots).zip(self.image.states.iter().zip(&self.image.threads));
+        for ((remote, slots), (state, threads)) in all() {
+            ready(remote, slots, state, threads)?;
+        }
+        for ((remote, slots), (_, threads)) in all() {
+            let frames = threads.threads.iter().map(|thread| thread.frame);
+            let own = &slots[usize::from(threads.leader_gone)..];
+            for (index, frame) in own.iter().zip(frames).rev() {
+                remote.page.start(*index, &[call(CALL_SIGRETURN, &[frame])], false);
+            }
+        }
+        let mut first = None;
+        for ((remote, slots), (_, threads)) in all() {
+            for index in &slots[usize::from(threads.leader_gone)..] {
+                wait_left(&remote.page, *index).on("starting", "the threads")?;
+                first.get_or_insert_with(Instant::now);
+                // SAFETY: the thread has left; the slot is free.
+                unsafe { (*remote.page.slot(*index)).leave = 0 };
+            }
+        }
+        for page in &self.pages {
+            // SAFETY: a plain word that parked threads read.
+            unsafe { (*page.header()).ticks_max = TICKS_RUNNING };
+        }
+        first.ok_or_else(|| RmError::Unsupported("no thread".into()))
     }
 }
 
@@ -316,36 +470,23 @@ fn check(state: &ProcessState) -> RmResult<()> {
     Ok(())
 }
 
-/// Nothing of the restorer's surroundings goes into the clone.
-fn empty(cx: &SwitchCx) -> RmResult<()> {
-    let all = cx.remote.page.put(0, &[0xff; 8]);
+/// Nothing of the restorer's surroundings goes into the clone: its processes are forked from this one.
+fn empty(seed: &Remote, channel_fd: i32) -> RmResult<()> {
+    let all = seed.page.put(0, &[0xff; 8]);
     let mut calls = [
         call(sysno::rt_sigprocmask, &[2, all, 0, 8]),
-        call(sysno::close_range, &[0, (cx.channel_fd - 2) as u64, 0]),
-        call(sysno::close_range, &[(cx.channel_fd + 1) as u64, u64::from(u32::MAX), 0]),
+        call(sysno::close_range, &[0, (channel_fd - 2) as u64, 0]),
+        call(sysno::close_range, &[(channel_fd + 1) as u64, u64::from(u32::MAX), 0]),
     ];
-    cx.remote.run_all(&mut calls).on("emptying", "the clone")
+    seed.run_all(&mut calls).on("emptying", "the clone")
 }
 
-fn make(cx: &mut SwitchCx, managers: &mut [Box<dyn ResourceManager>]) -> RmResult<()> {
-    for manager in managers.iter_mut() {
-        manager.pre_switch(cx)?;
-    }
-    for manager in managers.iter_mut() {
-        manager.switch(cx)?;
-    }
-    for manager in managers.iter_mut().rev() {
-        manager.post_switch(cx)?;
-    }
-    Ok(())
-}
-
-/// The page becomes that of a running process.
-fn hand_over(page: &Page, state: &ProcessState) {
+/// The page becomes that of a running process, which `joined` with it.
+fn hand_over(page: &Page, state: &ProcessState, joined: i32) {
     let header = page.header();
     // SAFETY: the clone only serves; nobody reads these words meanwhile.
     unsafe {
-        (*header).pid = state.pid as u32;
+        (*header).pid = joined as u32;
         (*header).serve_at = state.holo[0];
         (*header).serve_start = state.holo[0];
         (*header).holo_start = state.holo[1];
@@ -356,43 +497,25 @@ fn hand_over(page: &Page, state: &ProcessState) {
     control.cut.store(cut::word(0, cut::RUN), Ordering::SeqCst);
 }
 
-/// Lets every thread return into its frame.
-fn go(remote: &Remote, state: &ProcessState, threads: &ThreadsState) -> RmResult<Instant> {
+/// The last that the threads of a process do for us.
+fn ready(remote: &Remote, slots: &[usize], state: &ProcessState, threads: &ThreadsState) -> RmResult<()> {
     let page = &remote.page;
-    let mut credentials = credentials(state);
+    let mut credentials = credentials(state, page);
     credentials.push(drop_capabilities(state, page, 4096));
     if state.ways & holo_abi::ways::TRAPS != 0 {
         // Each thread's own, and not inherited: calls from outside libholo trap.
         let [_, start, end] = state.holo;
         credentials.push(call(sysno::prctl, &[PR_SET_SYSCALL_USER_DISPATCH, 1, start, end - start, 0]));
     }
-    let slots: Vec<(usize, u64)> = threads
-        .threads
-        .iter()
-        .enumerate()
-        .map(|(number, thread)| (number + usize::from(threads.leader_gone), thread.frame))
-        .collect();
-    for (index, _) in &slots {
+    for index in &slots[usize::from(threads.leader_gone)..] {
         let mut calls = credentials.clone();
         remote.run_in(*index, &mut calls, true).on("restoring", "credentials")?;
     }
     if threads.leader_gone {
-        page.start(0, &[call(sysno::exit, &[0])], false);
-        page.state(0).store(slot::FREE, Ordering::SeqCst);
+        page.start(remote.leader, &[call(sysno::exit, &[0])], false);
+        page.state(remote.leader).store(slot::FREE, Ordering::SeqCst);
     }
-    for (index, frame) in slots.iter().rev() {
-        page.start(*index, &[call(CALL_SIGRETURN, &[*frame])], false);
-    }
-    let mut first = None;
-    for (index, _) in &slots {
-        wait_left(page, *index).on("starting", "the threads")?;
-        first.get_or_insert_with(Instant::now);
-        // SAFETY: the thread has left; the slot is free.
-        unsafe { (*page.slot(*index)).leave = 0 };
-    }
-    // SAFETY: a plain word that parked threads read.
-    unsafe { (*page.header()).ticks_max = TICKS_RUNNING };
-    first.ok_or_else(|| RmError::Unsupported("no thread".into()))
+    Ok(())
 }
 
 /// Waits until the thread of a slot has left: it can wake nobody, since its last store comes before.
@@ -410,16 +533,19 @@ fn wait_left(page: &Page, index: usize) -> io::Result<()> {
 }
 
 /// Only root's agent can make processes of others; each thread has credentials of its own.
-fn credentials(state: &ProcessState) -> Vec<holo_abi::control::Call> {
+fn credentials(state: &ProcessState, page: &Page) -> Vec<holo_abi::control::Call> {
+    const GROUPS_AT: usize = 8192;
     // SAFETY: no memory is passed.
     let uid = unsafe { libc::geteuid() };
-    if uid != 0 || state.uids == [0; 4] {
+    if uid != 0 {
         return Vec::new();
     }
     let [ruid, euid, suid, _] = state.uids.map(u64::from);
     let [rgid, egid, sgid, _] = state.gids.map(u64::from);
+    let groups = &state.groups[..state.groups.len().min(GROUPS_MAX)];
+    let bytes: Vec<u8> = groups.iter().flat_map(|group| group.to_le_bytes()).collect();
     vec![
-        call(sysno::setgroups, &[0, 0]),
+        call(sysno::setgroups, &[groups.len() as u64, page.put(GROUPS_AT, &bytes)]),
         call(sysno::setresgid, &[rgid, egid, sgid]),
         call(sysno::setresuid, &[ruid, euid, suid]),
     ]

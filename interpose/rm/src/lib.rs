@@ -5,10 +5,13 @@
 
 pub mod barrier;
 pub mod clone;
+mod grow;
 pub mod install;
 pub mod kinds;
 pub mod manager;
 pub mod page;
+pub mod registry;
 pub mod remote;
 pub mod snapshot;
 pub mod staging;
+pub mod tree;

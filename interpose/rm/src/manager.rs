@@ -1,6 +1,8 @@
 //! The resource manager: one trait, one file per kind, phases as in the design (section 4).
 
+use crate::install::Channel;
 use crate::remote::Remote;
+use crate::tree::Process;
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, EpochReader, EpochWriter};
 use serde::Serialize;
@@ -15,6 +17,9 @@ use std::path::Path;
 const SECTION: Kind = Kind::new(32, 1);
 /// Longest section that is decoded: descriptors with their queued bytes are the largest.
 const SECTION_BYTES_MAX: u64 = 256 << 20;
+
+/// Spaces of pages that each process has in an image.
+pub const SPACES: u64 = 1 << 20;
 
 /// Why a manager's phase failed.
 #[derive(Debug, thiserror::Error)]
@@ -69,19 +74,27 @@ impl<T> Context<T> for nix::Result<T> {
     }
 }
 
-/// States by kind, encoded.
+/// States by kind and process, encoded.
 #[derive(Default)]
-pub struct Sections(pub BTreeMap<&'static str, (u16, Vec<u8>)>);
+pub struct Sections(pub BTreeMap<String, (u16, Vec<u8>)>);
+
+/// Name of the section of a kind: one for the application, or one for each process by its place in the tree.
+#[must_use]
+pub fn section_name(kind: &str, process: usize) -> String {
+    if process == 0 { kind.to_owned() } else { format!("{kind}@{process}") }
+}
 
 impl Sections {
-    /// Enters the state of a kind.
-    ///
-    /// # Errors
-    /// If it cannot be encoded.
-    pub fn put<T: Serialize>(&mut self, kind: &'static str, version: u16, state: &T) -> RmResult<()> {
+    fn put<T: Serialize>(
+        &mut self,
+        kind: &'static str,
+        process: usize,
+        version: u16,
+        state: &T,
+    ) -> RmResult<()> {
         let bytes = wire::encode(state, SECTION)
             .map_err(|cause| RmError::BadSection { kind, what: cause.to_string() })?;
-        self.0.insert(kind, (version, bytes));
+        self.0.insert(section_name(kind, process), (version, bytes));
         Ok(())
     }
 }
@@ -96,10 +109,14 @@ pub struct Staged {
 
 /// What a DUMP phase works with. The application is parked in `dump` only.
 pub struct DumpCx<'a> {
-    /// The process.
+    /// The process; for kinds of the whole application the one that stands for it.
     pub remote: &'a Remote,
-    /// Slots of all threads, the thread-group leader's first.
+    /// Slots of all its threads, the thread-group leader's first; none while it runs.
     pub slots: &'a [usize],
+    /// All processes, in the order of the tree.
+    pub processes: &'a [Process],
+    /// Which of them `remote` is.
+    pub index: usize,
     /// Out: states.
     pub sections: &'a mut Sections,
     /// Out: what was noticed and does not prevent the epoch.
@@ -115,6 +132,20 @@ pub struct DumpCx<'a> {
 }
 
 impl DumpCx<'_> {
+    /// Enters the state of a kind.
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn put<T: Serialize>(&mut self, kind: &'static str, version: u16, state: &T) -> RmResult<()> {
+        self.sections.put(kind, self.index, version, state)
+    }
+
+    /// Number of a space of pages that is this process's own: `local` below [`SPACES`].
+    #[must_use]
+    pub fn space(&self, local: u64) -> u64 {
+        self.index as u64 * SPACES + local
+    }
+
     /// Copies the content of `file` (holes stay holes, a reflink where possible), to be found as `name` by
     /// [`SwitchCx::blob`].
     ///
@@ -130,8 +161,14 @@ impl DumpCx<'_> {
 /// What a SWITCH phase (also a local restore) works with: a clone that serves calls in its first slot and
 /// has nothing yet but the control page.
 pub struct SwitchCx<'a> {
-    /// The clone.
+    /// The clone; for kinds of the whole application the process that stands for it.
     pub remote: &'a Remote,
+    /// Slots of its threads, as they are made: the first serves.
+    pub slots: &'a mut Vec<usize>,
+    /// All processes of the clone, in the order of the tree.
+    pub tree: &'a [Remote],
+    /// Which of them `remote` is.
+    pub index: usize,
     /// The epoch.
     pub image: &'a EpochReader,
     /// Contents staged by kinds, by name.
@@ -153,12 +190,24 @@ pub struct SwitchCx<'a> {
 }
 
 impl SwitchCx<'_> {
+    /// The way to the clone's processes.
+    #[must_use]
+    pub fn way(&self) -> Channel<'_> {
+        Channel { ours: self.channel, theirs: self.channel_fd }
+    }
+
     /// Decodes the state of a kind.
     ///
     /// # Errors
     /// Missing, of an unknown version, or malformed.
     pub fn section<T: DeserializeOwned>(&self, kind: &'static str, version: u16) -> RmResult<T> {
-        section(self.image, kind, version)
+        section_of(self.image, kind, self.index, version)
+    }
+
+    /// Number of a space of pages that is this process's own, as [`DumpCx::space`].
+    #[must_use]
+    pub fn space(&self, local: u64) -> u64 {
+        self.index as u64 * SPACES + local
     }
 
     /// The content staged under `name`.
@@ -177,8 +226,22 @@ impl SwitchCx<'_> {
 /// # Errors
 /// Missing, of an unknown version, or malformed.
 pub fn section<T: DeserializeOwned>(image: &EpochReader, kind: &'static str, version: u16) -> RmResult<T> {
+    section_of(image, kind, 0, version)
+}
+
+/// Decodes the state of a kind for one process out of an image.
+///
+/// # Errors
+/// Missing, of an unknown version, or malformed.
+pub fn section_of<T: DeserializeOwned>(
+    image: &EpochReader,
+    kind: &'static str,
+    process: usize,
+    version: u16,
+) -> RmResult<T> {
     let bad = |what: String| RmError::BadSection { kind, what };
-    let (found, bytes) = image.section(kind).ok_or_else(|| bad("missing".into()))?;
+    let name = section_name(kind, process);
+    let (found, bytes) = image.section(&name).ok_or_else(|| bad(format!("`{name}` is missing")))?;
     if found != version {
         return Err(bad(format!("version {found}, but this holo knows {version}; update it")));
     }

@@ -12,6 +12,7 @@
 use crate::barrier::inner_tid;
 use crate::manager::{Context, RmError, RmResult};
 use crate::remote::{Remote, call, outcome, read_memory};
+use crate::tree::{hide, state_and_parent, unhide};
 use holo_abi::control::{CALL_CLONE, slot};
 use holo_abi::sysno;
 use std::fs;
@@ -87,7 +88,10 @@ impl Snapshot {
         let taken = Self::fork(remote, middle, last);
         page.state(middle).store(slot::FREE, Ordering::SeqCst);
         match taken {
-            Ok(pid) => Ok(Self { pid, slot: last, page: page.clone() }),
+            Ok(pid) => {
+                hide(pid);
+                Ok(Self { pid, slot: last, page: page.clone() })
+            }
             Err(cause) => {
                 page.state(last).store(slot::FREE, Ordering::SeqCst);
                 Err(cause)
@@ -168,6 +172,14 @@ impl Drop for Snapshot {
         // SAFETY: our own hidden process, which nobody else ends; its pid is not reused while its parent (an
         // init) has not reaped it, which happens only after this.
         unsafe { libc::kill(self.pid, libc::SIGKILL) };
+        // Nobody takes it for a process of the application while it dies.
+        let until = std::time::Instant::now() + Duration::from_secs(1);
+        while state_and_parent(self.pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+            && std::time::Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        unhide(self.pid);
         self.page.state(self.slot).store(slot::FREE, Ordering::SeqCst);
     }
 }

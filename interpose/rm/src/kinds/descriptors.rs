@@ -1,4 +1,4 @@
-//! All descriptors of a process: numbers, sharing, flags; one file per kind of what is behind them.
+//! All descriptors of an application: numbers, sharing, flags; one file per kind of what is behind them.
 //!
 //! Position: after memory, since the clone needs nothing of them, and before threads. Capture works on
 //! duplicates in the agent (`pidfd_getfd`), and on nothing that the application could notice. At the
@@ -10,10 +10,11 @@ use super::eventfd::EventState;
 use super::fifos::FifoState;
 use super::files::FileState;
 use super::inotify::InotifyState;
-use super::listing::AskCloexec;
+use super::listing::{AskCloexec, Listed};
+use super::locks::Lock;
 use super::memfd::{self, MemfdState};
 use super::netlink::NetlinkState;
-use super::open::{Common, Dumping, Each, Making};
+use super::open::{Common, Dumping, Each, Making, Place};
 use super::pipes::PipeState;
 use super::shared::SharedObjects;
 use super::signalfd::SignalState;
@@ -25,10 +26,12 @@ use super::udp::UdpState;
 use super::unix_sockets::UnixState;
 use super::watched::{self, Names};
 use super::{listing, place};
+use crate::install::{Install, install};
 use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
+use crate::remote::Remote;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Name of the kind and of its section.
 pub const NAME: &str = "descriptors";
@@ -38,6 +41,8 @@ const VERSION: u16 = 1;
 /// A descriptor number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Number {
+    /// The process, by its place in the tree.
+    pub(crate) process: u32,
     pub(crate) number: i32,
     pub(crate) cloexec: bool,
     /// Index of its description.
@@ -47,8 +52,11 @@ pub(crate) struct Number {
 /// The section: numbers, what is common to descriptions, and a list per kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
-    pub(crate) pid: i32,
+    /// Pids of the processes on the node of the epoch.
+    pub(crate) pids: Vec<i32>,
     pub(crate) numbers: Vec<Number>,
+    /// Locks that processes hold, each with a descriptor of its file.
+    pub(crate) locks: Vec<(Place, Lock)>,
     pub(crate) common: Vec<Common>,
     pub(crate) files: Each<FileState>,
     pub(crate) memfds: Each<MemfdState>,
@@ -82,27 +90,33 @@ impl Descriptors {
     }
 }
 
-/// Reads the descriptors of a parked process.
+/// Reads the descriptors of all parked processes.
 pub(crate) fn capture(
     cx: &mut DumpCx,
     shared: &SharedObjects,
     watched: &Names,
     ask: AskCloexec,
 ) -> RmResult<State> {
-    let remote = cx.remote;
-    let (numbers, opens) = listing::list(remote, ask)?;
-    let mut state = State { pid: remote.pid, numbers, ..State::default() };
+    let remotes: Vec<&Remote> = cx.processes.iter().map(|process| &process.remote).collect();
+    let Listed { numbers, opens, locks } = listing::list(&remotes, ask)?;
+    let pids = remotes.iter().map(|remote| remote.pid).collect();
+    let mut state = State { pids, numbers, locks, ..State::default() };
+    let (first, index_of_first) = (cx.remote, cx.index);
     let mut dumping = Dumping { cx, shared, recorded: BTreeSet::new(), watched, diag: SockDiag::default() };
     for (index, open) in opens.iter().enumerate() {
+        (dumping.cx.remote, dumping.cx.index) = (remotes[open.process], open.process);
         let owner = super::owner::Owner::of(open, open.flags())?;
-        state.common.push(Common { flags: open.flags(), number: open.number, owner });
+        let (flags, process, number) = (open.flags(), open.process as u32, open.number);
+        state.common.push(Common { flags, process, number, owner });
         listing::describe(index as u32, open, &mut state, &mut dumping)?;
     }
-    let by_number: BTreeMap<i32, u32> =
-        state.numbers.iter().map(|one| (one.number, one.description)).collect();
+    (dumping.cx.remote, dumping.cx.index) = (first, index_of_first);
     for (index, epoll) in &mut state.epolls {
-        let set = state.common[*index as usize].number;
-        epoll.resolve(remote.pid, set, &by_number, dumping.cx.remarks)?;
+        let Common { process, number, .. } = state.common[*index as usize];
+        let own = state.numbers.iter().filter(|one| one.process == process);
+        let by_number: BTreeMap<i32, u32> = own.map(|one| (one.number, one.description)).collect();
+        let pid = remotes[process as usize].pid;
+        epoll.resolve(pid, number, &by_number, dumping.cx.remarks)?;
     }
     Ok(state)
 }
@@ -127,20 +141,31 @@ pub(crate) fn recreate(state: &State, making: &mut Making) -> RmResult<()> {
 }
 
 impl State {
-    /// Numbers of each description, lowest first.
-    pub(crate) fn numbers_of(&self) -> BTreeMap<u32, Vec<i32>> {
-        let mut numbers: BTreeMap<u32, Vec<i32>> = BTreeMap::new();
+    /// Where each description is, lowest first.
+    pub(crate) fn numbers_of(&self) -> BTreeMap<u32, Vec<Place>> {
+        let mut numbers: BTreeMap<u32, Vec<Place>> = BTreeMap::new();
         for one in &self.numbers {
-            numbers.entry(one.description).or_default().push(one.number);
+            numbers.entry(one.description).or_default().push((one.process, one.number));
         }
         numbers
     }
 
-    /// Members whose number now leads elsewhere: set, member, description.
-    pub(crate) fn stale_members(&self) -> Vec<(u32, &Member, u32)> {
-        let now: BTreeMap<i32, u32> = self.numbers.iter().map(|one| (one.number, one.description)).collect();
+    /// What a process has at its numbers.
+    pub(crate) fn now(&self, process: u32) -> BTreeMap<i32, u32> {
+        let own = self.numbers.iter().filter(|one| one.process == process);
+        own.map(|one| (one.number, one.description)).collect()
+    }
+
+    /// The process that a description is of, first of all.
+    pub(crate) fn process_of(&self, description: u32) -> u32 {
+        self.common[description as usize].process
+    }
+
+    /// Members of sets of a process whose number now leads elsewhere: set, member, description.
+    pub(crate) fn stale_members(&self, process: u32) -> Vec<(u32, &Member, u32)> {
+        let now = self.now(process);
         let mut stale = Vec::new();
-        for (set, epoll) in &self.epolls {
+        for (set, epoll) in self.epolls.iter().filter(|(set, _)| self.process_of(*set) == process) {
             for member in &epoll.members {
                 if let Some(description) = member.description
                     && now.get(&member.number) != Some(&description)
@@ -159,23 +184,23 @@ impl ResourceManager for Descriptors {
     }
 
     fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        watched::search(cx.remote, &mut self.watched);
-        // What is open may change at any time now: this only makes the kernel's own tables ready.
-        let _ = listing::entries(cx.remote);
+        for (index, process) in cx.processes.iter().enumerate() {
+            watched::search(&process.remote, &mut self.watched);
+            // What is open may change at any time now: this only makes the kernel's own tables ready.
+            let _ = listing::entries(index, &process.remote);
+        }
         Ok(())
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        let remote = cx.remote;
-        let ask = |numbers: &[i32]| listing::ask_cloexec(remote, numbers);
-        self.state = capture(cx, &self.shared, &self.watched, &ask)?;
+        self.state = capture(cx, &self.shared, &self.watched, &listing::ask_cloexec)?;
         Ok(())
     }
 
     fn post_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         let state = std::mem::take(&mut self.state);
         self.shared.clear();
-        cx.sections.put(NAME, VERSION, &state)
+        cx.put(NAME, VERSION, &state)
     }
 
     fn abort_dump(&mut self, _: &mut DumpCx) {
@@ -186,7 +211,9 @@ impl ResourceManager for Descriptors {
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
         let state: State = cx.section(NAME, VERSION)?;
         let numbers = state.numbers_of();
-        place::check(&state)?;
+        place::check(&state, cx.tree.len())?;
+        let now = cx.tree.iter().map(|remote| remote.pid);
+        let pids: Vec<(i32, i32)> = state.pids.iter().copied().zip(now).collect();
         let mut remarks = Vec::new();
         let mut making = Making {
             common: &state.common,
@@ -199,7 +226,7 @@ impl ResourceManager for Descriptors {
             output: cx.output,
             remarks: &mut remarks,
             clone: Some(cx.remote),
-            pids: (state.pid, cx.remote.pid),
+            pids: &pids,
         };
         recreate(&state, &mut making)?;
         let (made, replaced) = (making.made, making.replaced);
@@ -216,6 +243,16 @@ impl ResourceManager for Descriptors {
             {
                 let number = self.state.common[*index as usize].number;
                 cx.remarks.push(format!("descriptor {number}: not sealed as it was: {cause}"));
+            }
+        }
+        let now = cx.tree.iter().map(|remote| remote.pid);
+        let pids: Vec<(i32, i32)> = self.state.pids.iter().copied().zip(now).collect();
+        for (index, file) in &self.state.files {
+            let flags = self.state.common[*index as usize].flags;
+            let Some(fd) = super::files::reopen_of_thread(file, flags, &pids)? else { continue };
+            for one in self.state.numbers.iter().filter(|one| one.description == *index) {
+                let list = [Install { fd: fd.as_fd(), at: one.number, cloexec: one.cloexec }];
+                install(&cx.way(), &cx.tree[one.process as usize], &list)?;
             }
         }
         // Last, since time runs from here.

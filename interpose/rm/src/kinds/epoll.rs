@@ -68,7 +68,7 @@ impl EpollState {
             let slot = [set as u32, member.number as u32, member.order];
             let is = |number: i32| {
                 let slot = (&raw const slot) as u64;
-                kcmp(pid, compare::EPOLL_TFD, number as u64, slot).map(std::cmp::Ordering::is_eq)
+                kcmp((pid, pid), compare::EPOLL_TFD, number as u64, slot).map(std::cmp::Ordering::is_eq)
             };
             // Nearly always the number still leads to it.
             if let Some(description) = numbers.get(&member.number)

@@ -53,14 +53,12 @@ impl FileState {
             let file = readable(open).on("opening", open.named())?;
             dumping.shared.stage(dumping.cx, open.key(), &file)?;
         }
-        let remote = dumping.cx.remote;
-        // SAFETY: a plain word, constant since the process joined.
-        let own = format!("/proc/{}/", unsafe { (*remote.page.header()).pid });
-        // A restored process has a /proc of its own, where its files are under the pid that it knows.
-        let path = match path.strip_prefix(own.as_bytes()) {
-            Some(rest) => [format!("/proc/{}/", remote.pid).as_bytes(), rest].concat(),
-            None => path.to_vec(),
-        };
+        // A restored process has a /proc of its own, where its files are under the pids that it knows.
+        let outer = dumping.cx.processes.iter().find_map(|process| {
+            let rest = path.strip_prefix(format!("/proc/{}/", process.pid).as_bytes())?;
+            Some([format!("/proc/{}/", process.remote.pid).as_bytes(), rest].concat())
+        });
+        let path = outer.unwrap_or_else(|| path.to_vec());
         Ok(Self {
             path: Bytes(path),
             pos: open.info.pos,
@@ -71,20 +69,25 @@ impl FileState {
         })
     }
 
-    fn place(&self, making: &Making) -> PathBuf {
-        let old = format!("/proc/{}/", making.pids.0);
-        match self.path.0.strip_prefix(old.as_bytes()) {
-            // Files of the process itself are now those of the clone.
-            Some(rest) => path_of(&[format!("/proc/{}/", making.pids.1).as_bytes(), rest].concat()),
-            None => path_of(&self.path.0),
-        }
+    /// Where it is now: files of the application's processes are those of the clone's.
+    fn place(&self, pids: &[(i32, i32)]) -> PathBuf {
+        let moved = pids.iter().find_map(|(old, new)| {
+            let rest = self.path.0.strip_prefix(format!("/proc/{old}/").as_bytes())?;
+            Some(path_of(&[format!("/proc/{new}/").as_bytes(), rest].concat()))
+        });
+        moved.unwrap_or_else(|| path_of(&self.path.0))
     }
 
     fn open(&self, flags: i32, making: &mut Making) -> RmResult<OwnedFd> {
-        let path = self.place(making);
+        let path = self.place(making.pids);
         let asked = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
         if is_shared_memory(&self.path.0) {
             return self.shared_memory(&path, asked, making);
+        }
+        if let Some((pid, _, rest)) = of_thread(&path) {
+            // Its thread is not there yet: see `reopen_of_thread`.
+            let stand_in = Path::new("/proc").join(pid.to_string()).join(rest);
+            return kernel::open(&stand_in, asked, 0).on("opening", stand_in.display());
         }
         // The application never waits here for a writer or a lease.
         kernel::open(&path, asked, 0)
@@ -112,7 +115,7 @@ impl FileState {
     }
 
     fn ghost(&self, flags: i32, making: &mut Making) -> RmResult<OwnedFd> {
-        let path = self.place(making);
+        let path = self.place(making.pids);
         if self.mode & libc::S_IFMT == libc::S_IFDIR {
             return directory_without_name(&path, flags).on("making directory", path.display());
         }
@@ -125,6 +128,31 @@ impl FileState {
         set_mode(&object, self.mode).on("setting the mode of", path.display())?;
         Ok(fd)
     }
+}
+
+/// Process, thread (as it sees itself) and the rest of a path below `/proc/<pid>/task/<tid>`.
+fn of_thread(path: &Path) -> Option<(i32, i32, PathBuf)> {
+    let mut parts = path.strip_prefix("/proc").ok()?.components();
+    let mut next = || Some(parts.next()?.as_os_str().to_str()?.to_owned());
+    let (pid, task, tid) = (next()?.parse().ok()?, next()?, next()?.parse().ok()?);
+    (task == "task").then(|| (pid, tid, parts.as_path().to_owned()))
+}
+
+/// A file of a thread, opened when the threads are there; none if it is none.
+pub(crate) fn reopen_of_thread(
+    file: &FileState,
+    flags: i32,
+    pids: &[(i32, i32)],
+) -> RmResult<Option<OwnedFd>> {
+    let path = file.place(pids);
+    let Some((pid, tid, rest)) = of_thread(&path) else { return Ok(None) };
+    let outer = crate::snapshot::outer_tid(pid, tid).on("finding", format!("thread {tid}"))?;
+    let path = PathBuf::from(format!("/proc/{pid}/task/{outer}")).join(rest);
+    let asked = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
+    let fd = kernel::open(&path, asked, 0).on("opening", path.display())?;
+    // SAFETY: no memory is passed. What has no position stays where it is.
+    unsafe { libc::lseek(fd.as_raw_fd(), file.pos, libc::SEEK_SET) };
+    Ok(Some(fd))
 }
 
 /// Makes all files again.

@@ -127,10 +127,10 @@ pub(crate) mod compare {
     pub(crate) const EPOLL_TFD: i32 = 7;
 }
 
-/// `kcmp` within one process; a total order of kernel objects.
-pub(crate) fn kcmp(pid: i32, kind: i32, one: u64, other: u64) -> io::Result<Ordering> {
+/// `kcmp` within one process or between two; a total order of kernel objects.
+pub(crate) fn kcmp(pids: (i32, i32), kind: i32, one: u64, other: u64) -> io::Result<Ordering> {
     // SAFETY: arguments are numbers, or for epoll the address of a live slot.
-    match checked(unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, kind, one, other) })? {
+    match checked(unsafe { libc::syscall(libc::SYS_kcmp, pids.0, pids.1, kind, one, other) })? {
         0 => Ok(Ordering::Equal),
         1 => Ok(Ordering::Less),
         2 => Ok(Ordering::Greater),

@@ -3,7 +3,8 @@
 use super::descriptors::{Number, State};
 use super::fdinfo::FdInfo;
 use super::kernel::{self, compare, kcmp};
-use super::open::{Dumping, Open};
+use super::locks::Lock;
+use super::open::{Dumping, Open, Place};
 use super::{devices, sockets, terminals};
 use crate::manager::{Context, RmResult};
 use crate::remote::{Remote, call};
@@ -18,13 +19,22 @@ const IPPROTO_MPTCP: i32 = 262;
 
 /// A number as `/proc` shows it.
 pub(crate) struct Entry {
+    process: usize,
     number: i32,
     link: OsString,
     info: FdInfo,
 }
 
-/// Tells of descriptor numbers whether they have `FD_CLOEXEC`.
-pub(crate) type AskCloexec<'a> = &'a dyn Fn(&[i32]) -> RmResult<Vec<bool>>;
+/// What all processes have open.
+pub(crate) struct Listed {
+    pub(crate) numbers: Vec<Number>,
+    pub(crate) opens: Vec<Open>,
+    /// Locks that processes hold, and a descriptor of each file.
+    pub(crate) locks: Vec<(Place, Lock)>,
+}
+
+/// Tells of descriptor numbers of a process whether they have `FD_CLOEXEC`.
+pub(crate) type AskCloexec<'a> = &'a dyn Fn(&Remote, &[i32]) -> RmResult<Vec<bool>>;
 
 /// Asks the process itself.
 pub(crate) fn ask_cloexec(remote: &Remote, numbers: &[i32]) -> RmResult<Vec<bool>> {
@@ -36,7 +46,7 @@ pub(crate) fn ask_cloexec(remote: &Remote, numbers: &[i32]) -> RmResult<Vec<bool
 
 /// Link and fdinfo of every number. The first time costs several times as much as the next ones, so that this
 /// is also done, for nothing, while the application still runs.
-pub(crate) fn entries(remote: &Remote) -> RmResult<Vec<Entry>> {
+pub(crate) fn entries(process: usize, remote: &Remote) -> RmResult<Vec<Entry>> {
     let dir = remote.proc("fd");
     // Open once: walking from the root costs more than all else that is asked of a descriptor.
     let open_dir = |path: &Path| kernel::open(path, libc::O_RDONLY | libc::O_DIRECTORY, 0);
@@ -50,16 +60,20 @@ pub(crate) fn entries(remote: &Remote) -> RmResult<Vec<Entry>> {
         let link = kernel::link_at(&links, &name).on("reading link of descriptor", number)?;
         let text = kernel::read_at(&infos, &name).on("reading fdinfo of descriptor", number)?;
         let info = FdInfo::parse(String::from_utf8_lossy(&text).into_owned());
-        entries.push(Entry { number, link, info });
+        entries.push(Entry { process, number, link, info });
     }
+    entries.sort_by_key(|entry| entry.number);
     Ok(entries)
 }
 
-/// Numbers and descriptions of a process, in rising order.
-pub(crate) fn list(remote: &Remote, ask: AskCloexec) -> RmResult<(Vec<Number>, Vec<Open>)> {
-    let mut entries = entries(remote)?;
-    entries.sort_by_key(|entry| entry.number);
-    let groups = group(remote.pid, &entries)?;
+/// Numbers and descriptions of all processes, by process and in rising order.
+pub(crate) fn list(processes: &[&Remote], ask: AskCloexec) -> RmResult<Listed> {
+    let mut all = Vec::new();
+    for (process, remote) in processes.iter().enumerate() {
+        all.append(&mut entries(process, remote)?);
+    }
+    let entries = all;
+    let groups = group(processes, &entries)?;
     let mut numbers = Vec::with_capacity(entries.len());
     let mut opens: Vec<Open> = Vec::new();
     let mut index_of: BTreeMap<usize, u32> = BTreeMap::new();
@@ -68,16 +82,18 @@ pub(crate) fn list(remote: &Remote, ask: AskCloexec) -> RmResult<(Vec<Number>, V
         let description = match index_of.get(&groups[i]) {
             Some(index) => *index,
             None => {
-                let fd = remote.borrow_fd(entry.number).on("borrowing descriptor", entry.number)?;
+                let fd = processes[entry.process]
+                    .borrow_fd(entry.number)
+                    .on("borrowing descriptor", entry.number)?;
                 let stat = kernel::stat(&fd).on("reading descriptor", entry.number)?;
                 let (link, info) = (entry.link.clone(), entry.info.clone());
-                opens.push(Open { number: entry.number, fd, link, info, stat });
+                opens.push(Open { process: entry.process, number: entry.number, fd, link, info, stat });
                 index_of.insert(groups[i], opens.len() as u32 - 1);
                 opens.len() as u32 - 1
             }
         };
         let cloexec = entry.info.flags & libc::O_CLOEXEC != 0;
-        numbers.push(Number { number: entry.number, cloexec, description });
+        numbers.push(Number { process: entry.process as u32, number: entry.number, cloexec, description });
     }
     // What fdinfo shows is this number's own flag, or the one that the file was once opened with.
     let unclear = |one: &&mut Number| {
@@ -86,20 +102,30 @@ pub(crate) fn list(remote: &Remote, ask: AskCloexec) -> RmResult<(Vec<Number>, V
                 .is_ok_and(|flags| flags & libc::O_CLOEXEC != 0)
     };
     let mut unclear: Vec<&mut Number> = numbers.iter_mut().filter(unclear).collect();
-    if !unclear.is_empty() {
-        let asked: Vec<i32> = unclear.iter().map(|one| one.number).collect();
-        for (one, cloexec) in unclear.iter_mut().zip(ask(&asked)?) {
+    for (process, remote) in processes.iter().enumerate() {
+        let of = |one: &&&mut Number| one.process as usize == process;
+        let asked: Vec<i32> = unclear.iter().filter(of).map(|one| one.number).collect();
+        if asked.is_empty() {
+            continue;
+        }
+        let own = unclear.iter_mut().filter(|one| one.process as usize == process);
+        for (one, cloexec) in own.zip(ask(remote, &asked)?) {
             one.cloexec = cloexec;
         }
     }
-    Ok((numbers, opens))
+    let held = |entry: &Entry| {
+        let place = (entry.process as u32, entry.number);
+        Lock::of_process(&entry.info).into_iter().map(move |lock| (place, lock))
+    };
+    let locks = entries.iter().flat_map(held).collect();
+    Ok(Listed { numbers, opens, locks })
 }
 
 /// For each entry the first entry that shares its description.
 ///
 /// Only entries of one object can, and most objects are open once; the others are sorted by what the kernel
 /// compares, so that n duplicates cost n log n comparisons.
-fn group(pid: i32, entries: &[Entry]) -> RmResult<Vec<usize>> {
+fn group(processes: &[&Remote], entries: &[Entry]) -> RmResult<Vec<usize>> {
     let mut candidates: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (i, entry) in entries.iter().enumerate() {
         let key = (entry.link.as_bytes(), entry.info.field("ino:"), entry.info.field("eventfd-id:"));
@@ -109,8 +135,9 @@ fn group(pid: i32, entries: &[Entry]) -> RmResult<Vec<usize>> {
     for mut same in candidates.into_values().filter(|same| same.len() > 1) {
         let mut failed = Ok(());
         let mut order = |one: usize, other: usize| {
-            let (one, other) = (entries[one].number as u64, entries[other].number as u64);
-            kcmp(pid, compare::FILE, one, other).unwrap_or_else(|cause| {
+            let (one, other) = (&entries[one], &entries[other]);
+            let pids = (processes[one.process].pid, processes[other.process].pid);
+            kcmp(pids, compare::FILE, one.number as u64, other.number as u64).unwrap_or_else(|cause| {
                 failed = Err(cause);
                 Ordering::Equal
             })
@@ -122,7 +149,7 @@ fn group(pid: i32, entries: &[Entry]) -> RmResult<Vec<usize>> {
                 first[same[i]] = first[same[i - 1]];
             }
         }
-        failed.on("comparing descriptors of process", pid)?;
+        failed.on("comparing descriptors of process", entries[same[0]].process)?;
     }
     Ok(first)
 }

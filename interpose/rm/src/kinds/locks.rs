@@ -1,5 +1,6 @@
 //! Locks on files: `flock`, open file description locks, POSIX record locks.
 
+use super::fdinfo::FdInfo;
 use super::kernel::{bytes_of, checked};
 use super::open::Open;
 use crate::manager::{Context, RmResult};
@@ -31,13 +32,20 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Locks held through a descriptor.
+    /// Locks that a description holds.
     pub(crate) fn of(open: &Open) -> RmResult<Vec<Self>> {
         let mut locks = Vec::new();
         for line in open.info.lines("lock:") {
             locks.push(Self::parse(line).ok_or_else(|| open.unsupported(format!("lock `{line}`")))?);
         }
+        locks.retain(|lock| lock.holder != Holder::Process);
         Ok(locks)
+    }
+
+    /// Locks that the process holds on the file of one of its descriptors.
+    pub(crate) fn of_process(info: &FdInfo) -> Vec<Self> {
+        let all = info.lines("lock:").filter_map(Self::parse);
+        all.filter(|lock| lock.holder == Holder::Process).collect()
     }
 
     /// `1: POSIX  ADVISORY  WRITE 4711 fd:01:1234 0 EOF`; leases are not known here.
@@ -89,18 +97,12 @@ impl Lock {
         checked(ret).map(|_| ())
     }
 
-    /// Takes the lock in the process itself, if it is one that processes hold. To be done after the last
+    /// Takes a lock that processes hold, in the process itself. To be done after the last
     /// `close` of any descriptor of the file in that process, which would drop it.
     pub(crate) fn take_in_process(&self, remote: &Remote, number: i32) -> RmResult<()> {
-        match self.holder {
-            Holder::Flock | Holder::Description => Ok(()),
-            Holder::Process => {
-                let at = remote.page.put(0, bytes_of(&self.range()));
-                let args = [number as u64, libc::F_SETLK as u64, at];
-                remote.call(sysno::fcntl, &args).on("locking the file of descriptor", number)?;
-                Ok(())
-            }
-        }
+        let at = remote.page.put(0, bytes_of(&self.range()));
+        let args = [number as u64, libc::F_SETLK as u64, at];
+        remote.call(sysno::fcntl, &args).on("locking the file of descriptor", number).map(|_| ())
     }
 }
 

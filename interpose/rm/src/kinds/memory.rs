@@ -136,7 +136,6 @@ impl Memory {
 
     fn copy_objects(&mut self, cx: &DumpCx, all: &[Zone]) -> RmResult<Vec<SharedObject>> {
         let mut objects: Vec<SharedObject> = Vec::new();
-        let mut taken: BTreeMap<usize, Vec<(u64, u64)>> = BTreeMap::new();
         for zone in all.iter().filter(|zone| zone.kind == ZoneKind::SharedObject) {
             let key = (zone.device, zone.inode);
             let index = objects.iter().position(|object| object.key == key).unwrap_or_else(|| {
@@ -145,13 +144,8 @@ impl Memory {
             });
             let reach = zone.offset + zone.bytes();
             objects[index].bytes = objects[index].bytes.max(reach);
-            let done = taken.entry(index).or_default();
-            // Several zones may show the same part of an object.
-            if done.iter().any(|(from, to)| *from <= zone.offset && reach <= *to) {
-                continue;
-            }
-            done.push((zone.offset, reach));
-            if self.shared.is_staged(key) {
+            // Several zones, of several processes, may show the same part of an object.
+            if self.shared.is_staged(key) || !self.shared.cover(key, zone.offset, reach) {
                 continue;
             }
             let ranges = resident(cx, zone)?;
@@ -300,6 +294,7 @@ impl ResourceManager for Memory {
         let copied = std::mem::take(&mut self.copied);
         let by_hand: Vec<u64> =
             copied.iter().filter(|(space, ..)| *space == 0).map(|(_, at, _)| *at).collect();
+        let base = cx.space(0);
         let writer = cx.writer.as_mut().ok_or(RmError::BadSection { kind: NAME, what: "no image".into() })?;
         for zone in state.zones.iter().filter(|zone| zone.is_private()) {
             if by_hand.iter().any(|at| (zone.start..zone.end).contains(at)) {
@@ -317,13 +312,13 @@ impl ResourceManager for Memory {
                     let bytes = (end - at).min(CHUNK_BYTES);
                     buffer.resize(bytes as usize, 0);
                     snapshot.read(at, &mut buffer).on("reading", format!("zone {:#x}", zone.start))?;
-                    writer.put_memory(0, at, &buffer)?;
+                    writer.put_memory(base, at, &buffer)?;
                     at += bytes;
                 }
             }
         }
         for (space, at, bytes) in &copied {
-            writer.put_memory(*space, *at, bytes)?;
+            writer.put_memory(base + *space, *at, bytes)?;
         }
         drop(snapshot);
         let mut paths: Vec<&[u8]> = state
@@ -344,7 +339,7 @@ impl ResourceManager for Memory {
                 state.files.push((path, bytes, hash));
             }
         }
-        cx.sections.put(NAME, VERSION, &state)
+        cx.put(NAME, VERSION, &state)
     }
 
     fn abort_dump(&mut self, _: &mut DumpCx) {

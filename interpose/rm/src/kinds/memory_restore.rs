@@ -114,7 +114,8 @@ fn jump(cx: &SwitchCx, to: u64, slot: u64) -> RmResult<()> {
 /// For each zone: does the image have pages of it?
 fn pages_by_zone(cx: &SwitchCx, state: &MemoryState) -> RmResult<Vec<bool>> {
     let mut out = vec![false; state.zones.len()];
-    for run in cx.image.pages().filter(|run| run.space == 0) {
+    let space = cx.space(0);
+    for run in cx.image.pages().filter(|run| run.space == space) {
         let mut at = run.address;
         let end = run.address + run.keys.len() as u64 * PAGE;
         while at < end {
@@ -250,7 +251,8 @@ fn map_object(
 }
 
 /// Writes the pages of a space.
-fn fill(cx: &SwitchCx, space: u64) -> RmResult<()> {
+fn fill(cx: &SwitchCx, local: u64) -> RmResult<()> {
+    let space = cx.space(local);
     let mut buffer = vec![0; CHUNK_BYTES];
     for run in cx.image.pages().filter(|run| run.space == space) {
         let mut first = 0;

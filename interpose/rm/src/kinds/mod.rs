@@ -42,6 +42,7 @@ mod testing;
 pub mod threads;
 mod timerfd;
 pub mod timers;
+pub mod tree;
 mod udp;
 mod unix_names;
 mod unix_pairs;

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 /// An open file description of the parked process.
 pub(crate) struct Open {
+    /// The process that has it, by its place in the tree.
+    pub(crate) process: usize,
     /// Its lowest number.
     pub(crate) number: i32,
     /// A duplicate in the agent. Whatever is done with it is seen by the application.
@@ -101,11 +103,16 @@ pub(crate) struct Dumping<'a, 'b> {
 pub(crate) struct Common {
     /// Status flags.
     pub(crate) flags: i32,
-    /// Lowest number, for messages.
+    /// First process that has it, by its place in the tree.
+    pub(crate) process: u32,
+    /// Lowest number there, also for messages.
     pub(crate) number: i32,
     /// Who gets `SIGIO`.
     pub(crate) owner: Option<super::owner::Owner>,
 }
+
+/// A process, by its place in the tree, and a number there.
+pub(crate) type Place = (u32, i32);
 
 /// A state of a kind, with the index of its description.
 pub(crate) type Each<S> = Vec<(u32, S)>;
@@ -117,9 +124,9 @@ pub(crate) struct Making<'a> {
     /// Descriptions by index.
     pub(crate) made: BTreeMap<u32, OwnedFd>,
     /// Numbers that get something else than their description: standard ones that led outside.
-    pub(crate) replaced: BTreeMap<i32, OwnedFd>,
+    pub(crate) replaced: BTreeMap<Place, OwnedFd>,
     /// Numbers of each description.
-    pub(crate) numbers: &'a BTreeMap<u32, Vec<i32>>,
+    pub(crate) numbers: &'a BTreeMap<u32, Vec<Place>>,
     /// Contents of the image.
     pub(crate) contents: &'a dyn Contents,
     /// Objects shared with memory.
@@ -132,8 +139,8 @@ pub(crate) struct Making<'a> {
     pub(crate) remarks: &'a mut Vec<String>,
     /// The clone, where objects remember who made them; none in tests.
     pub(crate) clone: Option<&'a Remote>,
-    /// Pid of the process at the cut and of the clone, as the agent sees them.
-    pub(crate) pids: (i32, i32),
+    /// Pids of the processes at the cut and of their clones, as the agent sees them.
+    pub(crate) pids: &'a [(i32, i32)],
 }
 
 impl Making<'_> {
@@ -172,13 +179,13 @@ impl Making<'_> {
     }
 
     /// Numbers of a description.
-    pub(crate) fn numbers(&self, index: u32) -> &[i32] {
+    pub(crate) fn numbers(&self, index: u32) -> &[Place] {
         self.numbers.get(&index).map_or(&[], Vec::as_slice)
     }
 
     /// Whether a description is one of the standard ones.
     pub(crate) fn is_stdio(&self, index: u32) -> bool {
-        self.numbers(index).iter().any(|number| (0..=2).contains(number))
+        self.numbers(index).iter().any(|(_, number)| (0..=2).contains(number))
     }
 }
 

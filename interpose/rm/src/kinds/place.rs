@@ -2,22 +2,30 @@
 
 use super::descriptors::{NAME, State};
 use super::epoll::{self, Member};
-use super::files::FileState;
+use super::open::Place;
 use crate::install::{Install, install};
 use crate::manager::{Context, RmError, RmResult, SwitchCx};
-use crate::remote::{Remote, call};
+use crate::remote::call;
 use holo_abi::sysno;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// An image is a hostile input: every index leads somewhere, every number can be one.
-pub(crate) fn check(state: &State) -> RmResult<()> {
+pub(crate) fn check(state: &State, processes: usize) -> RmResult<()> {
     let bad = |what: String| Err(RmError::BadSection { kind: NAME, what });
     let count = state.common.len();
     for one in &state.numbers {
-        if one.description as usize >= count || one.number < 0 {
+        if one.description as usize >= count || one.number < 0 || one.process as usize >= processes {
             return bad(format!("number {} of description {}", one.number, one.description));
         }
+    }
+    if let Some(common) = state.common.iter().find(|common| common.process as usize >= processes) {
+        return bad(format!("descriptor {} of process {} of {processes}", common.number, common.process));
+    }
+    if let Some(((process, _), _)) =
+        state.locks.iter().find(|((process, _), _)| *process as usize >= processes)
+    {
+        return bad(format!("a lock of process {process} of {processes}"));
     }
     let mut described = vec![0u32; count];
     macro_rules! count {
@@ -41,21 +49,26 @@ pub(crate) fn check(state: &State) -> RmResult<()> {
 pub(crate) fn place(
     state: &State,
     made: &BTreeMap<u32, OwnedFd>,
-    replaced: &BTreeMap<i32, OwnedFd>,
+    replaced: &BTreeMap<Place, OwnedFd>,
     cx: &SwitchCx,
 ) -> RmResult<()> {
-    enter_stale(state, made, cx)?;
-    let mut list = Vec::with_capacity(state.numbers.len());
-    for one in &state.numbers {
-        let fd = replaced.get(&one.number).or_else(|| made.get(&one.description));
-        let fd = fd.ok_or_else(|| missing(one.description))?;
-        list.push(Install { fd: fd.as_fd(), at: one.number, cloexec: one.cloexec });
+    for (process, remote) in cx.tree.iter().enumerate() {
+        let process = process as u32;
+        enter_stale(state, made, cx, process)?;
+        let mut list = Vec::with_capacity(state.numbers.len());
+        for one in state.numbers.iter().filter(|one| one.process == process) {
+            let fd = replaced.get(&(process, one.number)).or_else(|| made.get(&one.description));
+            let fd = fd.ok_or_else(|| missing(one.description))?;
+            list.push(Install { fd: fd.as_fd(), at: one.number, cloexec: one.cloexec });
+        }
+        install(&cx.way(), remote, &list)?;
     }
-    install(cx, &list)?;
-    let now: BTreeMap<i32, u32> = state.numbers.iter().map(|one| (one.number, one.description)).collect();
+    let holder = |index: u32| &cx.tree[state.process_of(index) as usize];
+    let now: Vec<BTreeMap<i32, u32>> = (0..cx.tree.len()).map(|process| state.now(process as u32)).collect();
     let order = epoll::inner_first(&state.epolls)?;
     for i in &order {
         let (index, set) = &state.epolls[*i];
+        let now = &now[state.process_of(*index) as usize];
         let live: Vec<&Member> = set
             .members
             .iter()
@@ -63,15 +76,15 @@ pub(crate) fn place(
                 member.description.is_some() && now.get(&member.number) == member.description.as_ref()
             })
             .collect();
-        epoll::enter(cx.remote, state.common[*index as usize].number, &live)?;
+        epoll::enter(holder(*index), state.common[*index as usize].number, &live)?;
     }
     for i in &order {
         let (index, set) = &state.epolls[*i];
-        epoll::consume_edges(cx.remote, state.common[*index as usize].number, set)?;
+        epoll::consume_edges(holder(*index), state.common[*index as usize].number, set)?;
     }
     for common in &state.common {
         if let Some(owner) = &common.owner {
-            owner.set(cx.remote, common.number)?;
+            owner.set(&cx.tree[common.process as usize], common.number)?;
         }
     }
     for (index, socket) in &state.unix {
@@ -79,11 +92,11 @@ pub(crate) fn place(
         if let Some(backlog) = socket.backlog {
             let number = state.common[*index as usize].number;
             let args = [number as u64, u64::from(backlog)];
-            cx.remote.call(sysno::listen, &args).on("listening on descriptor", number)?;
+            holder(*index).call(sysno::listen, &args).on("listening on descriptor", number)?;
         }
     }
-    for (index, file) in &state.files {
-        take_locks(file, cx.remote, state.common[*index as usize].number)?;
+    for ((process, number), lock) in &state.locks {
+        lock.take_in_process(&cx.tree[*process as usize], *number)?;
     }
     Ok(())
 }
@@ -92,13 +105,10 @@ fn missing(description: u32) -> RmError {
     RmError::BadSection { kind: NAME, what: format!("description {description} was not made") }
 }
 
-fn take_locks(file: &FileState, remote: &Remote, number: i32) -> RmResult<()> {
-    file.locks.iter().try_for_each(|lock| lock.take_in_process(remote, number))
-}
-
 /// Members whose number leads elsewhere: their sets and descriptions are placed for a moment.
-fn enter_stale(state: &State, made: &BTreeMap<u32, OwnedFd>, cx: &SwitchCx) -> RmResult<()> {
-    let stale = state.stale_members();
+fn enter_stale(state: &State, made: &BTreeMap<u32, OwnedFd>, cx: &SwitchCx, process: u32) -> RmResult<()> {
+    let remote = &cx.tree[process as usize];
+    let stale = state.stale_members(process);
     let last =
         state.numbers.iter().map(|one| one.number).chain(stale.iter().map(|(_, member, _)| member.number));
     // Above all numbers that anything else has; the channel and the page are higher still.
@@ -108,15 +118,16 @@ fn enter_stale(state: &State, made: &BTreeMap<u32, OwnedFd>, cx: &SwitchCx) -> R
         let fd = made.get(&description).ok_or_else(|| missing(description))?;
         let above = if above == cx.channel_fd { above + 1 } else { above };
         install(
-            cx,
+            &cx.way(),
+            remote,
             &[
                 Install { fd: set.as_fd(), at: above, cloexec: true },
                 Install { fd: fd.as_fd(), at: member.number, cloexec: true },
             ],
         )?;
-        epoll::enter(cx.remote, above, &[member])?;
+        epoll::enter(remote, above, &[member])?;
         let mut close = [call(sysno::close, &[above as u64]), call(sysno::close, &[member.number as u64])];
-        cx.remote.run_all(&mut close).on("closing", "descriptors of an epoll set")?;
+        remote.run_all(&mut close).on("closing", "descriptors of an epoll set")?;
     }
     Ok(())
 }

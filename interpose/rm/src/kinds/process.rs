@@ -48,6 +48,8 @@ pub struct ProcessState {
     pub uids: [u32; 4],
     /// Groups likewise.
     pub gids: [u32; 4],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
     /// Inheritable, permitted, effective capabilities.
     pub capabilities: [u64; 3],
     /// `personality`.
@@ -152,15 +154,7 @@ fn processor_features() -> Vec<String> {
 #[derive(Default)]
 pub struct Process;
 
-/// What the application is shown instead of the kernel's answer, after a restore.
-fn shown(word: &std::sync::atomic::AtomicU32, kernels: u64) -> i32 {
-    match word.load(Ordering::Relaxed) {
-        0 => kernels as i32,
-        kept => kept as i32,
-    }
-}
-
-/// Is the application more than one process, or something else that is not built yet?
+/// What is not built yet.
 fn obstacles(cx: &DumpCx, status_text: &str) -> RmResult<()> {
     let pid = cx.remote.pid;
     if let Some(mode) = status(status_text, "Seccomp")
@@ -172,18 +166,6 @@ fn obstacles(cx: &DumpCx, status_text: &str) -> RmResult<()> {
         && tracer != "0"
     {
         return Err(RmError::Unsupported(format!("process {pid} is traced by {tracer}")));
-    }
-    let mut children = Vec::new();
-    for task in fs::read_dir(cx.remote.proc("task")).on("listing", "threads")? {
-        let Ok(task) = task else { continue };
-        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        children.extend(list.split_whitespace().map(str::to_owned));
-    }
-    if !children.is_empty() {
-        return Err(RmError::Unsupported(format!(
-            "the application has more than one process (children of {pid}: {})",
-            children.join(", ")
-        )));
     }
     Ok(())
 }
@@ -253,12 +235,17 @@ impl ResourceManager for Process {
         // SAFETY: plain words, constant since the process joined.
         let (holo, page_address) =
             unsafe { ([(*header).serve_at, (*header).holo_start, (*header).holo_end], (*header).address) };
-        let kept_parent = remote.page.control().header.ppid.load(Ordering::Relaxed) as i32;
+        let pid = innermost(&text, "NStgid");
+        // SAFETY: a plain word, constant since the process joined.
+        let kept_parent = match unsafe { (*header).pid as i32 } == pid {
+            true => remote.page.control().header.ppid.load(Ordering::Relaxed) as i32,
+            false => 0,
+        };
         let state = ProcessState {
-            pid: innermost(&text, "NStgid"),
+            pid,
             ppid: if kept_parent != 0 { kept_parent } else { value(base + 7) as i32 },
-            pgid: shown(&remote.page.control().header.pgid, value(base + 8)),
-            sid: shown(&remote.page.control().header.sid, value(base + 9)),
+            pgid: value(base + 8) as i32,
+            sid: value(base + 9) as i32,
             exe_bytes: fs::metadata(remote.proc("exe")).map(|meta| meta.size()).unwrap_or(0),
             exe,
             cwd,
@@ -266,6 +253,7 @@ impl ResourceManager for Process {
             limits,
             uids: four("Uid"),
             gids: four("Gid"),
+            groups: numbers(status(&text, "Groups")),
             capabilities: [hex("CapInh"), hex("CapPrm"), hex("CapEff")],
             personality: value(base + 3),
             options: (0..base).map(value).collect(),
@@ -288,7 +276,7 @@ impl ResourceManager for Process {
                 .to_owned(),
             clocks_ns: [clock(0), clock(1), clock(2)],
         };
-        cx.sections.put(NAME, VERSION, &state)
+        cx.put(NAME, VERSION, &state)
     }
 
     /// A program chose its code by what the processor could do, when it started.
@@ -319,23 +307,13 @@ impl ResourceManager for Process {
         }
         let cwd_at = page.put(0, &cwd);
         let mut calls = vec![call(sysno::chdir, &[cwd_at]), call(sysno::umask, &[u64::from(state.umask)])];
-        // As leader of its own group and session where it was one; who led it otherwise is not here.
-        if state.sid == state.pid {
-            calls.push(call(sysno::setsid, &[]));
-        } else if state.pgid == state.pid {
-            calls.push(call(sysno::setpgid, &[0, 0]));
-        }
         if state.personality != 0 {
             calls.push(call(sysno::personality, &[state.personality]));
         }
         cx.remote.run_all(&mut calls).on("restoring", "directory, umask, group")?;
-        let header = &page.control().header;
-        header.ppid.store(state.ppid as u32, Ordering::SeqCst);
-        if state.pgid != state.pid {
-            header.pgid.store(state.pgid as u32, Ordering::SeqCst);
-        }
-        if state.sid != state.pid {
-            header.sid.store(state.sid as u32, Ordering::SeqCst);
+        // The first process of a page: its parent is not in the clone's namespace.
+        if cx.index == 0 {
+            page.control().header.ppid.store(state.ppid as u32, Ordering::SeqCst);
         }
         let mut calls: Vec<_> = OPTIONS
             .iter()

@@ -181,7 +181,7 @@ fn epoll_members() {
     wanted.sort_unstable();
     assert_eq!(members, wanted);
     let stale: Vec<_> =
-        state.stale_members().iter().map(|(set, member, to)| (*set, member.number, *to)).collect();
+        state.stale_members(0).iter().map(|(set, member, to)| (*set, member.number, *to)).collect();
     assert_eq!(stale, [(description("set"), number["reused"], description("copy"))]);
     let order = super::epoll::inner_first(&state.epolls).unwrap();
     assert_eq!(state.epolls[order[0]].0, description("inner"));
@@ -218,7 +218,8 @@ fn placed() {
     assert_eq!(sets(&again.state), sets(&captured.state));
     assert_eq!(again.state.events, captured.state.events);
     let locks = |state: &super::descriptors::State| -> Vec<_> {
-        state.files.iter().flat_map(|(_, file)| file.locks.clone()).collect()
+        let of_files = state.files.iter().flat_map(|(_, file)| file.locks.clone());
+        of_files.chain(state.locks.iter().map(|(_, lock)| *lock)).collect()
     };
     assert_eq!((locks(&again.state).len(), locks(&again.state)), (1, locks(&captured.state)));
     let owner = |state: &super::descriptors::State| {

@@ -39,6 +39,8 @@ impl Contents for SwitchCx<'_> {
 struct Inner {
     staged: BTreeSet<ObjectKey>,
     made: BTreeMap<ObjectKey, OwnedFd>,
+    /// Ranges of which some process's zone has given the pages.
+    covered: BTreeMap<ObjectKey, Vec<(u64, u64)>>,
 }
 
 /// The objects of one capture or of one restore. Clones are the same set.
@@ -67,6 +69,18 @@ impl SharedObjects {
         cx.stage(content_name(key), file)?;
         self.inner().staged.insert(key);
         Ok(())
+    }
+
+    /// Whether a range of an object is still to be copied; asked once by each zone of any process.
+    #[must_use]
+    pub fn cover(&self, key: ObjectKey, from: u64, to: u64) -> bool {
+        let mut inner = self.inner();
+        let done = inner.covered.entry(key).or_default();
+        if done.iter().any(|(start, end)| *start <= from && to <= *end) {
+            return false;
+        }
+        done.push((from, to));
+        true
     }
 
     /// Whether the content of an object was staged.

@@ -111,7 +111,7 @@ impl ResourceManager for Signals {
                 look(cx, *slot, shared, None, &mut pending)?;
             }
         }
-        cx.sections.put(NAME, VERSION, &SignalsState { actions, pending })
+        cx.put(NAME, VERSION, &SignalsState { actions, pending })
     }
 
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
@@ -140,9 +140,11 @@ impl ResourceManager for Signals {
                 None => cx.remote.call(sysno::rt_sigqueueinfo, &[pid, signal, info_at]),
                 Some(index) => {
                     let Some(thread) = threads.threads.get(index as usize) else { continue };
-                    let slot = index as usize + usize::from(threads.leader_gone);
+                    let Some(slot) = cx.slots.get(index as usize + usize::from(threads.leader_gone)) else {
+                        continue;
+                    };
                     cx.remote.call_in(
-                        slot,
+                        *slot,
                         sysno::rt_tgsigqueueinfo,
                         &[pid, thread.tid as u64, signal, info_at],
                     )

@@ -50,14 +50,15 @@ pub(crate) fn recreate(all: &Each<TerminalState>, making: &mut Making) -> RmResu
 /// they shared a description.
 pub(crate) fn lead_outside(index: u32, making: &mut Making) -> RmResult<()> {
     let flags = making.flags(index);
-    for number in making.numbers(index).to_vec() {
+    for place in making.numbers(index).to_vec() {
+        let (_, number) = place;
         if (0..=2).contains(&number) {
             let fd = match making.stdio.get(number as usize) {
                 Some(given) => attach(given, flags).on("attaching standard descriptor", number)?,
                 None if number == 0 => null(flags)?,
                 None => nobody(flags, making.output)?,
             };
-            making.replaced.insert(number, fd);
+            making.replaced.insert(place, fd);
         }
     }
     let fd = match making.stdio.get(usize::from(writes(flags))) {

@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 use super::descriptors::{self, State};
-use super::open::Making;
+use super::open::{Making, Place};
 use super::shared::{Contents, SharedObjects};
 use super::watched::{self, Names};
 use crate::manager::{Context, DumpCx, RmResult, Sections, Staged, SwitchCx};
 use crate::page::Page;
 use crate::remote::Remote;
+use crate::tree::Process;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -79,9 +80,12 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
     let (mut sections, mut remarks, mut staged) = (Sections::default(), Vec::new(), Vec::new());
     let mut names = Names::new();
     watched::search(&remote, &mut names);
+    let processes = [Process { remote, pid, slots: vec![0] }];
     let mut cx = DumpCx {
-        remote: &remote,
+        remote: &processes[0].remote,
         slots: &[0],
+        processes: &processes,
+        index: 0,
         sections: &mut sections,
         remarks: &mut remarks,
         staged: &mut staged,
@@ -90,7 +94,7 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
         files_changed: 0,
     };
     // Holders have no server of calls, and no descriptor with the flag.
-    let ask = |numbers: &[i32]| Ok(vec![false; numbers.len()]);
+    let ask = |_: &Remote, numbers: &[i32]| Ok(vec![false; numbers.len()]);
     let state = descriptors::capture(&mut cx, &SharedObjects::new(), &names, &ask)?;
     Ok(Captured { state, remarks, staged })
 }
@@ -111,7 +115,7 @@ impl Contents for Copies<'_> {
 /// Descriptions made again in this process.
 pub(crate) struct Remade {
     pub(crate) made: BTreeMap<u32, OwnedFd>,
-    pub(crate) replaced: BTreeMap<i32, OwnedFd>,
+    pub(crate) replaced: BTreeMap<Place, OwnedFd>,
     pub(crate) remarks: Vec<String>,
     /// Where output went.
     pub(crate) output: PathBuf,
@@ -122,7 +126,8 @@ impl Captured {
     pub(crate) fn remake(&self) -> Remade {
         let shared = SharedObjects::new();
         let numbers = self.state.numbers_of();
-        super::place::check(&self.state).unwrap();
+        super::place::check(&self.state, 1).unwrap();
+        let pids = [(self.state.pids[0], self.state.pids[0])];
         let output = temporary("output");
         let mut remarks = Vec::new();
         let mut making = Making {
@@ -136,7 +141,7 @@ impl Captured {
             output: &output,
             remarks: &mut remarks,
             clone: None,
-            pids: (self.state.pid, self.state.pid),
+            pids: &pids,
         };
         descriptors::recreate(&self.state, &mut making).unwrap();
         let (made, replaced) = (making.made, making.replaced);
@@ -157,7 +162,7 @@ impl Drop for Remade {
 impl Remade {
     /// What stands for a number of the process.
     pub(crate) fn at(&self, number: i32) -> &OwnedFd {
-        self.replaced.get(&number).unwrap_or_else(|| &self.made[&self.numbers[&number]])
+        self.replaced.get(&(0, number)).unwrap_or_else(|| &self.made[&self.numbers[&number]])
     }
 
     /// A duplicate as a file, for std's reading and writing.
@@ -277,6 +282,9 @@ impl TestClone {
         let (blobs, mut remarks) = (BTreeMap::new(), Vec::new());
         let cx = SwitchCx {
             remote: &self.remote,
+            slots: &mut Vec::new(),
+            tree: std::slice::from_ref(&self.remote),
+            index: 0,
             image: &self.image,
             blobs: &blobs,
             remarks: &mut remarks,

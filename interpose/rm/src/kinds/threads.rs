@@ -135,10 +135,9 @@ impl ResourceManager for Threads {
             state.slack_ns = slack[0].ret.max(0).cast_unsigned();
             threads.push(state);
         }
-        // SAFETY: a plain word, constant since the process joined.
-        let leader = unsafe { (*page.header()).pid } as i32;
+        let leader = cx.processes[cx.index].pid;
         let leader_gone = threads.first().is_none_or(|first| first.tid != leader);
-        cx.sections.put(NAME, VERSION, &ThreadsState { threads, leader_gone })
+        cx.put(NAME, VERSION, &ThreadsState { threads, leader_gone })
     }
 
     fn pre_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
@@ -150,16 +149,14 @@ impl ResourceManager for Threads {
         Ok(())
     }
 
-    /// Makes the threads; they serve calls, in slots 1 and up, in the order of the state.
+    /// Makes the threads; they serve calls, in slots that follow the leader's in `cx.slots`.
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
         let state: ThreadsState = cx.section(NAME, VERSION)?;
         let others = if state.leader_gone { &state.threads[..] } else { &state.threads[1..] };
         let page = &cx.remote.page;
-        for (number, thread) in others.iter().enumerate() {
-            let index = page
-                .reserve()
-                .filter(|index| *index == number + 1)
-                .ok_or_else(|| RmError::Unsupported("no free slot for a thread".into()))?;
+        for thread in others {
+            let index =
+                page.reserve().ok_or_else(|| RmError::Unsupported("no free slot for a thread".into()))?;
             // SAFETY: reserved by us.
             unsafe { (*page.slot(index)).leave = 1 };
             let tids_at = page.put(256, &thread.tid.to_le_bytes());
@@ -174,6 +171,7 @@ impl ResourceManager for Threads {
                 .on("making", format!("thread {}", thread.tid))?;
             page.wait_state(index, PATIENCE, |now| now == slot::DONE)
                 .on("starting", format!("thread {}", thread.tid))?;
+            cx.slots.push(index);
         }
         Ok(())
     }
@@ -183,7 +181,7 @@ impl ResourceManager for Threads {
         let state: ThreadsState = cx.section(NAME, VERSION)?;
         let page = &cx.remote.page;
         for (number, thread) in state.threads.iter().enumerate() {
-            let index = if state.leader_gone { number + 1 } else { number };
+            let index = cx.slots[if state.leader_gone { number + 1 } else { number }];
             let mut comm = thread.comm.clone();
             comm.resize(16, 0);
             let comm_at = page.put(0, &comm);

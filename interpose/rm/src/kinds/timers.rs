@@ -141,7 +141,7 @@ impl ResourceManager for Timers {
             }
         }
         let state = TimersState { itimers_us: [itimer(0), itimer(1), itimer(2)], posix };
-        cx.sections.put(NAME, VERSION, &state)
+        cx.put(NAME, VERSION, &state)
     }
 
     /// When all threads are there: a timer may be for one of them.

@@ -1,0 +1,353 @@
+//! Makes the process tree of a clone: every process with its own pid, parent, process group and session.
+//!
+//! ```text
+//! init ── seed ─┬ fork(set_tid) ── process ── fork(set_tid) ── ...      a child by its parent
+//!               └ clone(PARENT) ── process                              one whose parent is gone: init's child
+//! ```
+//!
+//! All processes are forked while they are empty, and filled afterwards. A session is inherited, so that a child whose
+//! session its parent has left is forked before the parent's `setsid`. Sessions and groups whose leader is gone get one
+//! for a moment.
+
+use crate::install::{Channel, Install, install};
+use crate::kinds::process::ProcessState;
+use crate::kinds::tree::{Ended, TreeState};
+use crate::manager::{Context, RmError, RmResult};
+use crate::page::Page;
+use crate::remote::{Remote, call};
+use crate::tree::{child_of, state_and_parent};
+use holo_abi::control::{CALL_CLONE, CALL_JUMP, CONTROL_BYTES, slot};
+use holo_abi::sysno;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+const CLONE_PARENT: u64 = 0x8000;
+const SIGCHLD: u64 = 17;
+const WALL: u64 = 0x4000_0000;
+const MAP_SHARED_FIXED_NOREPLACE: u64 = 0x01 | 0x10_0000;
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Numbers above the channel's that are used for a moment.
+const PAGE_PLACE: i32 = 16;
+
+/// What the tree is made from.
+pub(crate) struct Ground<'a> {
+    /// Pid of the clone's init on this node.
+    pub(crate) init: i32,
+    /// A process that is not the application's, child of init, on page `pages[tree.processes[0].page]`.
+    pub(crate) seed: &'a Remote,
+    /// A pid that nobody uses.
+    pub(crate) spare: i32,
+    /// The tree.
+    pub(crate) tree: &'a TreeState,
+    /// State of each process.
+    pub(crate) states: &'a [ProcessState],
+    /// Control pages.
+    pub(crate) pages: &'a [Arc<Page>],
+    /// The way to the processes, which all inherit it.
+    pub(crate) channel: Channel<'a>,
+}
+
+/// Two pids that an application uses in no way: for the seed and for what is made for a moment.
+pub(crate) fn spare_pids(states: &[ProcessState], tree: &TreeState, tids: &BTreeSet<i32>) -> [i32; 2] {
+    let mut used: BTreeSet<i32> =
+        states.iter().flat_map(|state| [state.pid, state.pgid, state.sid]).collect();
+    used.extend(tree.ended.iter().flat_map(|ended| [ended.pid, ended.pgid, ended.sid]));
+    used.extend(tids);
+    let mut free = (2..).filter(|pid| !used.contains(pid));
+    [free.next().unwrap_or(2), free.next().unwrap_or(3)]
+}
+
+/// Forks a child of `parent` (or, with `orphan`, of init) that is `inner` to itself and serves calls.
+fn fork(ground: &Ground, parent: &Remote, inner: i32, orphan: bool) -> RmResult<Remote> {
+    let page = &parent.page;
+    let index = page.reserve().ok_or_else(|| RmError::Unsupported("no free slot for a process".into()))?;
+    // SAFETY: reserved by us.
+    unsafe {
+        (*page.slot(index)).leave = 1;
+        (*page.slot(index)).generation = 0;
+    }
+    let mut arguments = [0u64; 11];
+    if orphan {
+        arguments[0] = CLONE_PARENT;
+    } else {
+        arguments[4] = SIGCHLD;
+    }
+    arguments[8] = page.put(256, &inner.to_le_bytes());
+    arguments[9] = 1;
+    let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let at = page.put(0, &bytes);
+    let what = || format!("process {inner}");
+    parent.call(CALL_CLONE, &[at, bytes.len() as u64, page.slot_address(index)]).on("making", what())?;
+    page.wait_state(index, PATIENCE, |now| now == slot::DONE).on("starting", what())?;
+    let of = if orphan { ground.init } else { parent.pid };
+    let pid = child_of(of, inner).ok_or_else(|| RmError::Unsupported(format!("{} is gone", what())))?;
+    Remote::new(Arc::clone(page), pid, index).on("opening", what())
+}
+
+/// Ends a process that was made for a moment; its parent, if it is one of ours, reaps it and sees no signal.
+fn end(helper: &Remote, parent: Option<(&Remote, i32)>) -> RmResult<()> {
+    helper.page.start(helper.leader, &[call(sysno::exit_group, &[0])], false);
+    match parent {
+        Some((parent, inner)) => {
+            parent.call(sysno::wait4, &[inner as u64, 0, WALL, 0]).on("reaping", inner)?;
+            forget_child_signal(parent)?;
+        }
+        None => wait_for_end(helper.pid)?,
+    }
+    helper.page.state(helper.leader).store(slot::FREE, Ordering::SeqCst);
+    Ok(())
+}
+
+fn wait_for_end(pid: i32) -> RmResult<()> {
+    let until = Instant::now() + PATIENCE;
+    while state_and_parent(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X')) {
+        if Instant::now() > until {
+            return Err(RmError::Unsupported(format!("process {pid} does not end")));
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok(())
+}
+
+/// Takes the signal of a child's end away: the application had it before.
+fn forget_child_signal(parent: &Remote) -> RmResult<()> {
+    let set = parent.page.put(0, &(1u64 << (SIGCHLD - 1)).to_le_bytes());
+    let at_once = parent.page.put(8, &[0; 16]);
+    // Nothing may be there: an error is an answer, too.
+    parent.run(&mut [call(sysno::rt_sigtimedwait, &[set, 0, at_once, 8])], false).on("settling", "a parent")
+}
+
+/// The tree in the making.
+struct Growing<'a> {
+    ground: &'a Ground<'a>,
+    made: Vec<Option<Remote>>,
+    /// Children by their parent's pid.
+    kids: BTreeMap<i32, Vec<usize>>,
+    /// Leaders, for a moment, of sessions that have none.
+    leaders: BTreeMap<i32, Remote>,
+}
+
+impl Growing<'_> {
+    fn state(&self, index: usize) -> &ProcessState {
+        &self.ground.states[index]
+    }
+
+    fn made(&self, index: usize) -> RmResult<&Remote> {
+        self.made[index].as_ref().ok_or_else(|| RmError::Unsupported("a process was not made".into()))
+    }
+
+    /// One whose parent is not in the application. False: the leader of its session is to be made before.
+    fn plant(&mut self, index: usize, alive: &BTreeMap<i32, usize>) -> RmResult<bool> {
+        let (pid, sid) = (self.state(index).pid, self.state(index).sid);
+        let ground = self.ground;
+        let (remote, inherited) = if sid == pid || sid == 0 {
+            (fork(ground, ground.seed, pid, true)?, 0)
+        } else if let Some(leader) = alive.get(&sid) {
+            let Some(leader_remote) = self.made[*leader].as_ref() else { return Ok(false) };
+            // By a child of the leader that ends at once.
+            let spare = ground.spare;
+            let middle = fork(ground, leader_remote, spare, false)?;
+            let remote = fork(ground, &middle, pid, false)?;
+            end(&middle, Some((leader_remote, spare)))?;
+            (remote, sid)
+        } else {
+            if ground.tree.ended.iter().any(|ended| ended.pid == sid) {
+                let why = format!(
+                    "process {pid} is in the session of {sid}, which has ended and was not waited for"
+                );
+                return Err(RmError::Unsupported(why));
+            }
+            let leader = match self.leaders.entry(sid) {
+                Entry::Occupied(made) => made.into_mut(),
+                Entry::Vacant(place) => {
+                    let leader = fork(ground, ground.seed, sid, true)?;
+                    leader.call(sysno::setsid, &[]).on("making", format!("session {sid}"))?;
+                    place.insert(leader)
+                }
+            };
+            (fork(ground, leader, pid, true)?, sid)
+        };
+        self.made[index] = Some(remote);
+        self.grow(index, inherited)?;
+        Ok(true)
+    }
+
+    /// Makes the children of a process that was forked in the session `inherited`.
+    fn grow(&mut self, index: usize, inherited: i32) -> RmResult<()> {
+        let (pid, sid) = (self.state(index).pid, self.state(index).sid);
+        let kids = self.kids.remove(&pid).unwrap_or_default();
+        let mut born = Vec::new();
+        let leads = sid == pid;
+        for early in [true, false] {
+            if !early && leads {
+                self.made(index)?.call(sysno::setsid, &[]).on("making", format!("session {sid}"))?;
+            }
+            for kid in &kids {
+                let (kid_pid, kid_sid) = (self.state(*kid).pid, self.state(*kid).sid);
+                let own = kid_sid == kid_pid;
+                let of_before = leads && !own && kid_sid != sid;
+                if of_before != early {
+                    continue;
+                }
+                let now = if early { inherited } else { sid };
+                if !own && kid_sid != now {
+                    let why =
+                        format!("process {kid_pid} is in session {kid_sid}, its parent {pid} never was");
+                    return Err(RmError::Unsupported(why));
+                }
+                self.made[*kid] = Some(fork(self.ground, self.made(index)?, kid_pid, false)?);
+                born.push((*kid, now));
+            }
+        }
+        born.into_iter().try_for_each(|(kid, now)| self.grow(kid, now))
+    }
+
+    /// Puts every process into its group.
+    fn group(&self) -> RmResult<()> {
+        for leaders in [true, false] {
+            for (index, state) in self.ground.states.iter().enumerate() {
+                let leads = state.pgid == state.pid;
+                if leads != leaders || state.pgid == 0 || leads && state.sid == state.pid {
+                    continue;
+                }
+                self.join(self.made(index)?, state.pgid, state.pid)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn join(&self, remote: &Remote, pgid: i32, pid: i32) -> RmResult<()> {
+        let wanted = [0, pgid as u64];
+        if remote.call(sysno::setpgid, &wanted).is_ok() {
+            return Ok(());
+        }
+        let what = || format!("process {pid} into group {pgid}");
+        let leader = fork(self.ground, remote, pgid, false)?;
+        let grouped = leader.call(sysno::setpgid, &[0, 0]).and_then(|_| remote.call(sysno::setpgid, &wanted));
+        end(&leader, Some((remote, pgid)))?;
+        grouped.on("putting", what()).map(|_| ())
+    }
+
+    /// Makes children that are to be found ended.
+    fn corpses(&self) -> RmResult<Vec<(Remote, usize, Ended)>> {
+        let mut all = Vec::new();
+        for ended in &self.ground.tree.ended {
+            let parent = self.ground.states.iter().position(|state| state.pid == ended.ppid);
+            let bad = || RmError::Unsupported(format!("zombie {} has no parent", ended.pid));
+            let parent = parent.ok_or_else(bad)?;
+            let corpse = fork(self.ground, self.made(parent)?, ended.pid, false)?;
+            if ended.sid == ended.pid {
+                corpse.call(sysno::setsid, &[]).on("making", format!("session {}", ended.sid))?;
+            } else if ended.pgid == ended.pid {
+                corpse.call(sysno::setpgid, &[0, 0]).on("making", format!("group {}", ended.pgid))?;
+            }
+            all.push((corpse, parent, *ended));
+        }
+        Ok(all)
+    }
+
+    fn bury(&self, corpses: Vec<(Remote, usize, Ended)>) -> RmResult<()> {
+        for (corpse, parent, ended) in corpses {
+            let signal = ended.status & 0x7f;
+            if signal == 0 {
+                let code = (ended.status >> 8) as u64 & 0xff;
+                corpse.page.start(corpse.leader, &[call(sysno::exit_group, &[code])], false);
+            } else {
+                let none = corpse.page.put(0, &[0; 16]);
+                // No core file, and nothing blocked.
+                let calls = [
+                    call(sysno::setrlimit, &[4, none]),
+                    call(sysno::rt_sigprocmask, &[2, none, 0, 8]),
+                    call(sysno::kill, &[ended.pid as u64, signal as u64]),
+                ];
+                corpse.page.start(corpse.leader, &calls, false);
+            }
+            wait_for_end(corpse.pid)?;
+            corpse.page.state(corpse.leader).store(slot::FREE, Ordering::SeqCst);
+            forget_child_signal(self.made(parent)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes all processes; each serves calls on its own page, and has nothing else yet.
+pub(crate) fn grow(ground: &Ground) -> RmResult<Vec<Remote>> {
+    let alive: BTreeMap<i32, usize> =
+        ground.states.iter().enumerate().map(|(index, state)| (state.pid, index)).collect();
+    let mut growing = Growing {
+        ground,
+        made: ground.states.iter().map(|_| None).collect(),
+        kids: BTreeMap::new(),
+        leaders: BTreeMap::new(),
+    };
+    let mut roots = Vec::new();
+    for (index, state) in ground.states.iter().enumerate() {
+        // The first process's parent is shown to it, and may by chance have the number of another.
+        if index > 0 && alive.contains_key(&state.ppid) && state.ppid != state.pid {
+            growing.kids.entry(state.ppid).or_default().push(index);
+        } else {
+            roots.push(index);
+        }
+    }
+    while !roots.is_empty() {
+        let before = roots.len();
+        let mut later = Vec::new();
+        for root in roots {
+            if !growing.plant(root, &alive)? {
+                later.push(root);
+            }
+        }
+        if later.len() == before {
+            let pid = ground.states[later[0]].pid;
+            return Err(RmError::Unsupported(format!("the session of process {pid} cannot be made again")));
+        }
+        roots = later;
+    }
+    let corpses = growing.corpses()?;
+    growing.group()?;
+    growing.bury(corpses)?;
+    for leader in std::mem::take(&mut growing.leaders).into_values() {
+        end(&leader, None)?;
+    }
+    let made: Option<Vec<Remote>> = growing.made.into_iter().collect();
+    let made = made.ok_or_else(|| RmError::Unsupported("the tree has processes without a root".into()))?;
+    let first = ground.tree.processes[0].page;
+    let mut out = Vec::with_capacity(made.len());
+    for (remote, branch) in made.into_iter().zip(&ground.tree.processes) {
+        out.push(if branch.page == first { remote } else { turn(ground, remote, branch.page as usize)? });
+    }
+    end(ground.seed, None)?;
+    Ok(out)
+}
+
+/// Lets a process serve on its own page.
+fn turn(ground: &Ground, remote: Remote, page: usize) -> RmResult<Remote> {
+    let new = &ground.pages[page];
+    let no_slot = || RmError::Unsupported("no free slot for a process".into());
+    let index = new.reserve().ok_or_else(no_slot)?;
+    let (header, old) = (new.header(), remote.page.header());
+    // SAFETY: nobody reads these words meanwhile; the slot was reserved by us.
+    let code = unsafe {
+        (*header).serve_start = (*old).serve_start;
+        (*header).serve_end = (*old).serve_end;
+        (*new.slot(index)).leave = 1;
+        (*new.slot(index)).generation = 0;
+        (*old).serve_start
+    };
+    new.state(index).store(slot::DONE, Ordering::SeqCst);
+    let at = ground.channel.theirs + PAGE_PLACE;
+    install(&ground.channel, &remote, &[Install { fd: new.fd().as_fd(), at, cloexec: true }])?;
+    let (address, bytes) = (new.address(), CONTROL_BYTES as u64);
+    let mut calls = [
+        call(sysno::mmap, &[address, bytes, 3, MAP_SHARED_FIXED_NOREPLACE, at as u64, 0]),
+        call(sysno::close, &[at as u64]),
+    ];
+    remote.run_all(&mut calls).on("mapping", "a control page")?;
+    remote.call(CALL_JUMP, &[code, new.slot_address(index), address]).on("moving", "the server")?;
+    remote.page.state(remote.leader).store(slot::FREE, Ordering::SeqCst);
+    Remote::new(Arc::clone(new), remote.pid, index).on("opening", "a process")
+}

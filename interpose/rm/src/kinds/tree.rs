@@ -1,0 +1,183 @@
+//! The process tree: who is there, which of them share a control page, who has ended and was not waited for yet.
+//!
+//! Parents, groups and sessions are in each process's own state; see [`crate::grow`] for how they are made again.
+
+use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
+use crate::tree::{children, state_and_parent};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::sync::Arc;
+
+/// Name of the kind and of its section.
+pub const NAME: &str = "tree";
+/// Version of the section.
+pub const VERSION: u16 = 1;
+/// Processes of one application.
+pub const PROCESSES_MAX: usize = 4096;
+const KCMP_FILES: i32 = 2;
+const KCMP_FS: i32 = 3;
+
+/// A process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Branch {
+    /// Its pid as it sees itself.
+    pub pid: i32,
+    /// Its control page, an index of [`TreeState::pages`].
+    pub page: u32,
+}
+
+/// A child that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Its pid.
+    pub pid: i32,
+    /// Its parent.
+    pub ppid: i32,
+    /// Its process group.
+    pub pgid: i32,
+    /// Its session.
+    pub sid: i32,
+    /// `wait` status.
+    pub status: i32,
+}
+
+/// State.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeState {
+    /// Processes; the first stands for the application.
+    pub processes: Vec<Branch>,
+    /// For each page the pid of the process that joined with it.
+    pub pages: Vec<i32>,
+    /// Zombies.
+    pub ended: Vec<Ended>,
+}
+
+impl TreeState {
+    /// What an image says, or that it is malformed.
+    ///
+    /// # Errors
+    /// An index that leads nowhere, a pid that is there twice.
+    pub fn check(&self) -> RmResult<()> {
+        let bad = |what: String| Err(RmError::BadSection { kind: NAME, what });
+        let mut pids: Vec<i32> = self.processes.iter().map(|process| process.pid).collect();
+        pids.extend(self.ended.iter().map(|ended| ended.pid));
+        if self.processes.is_empty() || pids.len() > PROCESSES_MAX {
+            return bad(format!("{} processes", pids.len()));
+        }
+        pids.sort_unstable();
+        if pids[0] < 1 || pids.windows(2).any(|pair| pair[0] == pair[1]) {
+            return bad("a pid that is none, or twice".into());
+        }
+        let strange = |process: &&Branch| process.page as usize >= self.pages.len();
+        match self.processes.iter().find(strange) {
+            Some(process) => bad(format!("page {} of {}", process.page, self.pages.len())),
+            None if self.pages.len() > self.processes.len() => bad(format!("{} pages", self.pages.len())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The manager.
+#[derive(Default)]
+pub struct Tree;
+
+/// The zombies among the children of a process that is `parent` to itself.
+fn ended(pid: i32, parent: i32) -> Vec<Ended> {
+    let zombie = |child: &i32| state_and_parent(*child).is_some_and(|(state, _)| state == 'Z');
+    children(pid)
+        .into_iter()
+        .filter(zombie)
+        .filter_map(|child| {
+            let text = fs::read_to_string(format!("/proc/{child}/status")).ok()?;
+            let inner = |name: &str| -> Option<i32> {
+                let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+                line.split_whitespace().last()?.parse().ok()
+            };
+            let stat = fs::read_to_string(format!("/proc/{child}/stat")).ok()?;
+            let status = stat.split_whitespace().last()?.parse().ok()?;
+            let (pid, pgid, sid) = (inner("NSpid:")?, inner("NSpgid:")?, inner("NSsid:")?);
+            Some(Ended { pid, ppid: parent, pgid, sid, status })
+        })
+        .collect()
+}
+
+/// Processes that share more than their memory are not made again yet.
+fn shares(pid: i32) -> RmResult<()> {
+    let Some((_, parent)) = state_and_parent(pid) else { return Ok(()) };
+    for (kind, what) in [(KCMP_FILES, "descriptors"), (KCMP_FS, "directory")] {
+        // SAFETY: numbers only.
+        if unsafe { libc::syscall(libc::SYS_kcmp, pid, parent, kind, 0, 0) } == 0 {
+            let why = format!("process {pid} shares its {what} with its parent {parent} (clone)");
+            return Err(RmError::Unsupported(why));
+        }
+    }
+    Ok(())
+}
+
+impl ResourceManager for Tree {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        let mut state = TreeState::default();
+        let mut pages = Vec::new();
+        for process in cx.processes {
+            let page = &process.remote.page;
+            let index = pages.iter().position(|known| Arc::ptr_eq(known, page)).unwrap_or_else(|| {
+                // SAFETY: a plain word, constant since the process joined.
+                state.pages.push(unsafe { (*page.header()).pid } as i32);
+                pages.push(Arc::clone(page));
+                pages.len() - 1
+            });
+            state.processes.push(Branch { pid: process.pid, page: index as u32 });
+            state.ended.extend(ended(process.remote.pid, process.pid));
+            if cx.processes.len() > 1 {
+                shares(process.remote.pid)?;
+            }
+        }
+        state.check()?;
+        cx.put(NAME, VERSION, &state)
+    }
+
+    /// The processes are there before any kind is restored.
+    fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: TreeState = cx.section(NAME, VERSION)?;
+        if state.processes.len() == cx.tree.len() {
+            return Ok(());
+        }
+        let what = format!("{} processes, of which {} were made", state.processes.len(), cx.tree.len());
+        Err(RmError::BadSection { kind: NAME, what })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    // Goal: a zombie is found with its status. Method: a child of ours that is not waited for.
+    #[test]
+    fn a_zombie_is_found() {
+        let mut child = std::process::Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
+        let (me, pid) = (std::process::id() as i32, child.id() as i32);
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while state_and_parent(pid).unwrap().0 != 'Z' && std::time::Instant::now() < until {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let found = ended(me, me).into_iter().find(|ended| ended.pid == pid).unwrap();
+        assert_eq!((found.ppid, found.status), (me, 7 << 8));
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_forged_tree_is_refused() {
+        let branch = |pid, page| Branch { pid, page };
+        let tree = |processes| TreeState { processes, pages: vec![5], ended: Vec::new() };
+        assert!(tree(vec![branch(5, 0), branch(6, 0)]).check().is_ok());
+        assert!(tree(vec![]).check().is_err());
+        assert!(tree(vec![branch(5, 0), branch(5, 0)]).check().is_err());
+        assert!(tree(vec![branch(5, 1)]).check().is_err());
+        assert!(tree(vec![branch(0, 0)]).check().is_err());
+    }
+}

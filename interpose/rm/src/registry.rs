@@ -1,0 +1,130 @@
+//! The kinds of one application: some are one for all of it, most are one for each process.
+
+use crate::manager::{ResourceManager, RmResult};
+use std::collections::BTreeMap;
+
+type Make = Box<dyn Fn() -> Box<dyn ResourceManager> + Send>;
+
+enum Entry {
+    Application(Box<dyn ResourceManager>),
+    /// By pid as the process sees itself: what a manager knows of the epoch before is of that process.
+    Processes {
+        make: Make,
+        each: BTreeMap<i32, Box<dyn ResourceManager>>,
+    },
+}
+
+/// All kinds, in the order of the phases.
+#[derive(Default)]
+pub struct Registry(Vec<Entry>);
+
+impl Registry {
+    /// No kinds yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a kind that is one for the application.
+    #[must_use]
+    pub fn application(mut self, manager: Box<dyn ResourceManager>) -> Self {
+        self.0.push(Entry::Application(manager));
+        self
+    }
+
+    /// Adds a kind that is one for each process.
+    #[must_use]
+    pub fn process(mut self, make: impl Fn() -> Box<dyn ResourceManager> + Send + 'static) -> Self {
+        self.0.push(Entry::Processes { make: Box::new(make), each: BTreeMap::new() });
+        self
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Forgets them.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Calls `phase` for every kind in order, with the place of the process in `pids`; kinds of the whole application
+    /// come once, with the first.
+    ///
+    /// # Errors
+    /// The first of `phase`.
+    pub fn each(
+        &mut self,
+        pids: &[i32],
+        phase: &mut dyn FnMut(&mut dyn ResourceManager, usize) -> RmResult<()>,
+    ) -> RmResult<()> {
+        self.0.iter_mut().try_for_each(|entry| entry.visit(pids, phase))
+    }
+
+    /// [`Self::each`] in reverse order.
+    ///
+    /// # Errors
+    /// The first of `phase`.
+    pub fn each_reversed(
+        &mut self,
+        pids: &[i32],
+        phase: &mut dyn FnMut(&mut dyn ResourceManager, usize) -> RmResult<()>,
+    ) -> RmResult<()> {
+        self.0.iter_mut().rev().try_for_each(|entry| entry.visit(pids, phase))
+    }
+}
+
+impl Entry {
+    fn visit(
+        &mut self,
+        pids: &[i32],
+        phase: &mut dyn FnMut(&mut dyn ResourceManager, usize) -> RmResult<()>,
+    ) -> RmResult<()> {
+        match self {
+            Self::Application(manager) => phase(manager.as_mut(), 0),
+            Self::Processes { make, each } => {
+                each.retain(|pid, _| pids.contains(pid));
+                for (index, pid) in pids.iter().enumerate() {
+                    phase(each.entry(*pid).or_insert_with(&*make).as_mut(), index)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::manager::{DumpCx, SwitchCx};
+
+    struct Named(&'static str);
+    impl ResourceManager for Named {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+        fn dump(&mut self, _: &mut DumpCx) -> RmResult<()> {
+            Ok(())
+        }
+        fn switch(&mut self, _: &mut SwitchCx) -> RmResult<()> {
+            Ok(())
+        }
+    }
+
+    // Goal: order, and one manager for each process. Method: the names and places of the calls.
+    #[test]
+    fn kinds_come_in_order() {
+        let mut registry = Registry::new().process(|| Box::new(Named("a"))).application(Box::new(Named("b")));
+        let mut seen = Vec::new();
+        let mut note = |manager: &mut dyn ResourceManager, index: usize| {
+            seen.push((manager.name(), index));
+            Ok(())
+        };
+        registry.each(&[10, 11], &mut note).unwrap();
+        registry.each_reversed(&[11], &mut note).unwrap();
+        assert_eq!(seen, [("a", 0), ("a", 1), ("b", 0), ("b", 0), ("a", 0)]);
+    }
+}

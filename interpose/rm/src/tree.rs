@@ -1,0 +1,145 @@
+//! The processes of an application, as they are seen from outside.
+
+use crate::page::Page;
+use crate::remote::Remote;
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A process that belongs to the application.
+#[derive(Clone)]
+pub struct Seat {
+    /// Its pid on this node.
+    pub pid: i32,
+    /// Its pid as it sees itself.
+    pub inner: i32,
+    /// The control page that it has mapped; none: it is starting, or does not run under holo.
+    pub page: Option<Arc<Page>>,
+}
+
+/// A child that has ended and was not waited for yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Zombie {
+    /// Its pid on this node.
+    pub pid: i32,
+}
+
+/// Who belongs to an application, asked again and again while the barrier forms.
+pub trait Census {
+    /// All living processes, the one that stands for the application first, parents before children.
+    fn seats(&self) -> Vec<Seat>;
+
+    /// All of the last [`Self::seats`] are parked: until a page says that something changes, they are all there is.
+    fn settled(&self);
+}
+
+/// A process that serves calls: parked, or a clone in the making.
+pub struct Process {
+    /// The process.
+    pub remote: Remote,
+    /// Its pid as it sees itself.
+    pub pid: i32,
+    /// Slots of its threads, the thread-group leader's first if it lives.
+    pub slots: Vec<usize>,
+}
+
+/// Pids of snapshots that live: they look like processes of the application and are not.
+static HIDDEN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Notes that a process is holo's own.
+pub(crate) fn hide(pid: i32) {
+    HIDDEN.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+}
+
+/// Forgets it; to be called when it is gone.
+pub(crate) fn unhide(pid: i32) {
+    HIDDEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+}
+
+/// Whether a process is holo's own.
+#[must_use]
+pub fn is_hidden(pid: i32) -> bool {
+    HIDDEN.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+}
+
+/// Children of all threads of a process, on this node.
+#[must_use]
+pub fn children(pid: i32) -> Vec<i32> {
+    let mut out = Vec::new();
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return out };
+    for task in tasks.flatten() {
+        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        out.extend(list.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
+    }
+    out.retain(|child| !is_hidden(*child));
+    out
+}
+
+/// State letter and parent of a process; none if it is gone.
+#[must_use]
+pub fn state_and_parent(pid: i32) -> Option<(char, i32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.next()?.parse().ok()?))
+}
+
+/// The child of `pid` that is `inner` to itself.
+#[must_use]
+pub fn child_of(pid: i32, inner: i32) -> Option<i32> {
+    children(pid).into_iter().find(|child| crate::barrier::inner_tid(*child, *child) == inner)
+}
+
+/// What `/proc/<pid>/status` tells of a process that is needed to know whether it can be parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// It has a handler for the park signal.
+    pub parks: bool,
+    /// Its pid as it sees itself.
+    pub inner: i32,
+    /// State letter.
+    pub state: char,
+}
+
+/// Looks at a process; none if it is gone.
+#[must_use]
+pub fn look(pid: i32) -> Option<Look> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let caught = u64::from_str_radix(value("SigCgt:").unwrap_or("0"), 16).unwrap_or(0);
+    Some(Look {
+        parks: caught & 1 << (holo_abi::PARK_SIGNAL - 1) != 0,
+        inner: value("NSpid:")?.split_whitespace().last()?.parse().ok()?,
+        state: value("State:")?.chars().next()?,
+    })
+}
+
+/// Whether two processes share their memory: one is on its way from `vfork` to `exec`.
+#[must_use]
+pub fn share_memory(one: i32, other: i32) -> bool {
+    const KCMP_VM: i32 = 1;
+    // SAFETY: numbers only.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    // Goal: a child is found, looked at, and told from one that is hidden. Method: our own child.
+    #[test]
+    fn a_child_is_found() {
+        let mut child = std::process::Command::new("sleep").arg("20").spawn().unwrap();
+        let (me, pid) = (std::process::id() as i32, child.id() as i32);
+        assert!(children(me).contains(&pid));
+        assert_eq!(state_and_parent(pid).unwrap().1, me);
+        assert!(!look(pid).unwrap().parks);
+        assert!(share_memory(me, me) && !share_memory(me, pid));
+        hide(pid);
+        assert!(!children(me).contains(&pid));
+        unhide(pid);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
