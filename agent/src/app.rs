@@ -225,6 +225,7 @@ impl App {
         let mut inner = self.inner.lock();
         inner.incarnation += 1;
         let incarnation = inner.incarnation;
+        self.members.begin(instance.real_pid);
         inner.record.instance = Some(instance);
         inner.page = None;
         drop(inner);
