@@ -6,6 +6,7 @@ use holo_rm::kinds::memory::Memory;
 use holo_rm::kinds::process::Process;
 use holo_rm::kinds::shared::SharedObjects;
 use holo_rm::kinds::signals::Signals;
+use holo_rm::kinds::sysv_shm::SysvShm;
 use holo_rm::kinds::threads::Threads;
 use holo_rm::kinds::timers::Timers;
 use holo_rm::kinds::tree::Tree;
@@ -25,6 +26,8 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>) -> Registry {
         .application(Box::new(files))
         // Before memory: says which shared objects it has staged already.
         .application(Box::new(Descriptors::new(shared)))
+        // Before memory, which attaches the segments; those that had been removed are removed in POST, after that.
+        .application(Box::new(SysvShm::default()))
         // After what asks the process much: its snapshot is the last that is done to its memory. At a restore
         // libholo's own text comes with it, on which threads are made.
         .process(move || Box::new(Memory::new(roots.clone(), mappings.clone())))

@@ -4,4 +4,5 @@
 
 holo_tests::workloads! {
     tree: Workload::new("tree.c");
+    python: Workload::script("/usr/bin/python3", "processes.py");
 }

@@ -5,6 +5,7 @@
 #include "work.h"
 #include <poll.h>
 #include <sys/prctl.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 
 enum { WORKERS = 6, ENDED = 2 };
@@ -21,7 +22,8 @@ static struct common *common;
 static struct { pid_t pid; int to, from; struct answer first; } worker[WORKERS];
 static volatile sig_atomic_t signalled;
 static volatile pid_t signalled_by;
-static int log_fd;
+static int log_fd, segment_id;
+static atomic_ulong *segment; /* System V */
 
 static void on_usr1(int signal, siginfo_t *info, void *context) {
     (void)signal, (void)context;
@@ -85,6 +87,7 @@ static void serve(int kind, int from, int to) {
         struct answer a = {.round = round};
         describe(&a, inner);
         if (common) add_to_common(round);
+        atomic_fetch_add(segment, round);
         if (kind == NESTED) {
             struct answer b = {.round = round};
             CHECK(send(pair[0], &b, sizeof b, 0) == sizeof b, "send");
@@ -154,10 +157,10 @@ static void start(int kind, char **argv) {
         if (kind == JOINED) OK(setpgid(0, common->group));
         if (kind == SESSION) OK(setsid());
         if (kind == EXEC) {
-            char from[16], to[16], file[16];
+            char from[16], to[16], file[16], id[16];
             snprintf(from, sizeof from, "%d", question[0]), snprintf(to, sizeof to, "%d", answer[1]);
-            snprintf(file, sizeof file, "%d", log_fd);
-            execl("/proc/self/exe", argv[0], argv[1], "served", from, to, file, NULL);
+            snprintf(file, sizeof file, "%d", log_fd), snprintf(id, sizeof id, "%d", segment_id);
+            execl("/proc/self/exe", argv[0], argv[1], "served", from, to, file, id, NULL);
             FAIL("exec");
         }
         serve(kind, question[0], answer[1]);
@@ -175,9 +178,11 @@ static void ask(int kind, unsigned long round, struct answer *a) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 5 && !strcmp(argv[2], "served")) {
+    if (argc > 6 && !strcmp(argv[2], "served")) {
         strcpy(work_dir, argv[1]);
         log_fd = atoi(argv[5]);
+        segment = shmat(atoi(argv[6]), NULL, 0);
+        CHECK(segment != (void *)-1, "shmat");
         serve(EXEC, atoi(argv[3]), atoi(argv[4]));
     }
     work_begin(argc, argv);
@@ -190,6 +195,9 @@ int main(int argc, char **argv) {
     PT(pthread_mutexattr_init(&mattr)); PT(pthread_condattr_init(&cattr));
     PT(pthread_mutexattr_setpshared(&mattr, PTHREAD_PROCESS_SHARED)); PT(pthread_condattr_setpshared(&cattr, PTHREAD_PROCESS_SHARED));
     PT(pthread_mutex_init(&common->lock, &mattr)); PT(pthread_cond_init(&common->turn, &cattr));
+    segment_id = OK(shmget(IPC_PRIVATE, 3 * 4096, IPC_CREAT | 0600));
+    segment = shmat(segment_id, NULL, 0);
+    CHECK(segment != (void *)-1, "shmat");
     make_orphan();
     for (int kind = 0; kind < WORKERS; kind++) {
         start(kind, argv);
@@ -197,6 +205,7 @@ int main(int argc, char **argv) {
     }
     CHECK(worker[SESSION].first.sid == worker[SESSION].pid && worker[JOINED].first.pgid == worker[GROUP].pid, "groups");
     unsigned long sum = 0, times = WORKERS - 1;
+    unsigned long segment_sum = 0;
     off_t logged = WORKERS;
     pid_t ended[ENDED] = {0};
     for (unsigned long round = 1; work_more(); round++) {
@@ -212,6 +221,11 @@ int main(int argc, char **argv) {
         }
         sum += round * (WORKERS - 1), times += WORKERS - 1, logged += WORKERS;
         CHECK(common->sum == sum && common->times == times, "shared memory: %lu of %lu, %lu of %lu", common->sum, sum, common->times, times);
+        segment_sum += round * WORKERS;
+        CHECK(atomic_load(segment) == segment_sum, "the segment: %lu, not %lu", atomic_load(segment), segment_sum);
+        struct shmid_ds ds;
+        OK(shmctl(segment_id, IPC_STAT, &ds));
+        CHECK(ds.shm_segsz == 3 * 4096 && ds.shm_cpid == getpid() && (ds.shm_perm.mode & 0777) == 0600, "the segment's state");
         CHECK(OK(lseek(log_fd, 0, SEEK_CUR)) == logged, "the shared offset is %ld, not %ld", (long)lseek(log_fd, 0, SEEK_CUR), (long)logged);
         ask_orphan(round);
         /* Two that ended, one by a signal: waited for a round later. */
@@ -251,5 +265,6 @@ int main(int argc, char **argv) {
         CHECK(OK(waitpid(worker[kind].pid, &status, 0)) == worker[kind].pid && status == 0, "end of worker %d: %x", kind, status);
     }
     ask_orphan(~0ul);
+    OK(shmctl(segment_id, IPC_RMID, NULL));
     return work_end();
 }

@@ -5,6 +5,7 @@
 
 use crate::kinds::pagemap::Pagemap;
 use crate::kinds::shared::SharedObjects as Common;
+use crate::kinds::sysv_shm::LeftOut;
 use crate::kinds::vdso::VdsoState;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
@@ -102,10 +103,6 @@ fn read_zones(pid: i32, page_at: u64) -> RmResult<Vec<Zone>> {
     let text = fs::read(&path).on("reading", &path)?;
     let mut all = zones::parse(&text).map_err(RmError::Unsupported)?;
     all.retain(|zone| zone.start != page_at && zone.kind != ZoneKind::Vsyscall);
-    if let Some(zone) = all.iter().find(|zone| zone.kind == ZoneKind::SysV) {
-        let name = String::from_utf8_lossy(&zone.path).into_owned();
-        return Err(RmError::Unsupported(format!("System V shared memory {name} is attached")));
-    }
     Ok(all)
 }
 
@@ -193,7 +190,7 @@ pub fn hash_file(path: &std::path::Path) -> Option<[u8; 32]> {
 }
 
 /// Pages of a shared zone that exist: by `mincore`, so that holes are not filled by looking.
-fn resident(cx: &DumpCx, zone: &Zone) -> RmResult<Vec<(u64, u64)>> {
+pub(crate) fn resident(cx: &DumpCx, zone: &Zone) -> RmResult<Vec<(u64, u64)>> {
     const STEP: u64 = 128 * 1024 * PAGE;
     let mut out: Vec<(u64, u64)> = Vec::new();
     let mut at = zone.start;
@@ -228,11 +225,13 @@ impl ResourceManager for Memory {
         self.parts_us.clear();
         self.copied.clear();
         let page_at = cx.remote.page.address();
-        let all = read_zones(cx.remote.pid, page_at)?;
+        let mut all = read_zones(cx.remote.pid, page_at)?;
         let layout = layout(cx)?;
         let objects = self.copy_objects(cx, &all)?;
         self.mark("zones", &mut since);
+        let left_out = LeftOut::of(cx.remote, &mut all)?;
         let snapshot = Snapshot::take(cx.remote)?;
+        drop(left_out);
         self.mark("snapshot", &mut since);
         // What fork left out, or wiped.
         let there = read_zones(snapshot.pid, page_at)?;

@@ -175,7 +175,8 @@ fn map(
             open.on("mapping", what())
         }
         ZoneKind::SharedObject => map_object(cx, state, zone, objects),
-        ZoneKind::SysV | ZoneKind::Vdso | ZoneKind::Vvar | ZoneKind::Vsyscall => {
+        ZoneKind::SysV => crate::kinds::sysv_shm::attach(cx, zone),
+        ZoneKind::Vdso | ZoneKind::Vvar | ZoneKind::Vsyscall => {
             Err(RmError::BadSection { kind: NAME, what: what() })
         }
     }

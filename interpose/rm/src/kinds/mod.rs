@@ -34,6 +34,8 @@ pub mod signals;
 mod sockdiag;
 mod sockets;
 mod sockopts;
+mod sysv_refused;
+pub mod sysv_shm;
 mod tcp;
 mod tcp_restore;
 mod terminals;

@@ -323,8 +323,10 @@ impl ResourceManager for Process {
             .collect();
         calls.push(call(sysno::prctl, &[PR_SET_CHILD_SUBREAPER, u64::from(state.subreaper)]));
         if state.pdeathsig != 0 {
-            cx.remarks
-                .push("the signal at the parent's death is kept, but the parent is holo's init now".into());
+            if cx.index == 0 {
+                let what = "the signal at the parent's death is kept, but the parent is holo's init now";
+                cx.remarks.push(what.into());
+            }
             calls.push(call(sysno::prctl, &[PR_SET_PDEATHSIG, u64::from(state.pdeathsig)]));
         }
         if state.no_new_privs {
