@@ -9,25 +9,24 @@
 //! Locks, in this order: `work` (an epoch, a restore, a stop: long), `cut` (threads are parked), `inner`
 //! (short, never across a call that may wait).
 
+mod life;
+
 use crate::config::Config;
 use crate::dump;
-use crate::ended;
 use crate::fence::Fence;
 use crate::guard::Guard;
-use crate::members::{Leaf, Members};
+use crate::members::Members;
 use crate::record::{Instance, Record, start_time};
 use holo_api::local::{AppInfo, AppState, EpochInfo, ErrorKind};
 use holo_image::{AppStore, EpochMeta, Retention};
 use holo_rm::page::Page;
 use holo_rm::registry::Registry;
 use parking_lot::{Mutex, MutexGuard};
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A request that failed: class and text, as the command line gets it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -291,128 +290,6 @@ impl App {
         self.work.lock()
     }
 
-    /// A process is this application from now on; `processes` are all that it has, with their pages.
-    pub fn adopt(
-        self: &Arc<Self>,
-        instance: Instance,
-        page: Arc<Page>,
-        keeper: Option<Child>,
-        processes: Vec<(i32, i32, Leaf)>,
-    ) {
-        self.members.begin(instance.real_pid);
-        for (pid, inner_pid, leaf) in processes {
-            self.members.joined(pid, inner_pid, leaf);
-        }
-        self.follow(instance, page, keeper);
-    }
-
-    /// The first process of this application has executed another program: it has another page.
-    pub fn adopt_again(self: &Arc<Self>, instance: Instance, page: Arc<Page>) {
-        let leaf = Leaf { page: Arc::clone(&page), path: instance.page.clone() };
-        self.members.joined(instance.real_pid, instance.cluster_pid as i32, leaf);
-        let mut inner = self.inner.lock();
-        inner.record.instance = Some(instance);
-        inner.page = Some(page);
-        drop(inner);
-        self.save();
-    }
-
-    fn follow(self: &Arc<Self>, instance: Instance, page: Arc<Page>, keeper: Option<Child>) {
-        let mut inner = self.inner.lock();
-        inner.incarnation += 1;
-        let incarnation = inner.incarnation;
-        inner.record.instance = Some(instance);
-        inner.page = Some(page);
-        inner.reasons.clear();
-        inner.standby_of = None;
-        inner.parked = None;
-        inner.exit = None;
-        inner.record.ended.clear();
-        inner.record.exited = false;
-        drop(inner);
-        self.save();
-        let app = Arc::clone(self);
-        thread::spawn(move || app.watch(incarnation, keeper));
-    }
-
-    /// Takes epochs by the period until all processes have ended.
-    fn watch(&self, incarnation: u64, keeper: Option<Child>) {
-        let every = Duration::from_millis(self.record().options.every_ms);
-        let mut due = Instant::now() + every;
-        let mut watched: Option<(Instance, OwnedFd)> = None;
-        let mut first: Option<(i32, Option<i32>)> = None;
-        loop {
-            let wait = if every.is_zero() {
-                Duration::from_secs(3600)
-            } else {
-                due.saturating_duration_since(Instant::now())
-            };
-            let Some(now) = self.living() else { break };
-            if watched.as_ref().is_none_or(|(of, _)| *of != now) {
-                // SAFETY: no memory is passed.
-                let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, now.real_pid, 0) } as i32;
-                if raw < 0 {
-                    continue;
-                }
-                // SAFETY: just made.
-                watched = Some((now, unsafe { OwnedFd::from_raw_fd(raw) }));
-            }
-            if let Some((of, pidfd)) = watched.as_ref().filter(|(_, pidfd)| ended::wait(pidfd, wait)) {
-                // The application's status is that of the process that was launched; others may live on.
-                first.get_or_insert_with(|| (of.real_pid, ended::status(pidfd, of.real_pid)));
-                continue;
-            }
-            if self.inner.lock().incarnation != incarnation {
-                return;
-            }
-            if !every.is_zero() && Instant::now() >= due {
-                if !self.is_fenced() {
-                    // What went wrong is in the reasons.
-                    let _ = dump::take(self);
-                }
-                due = (due + every).max(Instant::now());
-            }
-        }
-        let last = watched.map(|(of, pidfd)| (of.real_pid, ended::status(&pidfd, of.real_pid)));
-        let (pid, told) = first.or(last).unwrap_or((0, None));
-        let kept = keeper
-            .and_then(|mut keeper| keeper.wait().ok())
-            .map(std::os::unix::process::ExitStatusExt::into_raw);
-        let mut inner = self.inner.lock();
-        let noted = inner.page.as_ref().filter(|_| inner.incarnation == incarnation);
-        let noted = noted.and_then(|page| page.exit_code()).map(|code| i32::from(code) << 8);
-        let status = told.or(noted).or(kept);
-        if inner.incarnation == incarnation {
-            inner.exit = Some(status.unwrap_or(0));
-            if inner.killed != incarnation {
-                let how = ended::text(pid, &self.name, status);
-                eprintln!("holod: {}: {how}", self.name);
-                inner.record.ended = how;
-                inner.record.exited = status.is_some_and(|status| libc::WIFEXITED(status));
-            }
-            inner.record.instance = None;
-            self.members.end();
-            inner.page = None;
-            inner.reasons.clear();
-        }
-        let ours = inner.killed == incarnation;
-        drop(inner);
-        self.save();
-        if !ours {
-            self.tell_end(incarnation);
-        }
-    }
-
-    /// The others are told late: where the whole node is dying, its applications end an instant before the agent does.
-    fn tell_end(&self, incarnation: u64) {
-        thread::sleep(END_PAUSE);
-        if self.inner.lock().incarnation == incarnation
-            && let Some(hooks) = self.hooks.get()
-        {
-            hooks.ended(&self.name);
-        }
-    }
-
     /// `wait` status of the last instance, once it has ended.
     #[must_use]
     pub fn exit_status(&self) -> Option<i32> {
@@ -450,48 +327,6 @@ impl App {
         if let Err(cause) = self.store.retain_aside(&ASIDE) {
             eprintln!("holod: {}: epochs put aside are not dropped: {cause}", self.name);
         }
-    }
-
-    /// Kills every process of the instance and waits until it is gone.
-    ///
-    /// # Errors
-    /// It does not go.
-    pub fn stop(&self) -> Result<(), Failure> {
-        let _work = self.work();
-        self.kill()
-    }
-
-    /// What is parked dies parked.
-    pub(crate) fn kill(&self) -> Result<(), Failure> {
-        let Some(instance) = self.living() else { return Ok(()) };
-        let mut inner = self.inner.lock();
-        inner.killed = inner.incarnation;
-        drop(inner);
-        let until = Instant::now() + Duration::from_secs(10);
-        loop {
-            // Stopped ones, which cannot make others meanwhile, and those that these made before.
-            let pids = self.members.pids();
-            let alive = start_time(instance.real_pid) == Some(instance.started);
-            if pids.is_empty() && !alive {
-                break;
-            }
-            if alive {
-                // SAFETY: the start time was just compared.
-                unsafe { libc::kill(instance.real_pid, libc::SIGKILL) };
-            }
-            for (pid, _) in &pids {
-                // SAFETY: found alive a moment ago, as a process of the application.
-                unsafe { libc::kill(*pid, libc::SIGKILL) };
-            }
-            if Instant::now() > until {
-                let pid = pids.first().map_or(instance.real_pid, |(pid, _)| *pid);
-                let message = format!("{}: process {pid} does not end", self.name);
-                return Err(Failure::new(ErrorKind::Failed, message));
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-        self.lift_fence();
-        Ok(())
     }
 
     /// A row of `holo ps`.
