@@ -1,6 +1,6 @@
 //! The process tree: who is there, which of them share a control page, who has ended and was not waited for yet.
 //!
-//! Parents, groups and sessions are in each process's own state; see [`crate::grow`] for how they are made again.
+//! Parents, groups and sessions are in each process's own state; `grow.rs` for how they are made again.
 
 use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::tree::{children, state_and_parent};
