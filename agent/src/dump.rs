@@ -8,7 +8,8 @@ use crate::record::Instance;
 use holo_api::local::ErrorKind;
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, EpochMeta, EpochSide, PAGE_BYTES};
-use holo_rm::barrier;
+use holo_rm::barrier::{self, Parked, Still};
+use holo_rm::kinds::vdso::is_in_head;
 use holo_rm::manager::{DumpCx, RmError, Sections};
 use holo_rm::page::Page;
 use holo_rm::registry::Registry;
@@ -30,6 +31,8 @@ pub const CONTENTS_VERSION: u16 = 1;
 /// Envelope of it.
 pub const CONTENTS_KIND: Kind = Kind::new(34, 1);
 const PARK_MS: u64 = 100;
+/// How often a park is repeated that found a thread at a place that an epoch must not have.
+const PARK_TRIES: usize = 5;
 /// How pages are found that changed; until write tracking is built, all are looked at.
 const ENGINE: &str = "full-scan";
 /// No stop lasts longer: past it the parked threads are no longer told that we are alive.
@@ -246,8 +249,7 @@ fn phases<'a>(
         0 => PARK_MS,
         ms => ms,
     };
-    let parked = barrier::park(&app.members, Duration::from_millis(deadline))
-        .map_err(|cause| Failure::new(ErrorKind::Unprotected, cause.to_string()))?;
+    let parked = park(app, Duration::from_millis(deadline))?;
     let alive = Alive::start(parked.pages());
     let at_unix_ns = now_ns();
     parts.push(("park".into(), micros(parked.since)));
@@ -305,6 +307,25 @@ fn phases<'a>(
     };
     store(app, &processes, registry, out, &mut meta)?;
     Ok(meta)
+}
+
+/// Parks the application where it can be run on from on any kernel.
+fn park(app: &App, deadline: Duration) -> Result<Parked, Failure> {
+    let mut tries = 0;
+    loop {
+        let parked = barrier::park(&app.members, deadline)
+            .map_err(|cause| Failure::new(ErrorKind::Unprotected, cause.to_string()))?;
+        tries += 1;
+        let in_head = |still: &Still| {
+            let remote = Remote::new(Arc::clone(&still.page), still.pid, 0);
+            // What cannot be looked at is told of by the kinds.
+            remote.and_then(|remote| is_in_head(&remote, &still.slots)).unwrap_or(false)
+        };
+        // It takes a few instructions to be somewhere else.
+        if tries >= PARK_TRIES || !parked.processes.iter().any(in_head) {
+            return Ok(parked);
+        }
+    }
 }
 
 /// POST_DUMP: the application runs; what was captured goes into the store.

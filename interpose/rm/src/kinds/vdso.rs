@@ -4,11 +4,13 @@
 //! application's old vdso stays in place as ordinary memory, each of its functions replaced by a jump to the
 //! function of that name in this kernel's vdso.
 
-use crate::kinds::zones::{Zone, ZoneKind};
+use crate::kinds::zones::{self, Zone, ZoneKind};
 use crate::manager::{Context, RmError, RmResult, SwitchCx};
-use crate::remote::call;
+use crate::remote::{Remote, call, read_memory};
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
+use std::{fs, io};
 
 const MREMAP_MAYMOVE_FIXED: u64 = 3;
 const MAP_PRIVATE_ANONYMOUS_FIXED: u64 = 0x02 | 0x20 | 0x10;
@@ -84,6 +86,53 @@ fn jump(to: u64) -> [u8; 14] {
     code[1] = 0x25;
     code[6..].copy_from_slice(&to.to_le_bytes());
     code
+}
+
+/// Bytes of [`jump`].
+const JUMP_BYTES: u64 = 14;
+/// The instruction pointer in the kernel's `struct ucontext`.
+const RIP_AT: u64 = 168;
+const AT_SYSINFO_EHDR: u64 = 33;
+
+/// Where a process has its vdso.
+fn base(auxv: &[u8]) -> Option<u64> {
+    let pairs = auxv.chunks_exact(16).map(|pair| (word(pair, 0, 8), word(pair, 8, 8)));
+    pairs.into_iter().find_map(|(tag, value)| if tag == Some(AT_SYSINFO_EHDR) { value } else { None })
+}
+
+/// Offsets of the functions of this kernel's vdso.
+fn heads() -> &'static [u64] {
+    static HEADS: OnceLock<Vec<u64>> = OnceLock::new();
+    HEADS.get_or_init(|| {
+        let maps = fs::read("/proc/self/maps").unwrap_or_default();
+        let zones = zones::parse(&maps).unwrap_or_default();
+        let Some(own) = zones.iter().find(|zone| zone.kind == ZoneKind::Vdso) else { return Vec::new() };
+        let mut image = vec![0; own.bytes() as usize];
+        if read_memory(std::process::id() as i32, own.start, &mut image).is_err() {
+            return Vec::new();
+        }
+        functions(&image).unwrap_or_default().into_iter().map(|(_, at)| at).collect()
+    })
+}
+
+/// Whether a parked thread is in the first instructions of a function of the vdso, where the jump of a stand-in would be:
+/// such an epoch could not be run on another kernel.
+///
+/// # Errors
+/// The process cannot be read.
+pub fn is_in_head(remote: &Remote, slots: &[usize]) -> io::Result<bool> {
+    let Some(base) = base(&fs::read(remote.proc("auxv"))?) else { return Ok(false) };
+    for index in slots {
+        // SAFETY: filled in by the parked thread.
+        let frame = unsafe { (*remote.page.slot(*index)).frame };
+        let mut rip = [0; 8];
+        remote.read(frame + RIP_AT, &mut rip)?;
+        let offset = u64::from_le_bytes(rip).wrapping_sub(base);
+        if heads().iter().any(|at| *at < offset && offset < at + JUMP_BYTES) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The old code with every function jumping to its namesake; `None` if one has none or no room.
@@ -183,6 +232,26 @@ pub fn place(cx: &mut SwitchCx, state: &VdsoState, zones: &[Zone], hole: u64) ->
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    // Goal: a thread inside a function's first instructions is seen, one at its first or after them is not. Method: a
+    // page with a frame whose instruction pointer we set.
+    #[test]
+    fn heads_are_seen() {
+        let page = std::sync::Arc::new(crate::page::Page::create().unwrap());
+        let pid = std::process::id() as i32;
+        let slot = page.reserve().unwrap();
+        let mut frame = [0u64; 32];
+        // SAFETY: reserved by us.
+        unsafe { (*page.slot(slot)).frame = frame.as_ptr() as u64 };
+        let remote = Remote::new(page, pid, slot).unwrap();
+        let base = base(&fs::read("/proc/self/auxv").unwrap()).unwrap();
+        let head = *heads().iter().max().unwrap();
+        for (offset, seen) in [(0, false), (4, true), (13, true), (14, false)] {
+            frame[RIP_AT as usize / 8] = base + head + offset;
+            std::hint::black_box(&mut frame);
+            assert_eq!(is_in_head(&remote, &[slot]).unwrap(), seen, "{offset}");
+        }
+    }
 
     fn own() -> Vec<u8> {
         let zones = crate::kinds::zones::parse(&std::fs::read("/proc/self/maps").unwrap()).unwrap();
