@@ -224,6 +224,15 @@ pub fn place(cx: &mut SwitchCx, state: &VdsoState, zones: &[Zone], hole: u64) ->
     cx.remote.write(their_code.start, &built).on("writing", "the old vdso")?;
     let mut calls = [call(sysno::mprotect, &[their_code.start, bytes, 5])];
     cx.remote.run_all(&mut calls).on("protecting", "the old vdso")?;
+    // A thread in the middle of a function goes on reading the old data: zeros say that there is no clock to be read
+    // here, and it makes the system call.
+    let data = state.zones.iter().filter(|zone| zone.kind == ZoneKind::Vvar);
+    let map = |zone: &Zone| {
+        let readable = 1;
+        call(sysno::mmap, &[zone.start, zone.bytes(), readable, MAP_PRIVATE_ANONYMOUS_FIXED, u64::MAX, 0])
+    };
+    let mut calls: Vec<_> = data.map(map).collect();
+    cx.remote.run_all(&mut calls).on("mapping", "the old vdso's data")?;
     cx.remarks.push("another kernel build: the vdso is stood in for".into());
     Ok(())
 }
