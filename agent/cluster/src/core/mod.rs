@@ -438,10 +438,13 @@ impl AppCore {
         if self.is_fork(self.held) { EpochRef::default() } else { self.held }
     }
 
-    /// Newest epoch that each member said to hold; only an owner knows.
+    /// Newest epoch that each member said to hold; only an owner knows. What it will put aside does not count.
     pub fn sealed_at(&self, member: Member) -> EpochRef {
         match &self.role {
-            Role::Owner(owner) => owner.peer_sealed[member as usize],
+            Role::Owner(owner) => {
+                let held = owner.peer_sealed[member as usize];
+                if self.is_fork(held) { EpochRef::default() } else { held }
+            }
             Role::Standby(_) | Role::Candidate(_) | Role::Ended { .. } => EpochRef::default(),
         }
     }
