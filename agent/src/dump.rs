@@ -37,6 +37,8 @@ const PARK_TRIES: usize = 5;
 const ENGINE: &str = "full-scan";
 /// No stop lasts longer: past it the parked threads are no longer told that we are alive.
 const STOP_MAX: Duration = Duration::from_secs(30);
+/// Nor does storing an epoch.
+const STORE_MAX: Duration = Duration::from_secs(3600);
 
 /// The files manager of an application.
 pub(crate) fn files(app: &App) -> Files {
@@ -47,17 +49,17 @@ pub(crate) fn roots(app: &App) -> Vec<PathBuf> {
     app.record().options.roots.iter().map(|root| PathBuf::from(std::ffi::OsStr::from_bytes(root))).collect()
 }
 
-/// Tells the parked threads, during the stop, that we are alive.
+/// Tells the parked threads, during the stop, and the snapshots after it that we are alive.
 struct Alive {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Alive {
-    fn start(pages: Vec<Arc<Page>>) -> Self {
+    fn start(pages: Vec<Arc<Page>>, most: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
-        let until = Instant::now() + STOP_MAX;
+        let until = Instant::now() + most;
         let thread = thread::spawn(move || {
             while !told.load(Ordering::Relaxed) && Instant::now() < until {
                 pages.iter().for_each(|page| page.keep_alive());
@@ -250,7 +252,7 @@ fn phases<'a>(
         ms => ms,
     };
     let parked = park(app, Duration::from_millis(deadline))?;
-    let alive = Alive::start(parked.pages());
+    let alive = Alive::start(parked.pages(), STOP_MAX);
     let at_unix_ns = now_ns();
     parts.push(("park".into(), micros(parked.since)));
     let mut processes = Vec::with_capacity(parked.processes.len());
@@ -294,6 +296,9 @@ fn phases<'a>(
         }
     };
     drop(alive);
+    // Snapshots wait while others are stored.
+    let pages = processes.iter().map(|process| Arc::clone(&process.remote.page)).collect();
+    let _alive = Alive::start(pages, STORE_MAX);
     let mut meta = EpochMeta {
         at_unix_ns,
         node: app.node.clone(),

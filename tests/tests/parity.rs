@@ -41,13 +41,14 @@ fn parity(name: &str, prepare: &str, beside: &str, args: &[&str], processes_min:
     let (kernel, names) = (trace::from_strace(&text, &file.display().to_string()), trace::call_names());
     assert!(kernel.len() >= processes_min, "{name}: {} processes were counted", kernel.len());
     let (mut wrong, mut most) = (Vec::new(), 0);
-    for (pid, counts) in &kernel {
+    for (pid, seen) in &kernel {
+        let counts = &seen.counts;
         let holo = trace::from_holo(&file.with_extension(pid.to_string()), &names);
         let total: u64 = counts.values().sum();
         eprintln!("{name}, process {pid}: {total} calls of {} kinds", counts.len());
         assert!(total > 0, "{name}: process {pid} made no calls");
         most = most.max(total);
-        let differences = trace::differences(counts, &holo, IGNORED, OWN);
+        let differences = trace::differences(seen, &holo, IGNORED, OWN);
         wrong.extend(differences.into_iter().map(|d| format!("process {pid}: {d}")));
     }
     assert!(most > 5, "{name}: no process made more than {most} calls");
