@@ -3,7 +3,7 @@
  * change every round; a store through one mapping must show through the other. */
 #include "work.h"
 enum { KIB = 1024, SIZE = 256 * KIB, PAGE = 4096 };
-static char *anonymous, *file_private, *file_shared, *memfd_a, *memfd_b, *shm, *shared_anonymous, *read_only, *guarded, *sparse, *huge, *low;
+static char *anonymous, *file_private, *file_shared, *memfd_a, *memfd_b, *shm, *shared_anonymous, *read_only, *guarded, *guarded_shared, *sparse, *huge, *low;
 static uint64_t seed;
 
 static char *map(void *at, size_t bytes, int protection, int flags, int fd) {
@@ -40,6 +40,10 @@ static void fill(void) {
     work_fill(read_only, SIZE, seed + 6);
     CHECK(mprotect(read_only, SIZE, PROT_READ) == 0, "mprotect");
     work_fill(guarded + PAGE, PAGE, seed + 7);
+    work_fill(guarded_shared + PAGE, PAGE, seed + 32);
+    CHECK(mprotect(guarded_shared, PAGE, PROT_READ | PROT_WRITE) == 0, "mprotect");
+    work_fill(guarded_shared, PAGE, seed + 33);
+    CHECK(mprotect(guarded_shared, PAGE, PROT_NONE) == 0, "mprotect");
     for (int i = 0; i < 16; i++) work_fill(sparse + ((size_t)i << 32), PAGE, seed + 8 + i);
     work_fill(huge, 4 * KIB * KIB, seed + 30);
     work_fill(low, SIZE, seed + 31);
@@ -60,6 +64,12 @@ static void expect(int fd) {
     work_expect(shared_anonymous, SIZE, seed + 5, "MAP_SHARED|MAP_ANONYMOUS");
     work_expect(read_only, SIZE, seed + 6, "read-only zone");
     work_expect(guarded + PAGE, PAGE, seed + 7, "between guards");
+    work_expect(guarded_shared + PAGE, PAGE, seed + 32, "between shared guards");
+    protection(guarded_shared, "---s", "shared guard below");
+    protection(guarded_shared + 2 * PAGE, "---s", "shared guard above");
+    CHECK(mprotect(guarded_shared, PAGE, PROT_READ) == 0, "mprotect");
+    work_expect(guarded_shared, PAGE, seed + 33, "written before it became a guard");
+    CHECK(mprotect(guarded_shared, PAGE, PROT_NONE) == 0, "mprotect");
     for (int i = 0; i < 16; i++) work_expect(sparse + ((size_t)i << 32), PAGE, seed + 8 + i, "sparse reservation");
     CHECK(sparse[5 * PAGE] == 0 && sparse[((size_t)7 << 32) + 9 * PAGE] == 0, "an untouched page is not zero");
     work_expect(huge, 4 * KIB * KIB, seed + 30, "huge-page advice");
@@ -97,6 +107,9 @@ int main(int argc, char **argv) {
     read_only = map(NULL, SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     guarded = map(NULL, 3 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     CHECK(mprotect(guarded + PAGE, PAGE, PROT_READ | PROT_WRITE) == 0, "mprotect");
+    guarded_shared = map(NULL, 3 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
+    memset(guarded_shared + 2 * PAGE, 7, PAGE);
+    CHECK(mprotect(guarded_shared + 2 * PAGE, PAGE, PROT_NONE) == 0, "mprotect");
     sparse = map(NULL, (size_t)1 << 37, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
     huge = map(NULL, 4 * KIB * KIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     madvise(huge, 4 * KIB * KIB, MADV_HUGEPAGE);

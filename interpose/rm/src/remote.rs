@@ -10,6 +10,7 @@ use holo_abi::sysno;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -200,6 +201,16 @@ impl Remote {
     pub fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
     }
+}
+
+/// Reads memory of a process that the process itself may have no right to read, as it is, with guards for example.
+///
+/// # Errors
+/// The kernel's; a partial read is an error.
+pub fn read_guarded(pid: i32, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+    let path = format!("/proc/{pid}/mem");
+    let what = |cause: io::Error| io::Error::new(cause.kind(), format!("{path} at {at:#x}: {cause}"));
+    fs::File::open(&path).map_err(what)?.read_exact_at(bytes, at).map_err(what)
 }
 
 /// Reads memory of any process that we may read.

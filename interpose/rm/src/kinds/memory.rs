@@ -9,7 +9,7 @@ use crate::kinds::sysv_shm::LeftOut;
 use crate::kinds::vdso::VdsoState;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use crate::remote::call;
+use crate::remote::{call, read_guarded};
 use crate::snapshot::Snapshot;
 use holo_abi::control::CONTROL_BYTES;
 use holo_abi::sysno;
@@ -125,7 +125,11 @@ impl Memory {
         for (start, end) in ranges {
             let mut bytes = vec![0; (end - start) as usize];
             cx.remote.page.keep_alive();
-            cx.remote.read(*start, &mut bytes).on("copying", format!("zone {:#x}", zone.start))?;
+            let done = match zone.prot & 1 {
+                0 => read_guarded(cx.remote.pid, *start, &mut bytes),
+                _ => cx.remote.read(*start, &mut bytes),
+            };
+            done.on("copying", format!("zone {:#x}", zone.start))?;
             self.copied.push((space, base + (start - zone.start), bytes));
         }
         Ok(())
@@ -146,12 +150,6 @@ impl Memory {
                 continue;
             }
             let ranges = resident(cx, zone)?;
-            if zone.prot & 1 == 0 && !ranges.is_empty() {
-                return Err(RmError::Unsupported(format!(
-                    "shared memory at {:#x} that the application itself cannot read",
-                    zone.start
-                )));
-            }
             self.copy_now(cx, OBJECT_SPACE + index as u64, zone.offset, zone, &ranges)?;
         }
         // A later zone must not repeat what an earlier one gave.
