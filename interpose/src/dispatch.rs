@@ -1,6 +1,6 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
-use crate::{exec, inodes, members, signals, socket_waits, start, trace, traps, user, waits};
+use crate::{exec, filters, inodes, members, signals, socket_waits, start, trace, traps, user, waits};
 use core::sync::atomic::Ordering;
 use holo_abi::control::exiting;
 use holo_abi::sysno;
@@ -52,20 +52,19 @@ const SLOW_CALLS: &[i64] = &[
     sysno::fork,
     sysno::vfork,
     sysno::set_robust_list,
+    sysno::prctl,
+    sysno::seccomp,
 ];
 
-/// More of them when raw system calls are trapped.
-const TRAP_CALLS: &[i64] = &[sysno::prctl];
-
 /// Fills the gate's table; `trace` sends every call through the dispatcher, to be counted.
-pub(crate) fn classify(trace: bool, traps: bool) {
+pub(crate) fn classify(trace: bool) {
     // SAFETY: called by the constructor, before anything is patched, with one thread.
     unsafe {
         let class = &raw mut CLASS;
         for nr in 0..512 {
             (*class)[nr] = if trace { SLOW } else { PLAIN };
         }
-        for nr in SLOW_CALLS.iter().chain(if traps { TRAP_CALLS } else { &[] }) {
+        for nr in SLOW_CALLS {
             (*class)[*nr as usize] = SLOW;
         }
         // The stack pointer must be exact at the call itself, and the frame is not ours to look at.
@@ -118,14 +117,14 @@ fn decide(regs: &mut Regs) -> Verdict {
         | sysno::io_pgetevents
         | sysno::recvmmsg => waits::on_wait(regs),
         sysno::setsockopt => socket_waits::on_setsockopt(regs),
-        nr if socket_waits::concerns(nr) => socket_waits::on_call(regs),
+        nr if !filters::on() && socket_waits::concerns(nr) => socket_waits::on_call(regs),
         sysno::stat | sysno::fstat | sysno::lstat | sysno::newfstatat | sysno::statx | sysno::getdents64 => {
             inodes::on_call(regs)
         }
         sysno::execve => exec::on_exec(regs, 2),
         sysno::execveat => exec::on_exec(regs, 3),
         sysno::exit_group => {
-            if let Some(page) = start::control().filter(|_| start::is_first()) {
+            if let Some(page) = start::control().filter(|_| !filters::on() && start::is_first()) {
                 page.header.exiting.store(exiting(regs.args[0] as u8), Ordering::Relaxed);
             }
             trace::write_out();
@@ -149,13 +148,16 @@ fn decide(regs: &mut Regs) -> Verdict {
         }
         // What libc does first in a new thread, and in the child of `fork`.
         sysno::set_robust_list => {
-            members::enter();
+            if !filters::on() {
+                members::enter();
+            }
             traps::enter();
             Verdict::Forward
         }
         sysno::clone | sysno::clone3 | sysno::fork | sysno::vfork => on_clone(regs),
-        // As a kernel without it answers; there is one per thread, and it is taken.
-        sysno::prctl if regs.args[0] == traps::PR_DISPATCH && traps::on() => Verdict::Handled(EINVAL),
+        // As a kernel without it answers: there is one range per thread, but libc's calls are made from two places.
+        sysno::prctl if regs.args[0] == traps::PR_DISPATCH => Verdict::Handled(EINVAL),
+        sysno::prctl | sysno::seccomp if filters::concerns(regs) => filters::on_filter(regs),
         sysno::io_uring_setup => {
             // Its rings hold requests in flight that cannot be captured; programs fall back to epoll.
             if let Some(page) = start::control() {
@@ -180,7 +182,9 @@ fn on_clone(regs: &mut Regs) -> Verdict {
     if flags & CLONE_THREAD == 0 {
         members::changes();
     }
-    signals::on_clone(flags);
+    if !filters::on() {
+        signals::on_clone(flags);
+    }
     if traps::on()
         && let Some(raw) = holo_sys::traps::child_raw(regs.raw)
     {

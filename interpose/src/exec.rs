@@ -4,15 +4,21 @@
 //! `vfork` child shares the parent's memory, and nothing may be left on a stack that both use.
 
 use crate::dispatch::Verdict;
-use crate::{members, signals, start, user};
+use crate::{filters, members, signals, start, user};
 use holo_abi::sysno;
 use holo_sys::gate::{DEFERRED, RESTART, Regs, holo_block};
 use holo_sys::{sys, tls::tls};
-use holo_track::environ::{self, Plan, Wanted};
+use holo_track::environ::{self, ADDED_MAX, Plan, Wanted};
 
 const PROT_RW: u64 = 3;
 const PRIVATE_ANONYMOUS: u64 = 0x22;
 const PRELOAD: &[u8] = b"LD_PRELOAD=";
+/// What a program must know that inherits a filter (see `filters`).
+const FILTERED: [&[u8]; ADDED_MAX] = {
+    let mut variables: [&[u8]; ADDED_MAX] = [b""; ADDED_MAX];
+    variables[0] = b"HOLO_FILTERED=1\0";
+    variables
+};
 
 /// Length of a NUL-terminated string.
 unsafe fn length(at: *const u8) -> usize {
@@ -34,6 +40,10 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
         regs.args[environment] = built;
     }
     members::changes();
+    if filters::on() {
+        // It gets no park signal, which would have to be held.
+        return Verdict::Forward;
+    }
     let args = regs.args;
     loop {
         // The new program has no handler for the park signal until its constructor ran, and one that is on
@@ -64,7 +74,8 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
 /// # Safety
 /// `at` is 0, a wild pointer, or a NULL-terminated array of strings.
 pub(crate) unsafe fn extended(at: u64, rsp: u64) -> Option<u64> {
-    let wanted = start::wanted()?;
+    let under_filter = Wanted { variables: FILTERED, count: 1, ..*start::wanted()? };
+    let wanted = if filters::on() { &under_filter } else { start::wanted()? };
     // A wild pointer is the kernel's to refuse.
     if at != 0 && user::read::<u64>(at, rsp).is_err() {
         return None;
@@ -83,7 +94,7 @@ pub(crate) unsafe fn extended(at: u64, rsp: u64) -> Option<u64> {
         core::slice::from_raw_parts(string, length(string))
     });
     let plan = environ::plan(strings, wanted);
-    if plan.is_empty() {
+    if plan.is_empty() || filters::on() && (plan.preload_missing || plan.preload_at.is_some()) {
         return None;
     }
     // SAFETY: `entries` has `count` strings.

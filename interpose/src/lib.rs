@@ -9,6 +9,7 @@
 //! | `inodes` | files keep the identity that the application knows |
 //! | `signals` | the application's handlers: deferral, true contexts |
 //! | `park` | the barrier's end in each thread |
+//! | `filters` | `seccomp` of the application's own |
 //! | `exec` | the preload survives `execve` |
 //! | `symbols` | the way in for functions, with `redhook` |
 //! | `traps` | the way in for system calls that libc does not make |
@@ -22,6 +23,7 @@
 mod dispatch;
 mod early;
 mod exec;
+mod filters;
 mod inodes;
 mod mem;
 mod members;

@@ -1,6 +1,6 @@
 //! The barrier's end in each thread: how it waits, and how no call shows that it did.
 
-use crate::{signals, start};
+use crate::{filters, signals, start};
 use core::sync::atomic::Ordering;
 use holo_abi::control::{Control, Slot, cut, slot};
 use holo_abi::sysno;
@@ -22,6 +22,9 @@ pub(crate) fn on_park(frame: &mut UContext, words: &mut Tls) {
     // Even if the cut was called off meanwhile: the signal has interrupted the call.
     issue_again(frame, words);
     words.parks = words.parks.wrapping_add(1);
+    if filters::on() {
+        return;
+    }
     let Some(page) = start::control() else { return };
     let word = page.header.cut.load(Ordering::Acquire);
     if cut::state(word) != cut::PARK {

@@ -150,6 +150,10 @@ extern "C" fn init(_count: c_int, _arguments: *const *const u8, environment: *co
         return;
     }
     symbols::start();
+    if environment.get(b"HOLO_FILTERED").is_some() {
+        // Whatever holo does, it does by calls that the filter may not know.
+        return;
+    }
     let wanted = chosen_ways(&environment);
     if wanted == 0 {
         signals::drop_park();
@@ -505,7 +509,7 @@ impl Joined {
         if traced {
             trace::start(environment.get(b"HOLO_TRACE_FILE").unwrap_or(b""));
         }
-        dispatch::classify(traced, wanted & ways::TRAPS != 0);
+        dispatch::classify(traced);
         inodes::start(header);
         CONTROL.store(self.page, Ordering::Release);
         signals::start();

@@ -8,3 +8,8 @@ holo_tests::workloads! {
     clocks: Workload::new("clocks.c");
     timers: Workload::new("timers.c");
 }
+
+// Filters are not in epochs yet.
+holo_tests::workloads_unprotected! {
+    seccomp: Workload::new("seccomp.c").checkpoints(60);
+}

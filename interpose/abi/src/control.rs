@@ -209,14 +209,22 @@ pub struct Header {
     /// See [`exiting`]; set by the process itself in `exit_group`, so that its end is told from a kill also where nobody
     /// watched.
     pub exiting: AtomicU32,
-    /// Zero.
-    pub reserved: u32,
+    /// See [`filters`].
+    pub filters: AtomicU32,
 }
 
 /// What [`Header::exiting`] says for an exit code: 0 is for a process that has not called `exit_group`.
 #[must_use]
 pub const fn exiting(code: u8) -> u32 {
     0x100 | code as u32
+}
+
+/// Values of [`Header::filters`]: whether a process of the page has laid a filter on its system calls (`seccomp`).
+pub mod filters {
+    /// One did, or tried to.
+    pub const EVER: u32 = 1;
+    /// Added by each thread that is about to.
+    pub const MAKING: u32 = 2;
 }
 
 /// The exit code in [`Header::exiting`].

@@ -1,5 +1,6 @@
 //! The process synchronisation barrier: parks every thread of every process of an application, or none.
 
+use crate::filters;
 use crate::page::{Page, wait};
 use crate::tree::{Census, Seat};
 use holo_abi::control::{SLOTS_MAX, cut, slot};
@@ -43,6 +44,14 @@ pub enum BarrierError {
          way in (see `holo doctor`)"
     )]
     NotReady {
+        /// Its pid.
+        pid: i32,
+        /// Its name.
+        name: String,
+    },
+    /// Its calls are filtered, and ours could end it.
+    #[error("process {pid} ({name}) has a seccomp filter of its own, or makes one")]
+    Filtered {
         /// Its pid.
         pid: i32,
         /// Its name.
@@ -201,6 +210,9 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
                     parked.cuts.len() - 1
                 }
             };
+            if filters::hinders(page, seat.pid) {
+                return Err(BarrierError::Filtered { pid: seat.pid, name: name_of(seat.pid) });
+            }
             let Ok(mut live) = tasks(seat.pid) else { continue };
             for tid in &live {
                 if signalled.insert((seat.pid, *tid, Arc::as_ptr(page)))

@@ -5,6 +5,7 @@
 
 pub mod barrier;
 pub mod clone;
+pub mod filters;
 mod grow;
 pub mod install;
 pub mod kinds;

@@ -1,5 +1,6 @@
 //! The process itself: identity, directories, limits, credentials, what `prctl` set.
 
+use crate::filters::has_own;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::remote::{call, outcome};
 use holo_abi::sysno;
@@ -157,10 +158,8 @@ pub struct Process;
 /// What is not built yet.
 fn obstacles(cx: &DumpCx, status_text: &str) -> RmResult<()> {
     let pid = cx.remote.pid;
-    if let Some(mode) = status(status_text, "Seccomp")
-        && mode != "0"
-    {
-        return Err(RmError::Unsupported(format!("process {pid} has a seccomp filter")));
+    if has_own(status_text) {
+        return Err(RmError::Unsupported(format!("process {pid} has a seccomp filter of its own")));
     }
     if let Some(tracer) = status(status_text, "TracerPid")
         && tracer != "0"
