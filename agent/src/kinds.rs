@@ -2,10 +2,12 @@
 
 use crate::files::Files;
 use holo_rm::kinds::descriptors::Descriptors;
+use holo_rm::kinds::ipc::Ipc;
 use holo_rm::kinds::memory::Memory;
 use holo_rm::kinds::process::Process;
 use holo_rm::kinds::shared::SharedObjects;
 use holo_rm::kinds::signals::Signals;
+use holo_rm::kinds::sysv_sem::SysvSem;
 use holo_rm::kinds::sysv_shm::SysvShm;
 use holo_rm::kinds::threads::Threads;
 use holo_rm::kinds::timers::Timers;
@@ -17,6 +19,7 @@ use holo_rm::registry::Registry;
 pub fn registry(files: Files, roots: Vec<std::path::PathBuf>) -> Registry {
     let shared = SharedObjects::new();
     let mappings = shared.clone();
+    let ipc = Ipc::default();
     Registry::new()
         // First: who is there. The clone's processes are made before all kinds.
         .application(Box::new(Tree))
@@ -27,7 +30,11 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>) -> Registry {
         // Before memory: says which shared objects it has staged already.
         .application(Box::new(Descriptors::new(shared)))
         // Before memory, which attaches the segments; those that had been removed are removed in POST, after that.
-        .application(Box::new(SysvShm::default()))
+        .application(Box::new(SysvShm::new(ipc.clone())))
+        // Before threads: for a moment it makes processes with the numbers of some that have ended.
+        .application(Box::new(SysvSem::new(ipc.clone())))
+        // After the kinds that tell it of objects of a namespace.
+        .application(Box::new(ipc))
         // After what asks the process much: its snapshot is the last that is done to its memory. At a restore
         // libholo's own text comes with it, on which threads are made.
         .process(move || Box::new(Memory::new(roots.clone(), mappings.clone())))

@@ -1,6 +1,6 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
-use crate::{exec, filters, inodes, members, signals, socket_waits, start, trace, traps, user, waits};
+use crate::{exec, filters, inodes, ipc, members, signals, socket_waits, start, trace, traps, user, waits};
 use core::sync::atomic::Ordering;
 use holo_abi::control::exiting;
 use holo_abi::sysno;
@@ -54,6 +54,8 @@ const SLOW_CALLS: &[i64] = &[
     sysno::set_robust_list,
     sysno::prctl,
     sysno::seccomp,
+    sysno::semget,
+    sysno::msgget,
 ];
 
 /// Fills the gate's table; `trace` sends every call through the dispatcher, to be counted.
@@ -121,6 +123,7 @@ fn decide(regs: &mut Regs) -> Verdict {
         sysno::stat | sysno::fstat | sysno::lstat | sysno::newfstatat | sysno::statx | sysno::getdents64 => {
             inodes::on_call(regs)
         }
+        sysno::semget | sysno::msgget => ipc::on_get(regs),
         sysno::execve => exec::on_exec(regs, 2),
         sysno::execveat => exec::on_exec(regs, 3),
         sysno::exit_group => {

@@ -7,6 +7,7 @@
 //! | `waits` | calls with relative time-outs |
 //! | `socket_waits` | calls whose time-out is the socket's |
 //! | `inodes` | files keep the identity that the application knows |
+//! | `ipc` | System V objects that were asked for |
 //! | `signals` | the application's handlers: deferral, true contexts |
 //! | `park` | the barrier's end in each thread |
 //! | `filters` | `seccomp` of the application's own |
@@ -25,6 +26,7 @@ mod early;
 mod exec;
 mod filters;
 mod inodes;
+mod ipc;
 mod mem;
 mod members;
 mod park;

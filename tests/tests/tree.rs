@@ -45,13 +45,3 @@ fn a_stopped_process_is_told_of() {
     app.checkpoint(&node);
     good_end(&node, app);
 }
-
-/// Semaphores would be lost: said so, and the program goes on.
-#[test]
-fn system_v_semaphores_are_told_of() {
-    let node = Node::start(Who::Me);
-    let app = start(&node, "sysv_sem.c");
-    let refused = app.try_checkpoint(&node).expect_err("a checkpoint of a program with semaphores");
-    assert!(refused.code() == 5 && refused.stderr.contains("System V semaphore set"), "{}", refused.stderr);
-    good_end(&node, app);
-}

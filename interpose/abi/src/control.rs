@@ -31,6 +31,9 @@ pub const INODES_MAX: usize = 16384;
 /// Forked processes of one page that are remembered; orphans beyond them are found only while they have a parent in
 /// the application.
 pub const MEMBERS_MAX: usize = 4096;
+/// System V semaphore sets and message queues that the processes of one page are remembered to use; past it those are
+/// found that a process of the application has operated on.
+pub const OBJECTS_MAX: usize = 2048;
 /// Calls whose results name inodes.
 pub const INODE_CALLS: [i64; 6] =
     [sysno::stat, sysno::fstat, sysno::lstat, sysno::newfstatat, sysno::statx, sysno::getdents64];
@@ -76,6 +79,24 @@ pub mod slot {
     pub const DONE: u32 = 4;
     /// The thread may go; it frees the slot.
     pub const GO: u32 = 5;
+}
+
+/// Entries of [`Control::objects`].
+pub mod object {
+    /// A semaphore set.
+    pub const SEMAPHORES: u64 = 1;
+    /// A message queue.
+    pub const QUEUE: u64 = 2;
+    /// Word for an object of a kind with an id.
+    #[must_use]
+    pub const fn word(kind: u64, id: u32) -> u64 {
+        kind << 32 | id as u64
+    }
+    /// Id of an entry that is of this kind.
+    #[must_use]
+    pub const fn id(word: u64, kind: u64) -> Option<i32> {
+        if word >> 32 == kind { Some(word as u32 as i32) } else { None }
+    }
 }
 
 /// A system call to be made by a parked thread.
@@ -261,6 +282,8 @@ pub struct Control {
     /// Pids, as they see themselves, of processes that were forked with this page; 0: free. One that ended stays until
     /// the agent frees it.
     pub members: [AtomicU32; MEMBERS_MAX],
+    /// System V objects that were asked for, see [`object`]; 0: free.
+    pub objects: [AtomicU64; OBJECTS_MAX],
 }
 
 /// Bytes of the mapping, whole pages.

@@ -63,6 +63,15 @@ pub(crate) fn spare_pids(states: &[ProcessState], tree: &TreeState, tids: &BTree
 
 /// Forks a child of `parent` (or, with `orphan`, of init) that is `inner` to itself and serves calls.
 fn fork(ground: &Ground, parent: &Remote, inner: i32, orphan: bool) -> RmResult<Remote> {
+    if orphan { clone_of(parent, inner, ground.init, CLONE_PARENT, 0) } else { fork_of(parent, inner) }
+}
+
+/// Forks a child of `parent` that is `inner` to itself and serves calls.
+pub(crate) fn fork_of(parent: &Remote, inner: i32) -> RmResult<Remote> {
+    clone_of(parent, inner, parent.pid, 0, SIGCHLD)
+}
+
+fn clone_of(parent: &Remote, inner: i32, of: i32, flags: u64, signal: u64) -> RmResult<Remote> {
     let page = &parent.page;
     let index = page.reserve().ok_or_else(|| RmError::Unsupported("no free slot for a process".into()))?;
     // SAFETY: reserved by us.
@@ -71,25 +80,25 @@ fn fork(ground: &Ground, parent: &Remote, inner: i32, orphan: bool) -> RmResult<
         (*page.slot(index)).generation = 0;
     }
     let mut arguments = [0u64; 11];
-    if orphan {
-        arguments[0] = CLONE_PARENT;
-    } else {
-        arguments[4] = SIGCHLD;
-    }
+    arguments[0] = flags;
+    arguments[4] = signal;
     arguments[8] = page.put(256, &inner.to_le_bytes());
     arguments[9] = 1;
     let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_le_bytes()).collect();
     let at = page.put(0, &bytes);
     let what = || format!("process {inner}");
-    parent.call(CALL_CLONE, &[at, bytes.len() as u64, page.slot_address(index)]).on("making", what())?;
+    let made = parent.call(CALL_CLONE, &[at, bytes.len() as u64, page.slot_address(index)]);
+    if let Err(cause) = made {
+        page.state(index).store(slot::FREE, Ordering::SeqCst);
+        return Err(cause).on("making", what());
+    }
     page.wait_state(index, PATIENCE, |now| now == slot::DONE).on("starting", what())?;
-    let of = if orphan { ground.init } else { parent.pid };
     let pid = child_of(of, inner).ok_or_else(|| RmError::Unsupported(format!("{} is gone", what())))?;
     Remote::new(Arc::clone(page), pid, index).on("opening", what())
 }
 
 /// Ends a process that was made for a moment; its parent, if it is one of ours, reaps it and sees no signal.
-fn end(helper: &Remote, parent: Option<(&Remote, i32)>) -> RmResult<()> {
+pub(crate) fn end(helper: &Remote, parent: Option<(&Remote, i32)>) -> RmResult<()> {
     helper.page.start(helper.leader, &[call(sysno::exit_group, &[0])], false);
     match parent {
         Some((parent, inner)) => {

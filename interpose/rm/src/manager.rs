@@ -248,6 +248,11 @@ pub fn section_of<T: DeserializeOwned>(
     wire::decode(bytes, SECTION, SECTION_BYTES_MAX).map_err(|cause| bad(cause.to_string()))
 }
 
+/// Bytes of a section, without its name and version.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    wire::decode(bytes, SECTION, SECTION_BYTES_MAX).ok()
+}
+
 /// A kind of resource.
 ///
 /// PRE and main phases run in registry order, POST and ABORT in reverse. ABORT reaches every manager whose

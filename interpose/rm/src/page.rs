@@ -2,7 +2,7 @@
 
 use holo_abi::control::{
     self, BATCH_CALLS, CONTROL_BYTES, Call, Control, Header, INODES_MAX, InodeName, SLOT_CALLS, SLOTS_MAX,
-    Slot, slot,
+    Slot, object, slot,
 };
 use std::fs::OpenOptions;
 use std::io;
@@ -170,6 +170,29 @@ impl Page {
             std::ptr::copy_nonoverlapping(names.as_ptr(), at, names.len());
         }
         self.control().header.inodes_count.store(names.len() as u32, Ordering::Release);
+    }
+
+    /// System V objects of a kind (see [`control::object`]) that the processes of this page asked for.
+    pub fn objects(&self, kind: u64) -> impl Iterator<Item = i32> + '_ {
+        let entries = self.control().objects.iter();
+        entries.filter_map(move |entry| object::id(entry.load(Ordering::Acquire), kind))
+    }
+
+    /// Notes such an object. Only before the application runs.
+    pub fn enter_object(&self, kind: u64, id: i32) {
+        let word = object::word(kind, id.cast_unsigned());
+        let free = self.control().objects.iter().find(|entry| entry.load(Ordering::Acquire) == 0);
+        if let Some(entry) = free {
+            entry.store(word, Ordering::Release);
+        }
+    }
+
+    /// Forgets one that is gone.
+    pub fn forget_object(&self, kind: u64, id: i32) {
+        let word = object::word(kind, id.cast_unsigned());
+        for entry in &self.control().objects {
+            let _ = entry.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
     }
 
     /// A slot's state word.

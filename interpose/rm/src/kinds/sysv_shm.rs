@@ -1,9 +1,9 @@
 //! System V shared memory: segments that the application has attached or created, with their ids and keys.
 //!
-//! A restored application that has any gets an IPC namespace of its own, in which ids are free: the kernel gives the
-//! wanted one out after it was written to `shm_next_id`. Segments are made and filled before memory is, attached
+//! A restored application that has any gets an IPC namespace of its own, see `ipc`. Segments are made and filled before memory is, attached
 //! with it, and removed afterwards where they had been removed (`IPC_RMID`) while still attached.
 
+use crate::kinds::ipc::{self, Ipc};
 use crate::kinds::memory::resident;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, Staged, SwitchCx, section};
@@ -21,7 +21,6 @@ const SEGMENTS_MAX: usize = 4096;
 const CHUNK_BYTES: u64 = 1 << 20;
 const DS_BYTES: usize = 112;
 const DS_ROOM: usize = 128;
-const CLONE_NEWIPC: u64 = 0x0800_0000;
 const IPC_CREAT_EXCL: u64 = 0o3000;
 const IPC_RMID: u64 = 0;
 const IPC_SET: u64 = 1;
@@ -65,9 +64,17 @@ struct ShmState {
 }
 
 /// The manager.
-#[derive(Default)]
 pub struct SysvShm {
+    ipc: Ipc,
     state: ShmState,
+}
+
+impl SysvShm {
+    /// A manager that tells `ipc` of what it finds.
+    #[must_use]
+    pub fn new(ipc: Ipc) -> Self {
+        Self { ipc, state: ShmState::default() }
+    }
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -339,6 +346,9 @@ impl ResourceManager for SysvShm {
             cx.staged.push(Staged { name: segment.content(), copy });
             self.state.segments.push(segment.clone());
         }
+        if !self.state.segments.is_empty() {
+            self.ipc.is_used();
+        }
         super::sysv_refused::check(cx)
     }
 
@@ -355,15 +365,9 @@ impl ResourceManager for SysvShm {
         if state.segments.is_empty() {
             return Ok(());
         }
-        namespace(cx)?;
-        let path_at = cx.remote.page.put(0, b"/proc/sys/kernel/shm_next_id\0");
+        ipc::namespace(cx)?;
         for segment in &state.segments {
-            let text = segment.id.to_string();
-            let text_at = cx.remote.page.put(64, text.as_bytes());
-            let fd = cx.remote.call(sysno::open, &[path_at, 1]).on("opening", "shm_next_id")?;
-            let mut calls =
-                [call(sysno::write, &[fd, text_at, text.len() as u64]), call(sysno::close, &[fd])];
-            cx.remote.run_all(&mut calls).on("choosing the id of", segment.named())?;
+            ipc::next_id(cx.remote, "shm", segment.id).on("choosing the id of", segment.named())?;
             let key = if segment.mode & SHM_DEST == 0 { segment.key } else { libc::IPC_PRIVATE };
             let key = u64::from(key.cast_unsigned());
             let made = cx
@@ -399,20 +403,6 @@ impl ResourceManager for SysvShm {
         }
         Ok(())
     }
-}
-
-/// Gives all processes of the clone one IPC namespace of their own.
-fn namespace(cx: &SwitchCx) -> RmResult<()> {
-    cx.remote.call(sysno::unshare, &[CLONE_NEWIPC]).on("making", "an IPC namespace")?;
-    let pid = cx.remote.call(sysno::getpid, &[]).on("asking", "the clone")?;
-    for remote in cx.tree.iter().skip(1) {
-        let path = format!("/proc/{pid}/ns/ipc\0");
-        let at = remote.page.put(0, path.as_bytes());
-        let fd = remote.call(sysno::open, &[at, 0]).on("opening", "the IPC namespace")?;
-        let mut calls = [call(sysno::setns, &[fd, CLONE_NEWIPC]), call(sysno::close, &[fd])];
-        remote.run_all(&mut calls).on("entering", "the IPC namespace")?;
-    }
-    Ok(())
 }
 
 /// Images of before this kind have no such section.

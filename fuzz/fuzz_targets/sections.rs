@@ -1,0 +1,11 @@
+//! States of kinds in an image: whoever made it chose every byte.
+#![no_main]
+
+use holo_image::wire::{self, Kind};
+use holo_rm::kinds::sysv_sem;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let frame = wire::encode_raw(bytes, Kind::new(32, 1));
+    let _ = sysv_sem::is_sound(&frame, 3);
+});

@@ -1,0 +1,7 @@
+//! Goal: objects by which processes talk to one another keep ids, keys, contents and who waits for them.
+//! Method: self-verifying programs in every mode.
+#![allow(missing_docs)]
+
+holo_tests::workloads! {
+    sysv_sem: Workload::new("sysv_sem.c");
+}
