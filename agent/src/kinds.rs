@@ -7,6 +7,7 @@ use holo_rm::kinds::memory::Memory;
 use holo_rm::kinds::process::Process;
 use holo_rm::kinds::shared::SharedObjects;
 use holo_rm::kinds::signals::Signals;
+use holo_rm::kinds::sysv_msg::SysvMsg;
 use holo_rm::kinds::sysv_sem::SysvSem;
 use holo_rm::kinds::sysv_shm::SysvShm;
 use holo_rm::kinds::threads::Threads;
@@ -31,8 +32,9 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>) -> Registry {
         .application(Box::new(Descriptors::new(shared)))
         // Before memory, which attaches the segments; those that had been removed are removed in POST, after that.
         .application(Box::new(SysvShm::new(ipc.clone())))
-        // Before threads: for a moment it makes processes with the numbers of some that have ended.
+        // Before threads: for a moment they make processes with the numbers of some that have ended.
         .application(Box::new(SysvSem::new(ipc.clone())))
+        .application(Box::new(SysvMsg::new(ipc.clone())))
         // After the kinds that tell it of objects of a namespace.
         .application(Box::new(ipc))
         // After what asks the process much: its snapshot is the last that is done to its memory. At a restore

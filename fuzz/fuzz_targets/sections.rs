@@ -2,10 +2,11 @@
 #![no_main]
 
 use holo_image::wire::{self, Kind};
-use holo_rm::kinds::sysv_sem;
+use holo_rm::kinds::{sysv_msg, sysv_sem};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let frame = wire::encode_raw(bytes, Kind::new(32, 1));
     let _ = sysv_sem::is_sound(&frame, 3);
+    let _ = sysv_msg::is_sound(&frame);
 });

@@ -232,10 +232,11 @@ impl App {
         let finished = command::run(&mut node.holo(&args), ORDER_LIMIT);
         assert!(
             finished.status.success(),
-            "restore of {}: exit {}: {}",
+            "restore of {}: exit {}: {}{}",
             self.name,
             finished.code(),
-            finished.stderr
+            finished.stderr,
+            crate::workload::result(node)
         );
         parse(&finished, "holo restore")
     }

@@ -4,4 +4,5 @@
 
 holo_tests::workloads! {
     sysv_sem: Workload::new("sysv_sem.c");
+    sysv_msg: Workload::new("sysv_msg.c");
 }

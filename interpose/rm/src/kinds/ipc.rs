@@ -5,11 +5,12 @@
 //! so that those of the application's are kept with the image.
 
 use super::tree::{self, TreeState};
-use crate::grow::{end, fork_of};
+use crate::grow::{before_its_end, end, fork_of};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, section};
 use crate::remote::{Remote, call, outcome};
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -171,12 +172,47 @@ pub(crate) fn as_process(
             cx.tree.get(index).ok_or_else(|| RmError::Unsupported(format!("process {pid} was not made")))?;
         return act(remote).map(|()| true);
     }
+    if let Some(ended) = tree.ended.iter().find(|ended| ended.pid == pid) {
+        let parent = tree.processes.iter().position(|branch| branch.pid == ended.ppid);
+        let parent = parent.and_then(|index| cx.tree.get(index));
+        let parent = parent.ok_or_else(|| RmError::Unsupported(format!("zombie {pid} has no parent")))?;
+        return before_its_end(parent, ended, act).map(|()| true);
+    }
     if pid <= 1 {
         return Ok(false);
     }
-    // Its number may be that of a group, or of a process that has ended and is still there.
     let Ok(moment) = fork_of(cx.remote, pid) else { return Ok(false) };
     let done = act(&moment);
     end(&moment, Some((cx.remote, pid)))?;
     done.map(|()| true)
+}
+
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+pub(super) fn long(bytes: &[u8], at: usize) -> i64 {
+    i64::from(word(bytes, at)) | i64::from(word(bytes, at + 4)) << 32
+}
+
+/// When a process started, in ticks since the boot; none if it is not there.
+fn started(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// A process outside the application among those that used an object. Only one that is older than the application is
+/// known to be: the number of a younger one may have been that of a process of the application.
+pub(super) fn stranger(cx: &DumpCx, pids: &[i32]) -> Option<i32> {
+    // In a namespace of its own an application meets nobody.
+    if cx.remote.pid != cx.processes[cx.index].pid {
+        return None;
+    }
+    let ours = |pid: i32| cx.processes.iter().any(|process| process.pid == pid);
+    let others: BTreeSet<i32> = pids.iter().copied().filter(|pid| *pid > 0 && !ours(*pid)).collect();
+    if others.is_empty() {
+        return None;
+    }
+    let oldest = cx.processes.iter().filter_map(|process| started(process.remote.pid)).min()?;
+    others.into_iter().find(|pid| started(*pid).is_some_and(|since| since < oldest))
 }

@@ -35,7 +35,7 @@ pub mod signals;
 mod sockdiag;
 mod sockets;
 mod sockopts;
-mod sysv_refused;
+pub mod sysv_msg;
 pub mod sysv_sem;
 pub mod sysv_shm;
 mod sysv_undo;

@@ -10,15 +10,14 @@
 //! (n, -32768, IPC_NOWAIT)          ERANGE: it would be out of range; EAGAIN: it would not
 //! ```
 
+use super::ipc::{self, Ipc, long, stranger, word};
 use super::sysv_undo::{self, Undo};
-use super::{ipc, ipc::Ipc};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, decode};
 use crate::remote::{Remote, call, outcome};
 use holo_abi::control::object;
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 
 const NAME: &str = "sysv_sem";
 const VERSION: u16 = 1;
@@ -87,14 +86,6 @@ impl Set {
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn long(bytes: &[u8], at: usize) -> i64 {
-    i64::from(word(bytes, at)) | i64::from(word(bytes, at + 4)) << 32
-}
-
 /// `struct semid64_ds` of every set that the application could see, by id.
 fn listed(remote: &Remote) -> RmResult<BTreeMap<i32, Vec<u8>>> {
     let at = remote.page.scratch_address(0);
@@ -125,28 +116,6 @@ fn pids(remote: &Remote, id: i32, count: u64) -> RmResult<Vec<i32>> {
         (0..count).map(|number| call(sysno::semctl, &[id as u64, number, GETPID])).collect();
     remote.run(&mut calls, false).on("asking", "semaphores")?;
     Ok(calls.iter().map(|made| made.ret.max(0) as i32).collect())
-}
-
-/// Start of a process, in seconds since the epoch; none if it is not there.
-fn started(pid: i32) -> Option<i64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let ticks: i64 = stat.rsplit_once(") ")?.1.split_whitespace().nth(19)?.parse().ok()?;
-    let boot = fs::read_to_string("/proc/stat").ok()?;
-    let boot: i64 = boot.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
-    // SAFETY: no memory is passed.
-    Some(boot + ticks / unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1))
-}
-
-/// Somebody outside the application who used an object at `last` (seconds), if that process still lives. A number that
-/// was given out again since then is somebody else's.
-pub(super) fn stranger(cx: &DumpCx, pids: &[i32], last: i64) -> Option<i32> {
-    // In a namespace of its own an application meets nobody.
-    if cx.remote.pid != cx.processes[cx.index].pid {
-        return None;
-    }
-    let ours = |pid: i32| cx.processes.iter().any(|process| process.pid == pid);
-    let known: BTreeSet<i32> = pids.iter().copied().filter(|pid| *pid > 0 && !ours(*pid)).collect();
-    known.into_iter().find(|pid| started(*pid).is_some_and(|since| since < last))
 }
 
 impl SysvSem {
@@ -208,8 +177,7 @@ fn read(cx: &DumpCx, id: i32, ds: &[u8]) -> RmResult<Option<Set>> {
             pids: pids(remote, id, count as u64)?,
             undos: Vec::new(),
         };
-        let last = long(ds, 48).max(long(ds, 64));
-        if let Some(pid) = stranger(cx, &set.pids, last) {
+        if let Some(pid) = stranger(cx, &set.pids) {
             let why = format!("{} is used by process {pid}, which is not of the application", set.named());
             return Err(RmError::Unsupported(why));
         }
