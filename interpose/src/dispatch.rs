@@ -1,6 +1,8 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
-use crate::{exec, filters, inodes, ipc, members, signals, socket_waits, start, trace, traps, user, waits};
+use crate::{
+    exec, filters, inodes, ipc, members, signals, socket_waits, start, trace, transfers, traps, user, waits,
+};
 use core::sync::atomic::Ordering;
 use holo_abi::control::exiting;
 use holo_abi::sysno;
@@ -91,6 +93,12 @@ core::arch::global_asm!(
 unsafe extern "C" fn dispatch(regs: *mut Regs) {
     // SAFETY: the gate's frame on this thread's stack, ours until we return.
     let regs = unsafe { &mut *regs };
+    // SAFETY: own thread's words.
+    let moved = transfers::take(unsafe { &mut *tls() });
+    if moved != 0 {
+        let all = transfers::go_on(regs, moved);
+        return regs.done(all);
+    }
     trace::count(regs.rax);
     match decide(regs) {
         Verdict::Forward => regs.forward(),

@@ -5,6 +5,7 @@
 //! | `start` | the constructor: join the agent, patch libc, take the park signal |
 //! | `dispatch` | what happens to each intercepted call |
 //! | `waits` | calls with relative time-outs |
+//! | `transfers` | calls that a park cut short move the rest |
 //! | `socket_waits` | calls whose time-out is the socket's |
 //! | `inodes` | files keep the identity that the application knows |
 //! | `ipc` | System V objects that were asked for |
@@ -35,6 +36,7 @@ mod socket_waits;
 mod start;
 mod symbols;
 mod trace;
+mod transfers;
 mod traps;
 mod user;
 mod vdso;

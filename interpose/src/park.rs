@@ -1,6 +1,6 @@
 //! The barrier's end in each thread: how it waits, and how no call shows that it did.
 
-use crate::{filters, signals, start};
+use crate::{filters, signals, start, transfers};
 use core::sync::atomic::Ordering;
 use holo_abi::control::{Control, Slot, cut, slot};
 use holo_abi::sysno;
@@ -49,7 +49,7 @@ pub(crate) fn on_park(frame: &mut UContext, words: &mut Tls) {
 
 /// A call that the park interrupted is made again: its frame is set back to the call. (Where `SA_RESTART`
 /// applies the kernel has done so itself.) `rcx` still tells that it was made before, see `signals`.
-fn issue_again(frame: &mut UContext, words: &Tls) {
+fn issue_again(frame: &mut UContext, words: &mut Tls) {
     let context = &mut frame.context;
     let failed = context.rax == EINTR;
     let call = match gate::zone(context.rip) {
@@ -63,19 +63,32 @@ fn issue_again(frame: &mut UContext, words: &Tls) {
             context.rip += 3;
             None
         }
+        Zone::Block { after: true } => {
+            transfers::on_park_in_wait(context, words);
+            None
+        }
         Zone::Own { after: true } if failed => Some(context.rip - 2),
+        Zone::Own { after: true } => {
+            transfers::on_park(context, context.rip - 2, words);
+            None
+        }
         Zone::Outside if failed => {
             patch::find(context.rip).filter(|found| found.offset == 2).map(|found| found.raw)
         }
-        Zone::Outside
-        | Zone::Enter
-        | Zone::Save
-        | Zone::Exit
-        | Zone::Jump
-        | Zone::Block { .. }
-        | Zone::Own { .. } => None,
+        Zone::Outside => {
+            if let Some(found) = patch::find(context.rip).filter(|found| found.offset == 2) {
+                transfers::on_park(context, found.raw, words);
+            }
+            None
+        }
+        Zone::Enter | Zone::Save | Zone::Exit | Zone::Jump | Zone::Block { .. } | Zone::Own { .. } => None,
     };
     if let Some(at) = call {
+        if words.last_nr.cast_signed() == sysno::close {
+            // The descriptor is gone; its number must not be closed once more.
+            context.rax = 0;
+            return;
+        }
         context.rip = at;
         context.rax = words.last_nr;
     }

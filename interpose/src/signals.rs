@@ -19,7 +19,7 @@
 //! interrupted code.
 
 use crate::dispatch::Verdict;
-use crate::{park, traps, user, waits};
+use crate::{park, transfers, traps, user, waits};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 use holo_abi::{PARK_COOKIE, PARK_SIGNAL, sysno};
@@ -266,11 +266,12 @@ unsafe extern "C" fn signal_before(
     saved.last_nr = words.last_nr;
     if let Place::Call { site, mut made, frame: regs, mut next } = at {
         let context = &mut frame.context;
-        if regs.is_null()
-            && !made
-            && was_made(context)
-            && !(action.flags & SA_RESTART != 0 && waits::restarts(context.rax))
-        {
+        let ends = if regs.is_null() {
+            !(action.flags & SA_RESTART != 0 && waits::restarts(context.rax))
+        } else {
+            transfers::is_rest(words)
+        };
+        if ends && !made && was_made(context) {
             // It came while the thread was parked in this call, which it ends as it would have without the park.
             context.rax = EINTR;
             saved.context.rax = EINTR;

@@ -5,11 +5,12 @@
 //! the time in `poll` first.
 
 use crate::dispatch::Verdict;
-use crate::{vdso, waits};
+use crate::{transfers, vdso, waits};
 use core::sync::atomic::{AtomicBool, Ordering};
 use holo_abi::sysno;
 use holo_sys::gate::{CLASS, Regs, SLOW};
 use holo_sys::sys;
+use holo_sys::tls::tls;
 use holo_track::timeout::{Deadline, Timespec};
 
 const SOL_SOCKET: u64 = 1;
@@ -58,7 +59,7 @@ fn timeout_ns(fd: u64, option: u64) -> Option<i64> {
 }
 
 /// Makes such a call.
-pub(crate) fn on_call(regs: &Regs) -> Verdict {
+pub(crate) fn on_call(regs: &mut Regs) -> Verdict {
     let nr = regs.rax.cast_signed();
     let fd = regs.args[0];
     let receiving = RECEIVING.contains(&nr);
@@ -67,11 +68,19 @@ pub(crate) fn on_call(regs: &Regs) -> Verdict {
     let deadline = Deadline::after(vdso::monotonic_ns(), timeout_ns);
     let late = if nr == sysno::connect { EINPROGRESS } else { EAGAIN };
     loop {
+        // SAFETY: own thread's words, which the park changes.
+        let parks = unsafe { (&raw const (*tls()).parks).read_volatile() };
         if let Some(ret) = waits::until_parked(nr, &regs.args) {
-            return Verdict::Handled(ret);
+            // SAFETY: as above.
+            let parked = unsafe { (&raw const (*tls()).parks).read_volatile() } != parks;
+            return Verdict::Handled(match ret.cast_unsigned() {
+                moved if ret > 0 && parked => transfers::go_on(regs, moved),
+                _ => ret,
+            });
         }
         let ready = [fd as u32, u32::from(events)];
-        let ret = waits::until_done(sysno::poll, || {
+        // A signal that came while it was parked ends the call.
+        let ret = waits::until_done_since(sysno::poll, true, || {
             let left_ms = deadline.left_ms(vdso::monotonic_ns());
             [ready.as_ptr() as u64, 1, left_ms.cast_unsigned(), 0, 0, 0]
         });

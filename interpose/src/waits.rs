@@ -16,8 +16,12 @@ const FUTEX_WAIT: u64 = 0;
 const TIMER_ABSTIME: u64 = 1;
 
 /// Makes a call until it was not interrupted by a park; `args` is asked anew each time.
-pub(crate) fn until_done(nr: i64, mut args: impl FnMut() -> [u64; 6]) -> i64 {
-    let mut parked = false;
+pub(crate) fn until_done(nr: i64, args: impl FnMut() -> [u64; 6]) -> i64 {
+    until_done_since(nr, false, args)
+}
+
+/// The same for a thread that was `parked` in the application's call already.
+pub(crate) fn until_done_since(nr: i64, mut parked: bool, mut args: impl FnMut() -> [u64; 6]) -> i64 {
     loop {
         let now = args();
         // SAFETY: the application's call with its own arguments, or copies of ours that outlive it.

@@ -34,6 +34,7 @@ holo_tests::workloads! {
     own_eintr: Workload::new("blocking_wake.c").arg("own_eintr");
     own_eintr_dense: Workload::new("blocking_wake.c").arg("own_eintr_dense").checkpoints(100);
     own_restart: Workload::new("blocking_wake.c").arg("own_restart");
+    transfers: Workload::new("transfers.c").checkpoints(15);
 }
 
 // Connections that were made but not accepted are lost in a restore; System V objects, asynchronous I/O contexts, terminals and children are kinds of their own.

@@ -124,6 +124,13 @@ pub fn exit_address() -> u64 {
     address(unsafe { &holo_exit })
 }
 
+/// Address of the gate's way to the dispatcher: registers as for [`holo_gate`].
+#[must_use]
+pub fn slow_address() -> u64 {
+    // SAFETY: only the address of the label is taken.
+    address(unsafe { &holo_slow })
+}
+
 /// Address of [`holo_syscall`]'s `raw`.
 #[must_use]
 pub fn own_raw() -> u64 {

@@ -39,9 +39,13 @@ pub struct Tls {
     pub held: u32,
     /// The mask to put back for it.
     pub held_mask: u64,
+    /// What a call had moved that a park cut short; 0: none.
+    pub moved: u64,
+    /// The gate's frame of the call whose rest is being moved.
+    pub transfer: *mut crate::gate::Regs,
 }
 
-const _: () = assert!(size_of::<Tls>() == 224);
+const _: () = assert!(size_of::<Tls>() == 240);
 const _: () = assert!(core::mem::offset_of!(Tls, deferred) == 4);
 const _: () = assert!(core::mem::offset_of!(Tls, last_nr) == 8);
 const _: () = assert!(core::mem::offset_of!(Tls, regs) == 16);
@@ -50,11 +54,11 @@ global_asm!(
     ".section .tbss,\"awT\",@nobits",
     ".balign 16",
     ".type holo_tls, @object",
-    ".size holo_tls, 224",
+    ".size holo_tls, 240",
     ".globl holo_tls",
     ".hidden holo_tls",
     "holo_tls:",
-    ".zero 224",
+    ".zero 240",
     ".text",
 );
 
