@@ -32,6 +32,15 @@ pub fn workload(source: &str) -> PathBuf {
     build(&paths::tests_dir().join("workloads").join(source))
 }
 
+/// What every header beside a source says.
+fn headers(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).map(|all| all.flatten().map(|e| e.path()).collect::<Vec<_>>());
+    let mut paths: Vec<PathBuf> = entries.unwrap_or_default();
+    paths.retain(|p| p.extension().is_some_and(|e| e == "h"));
+    paths.sort();
+    paths.iter().map(|p| fs::read_to_string(p).unwrap_or_default()).collect()
+}
+
 /// Path of the built program of a C or C++ source.
 ///
 /// # Panics
@@ -39,10 +48,10 @@ pub fn workload(source: &str) -> PathBuf {
 #[must_use]
 pub fn build(source: &Path) -> PathBuf {
     let text = fs::read_to_string(source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
-    let header = fs::read_to_string(source.with_file_name("work.h")).unwrap_or_default();
+    let headers = headers(source.parent().unwrap_or(Path::new(".")));
     let flags = text.lines().next().and_then(|l| l.split_once("flags:")).map_or("-O2", |(_, f)| f.trim());
     let mut hash = DefaultHasher::new();
-    (&text, &header).hash(&mut hash);
+    (&text, &headers).hash(&mut hash);
     let stem = source.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let program = cache_dir().join(format!("{stem}-{:016x}", hash.finish()));
     if program.exists() {
