@@ -35,6 +35,13 @@ const PARK_MS: u64 = 100;
 const PARK_TRIES: usize = 5;
 /// How pages are found that changed; until write tracking is built, all are looked at.
 const ENGINE: &str = "full-scan";
+/// How often an epoch is tried again that would cut through a moment which passes by itself, and the wait before each.
+const MOMENTS: [Duration; 4] = [
+    Duration::from_millis(1),
+    Duration::from_millis(3),
+    Duration::from_millis(10),
+    Duration::from_millis(30),
+];
 /// No stop lasts longer: past it the parked threads are no longer told that we are alive.
 const STOP_MAX: Duration = Duration::from_secs(30);
 /// Nor does storing an epoch.
@@ -111,6 +118,7 @@ pub fn take(app: &App) -> Result<EpochMeta, Failure> {
 struct Out {
     sections: Sections,
     remarks: Vec<String>,
+    unsettled: Vec<String>,
     staged: Vec<holo_rm::manager::Staged>,
     files_changed: u64,
 }
@@ -145,7 +153,11 @@ struct Keep<'k, 'a> {
     progress: &'k Progress,
 }
 
-fn attempt<'a>(app: &'a App, instance: &Instance, keep: Option<Keep<'_, 'a>>) -> Result<EpochMeta, Failure> {
+fn attempt<'a>(
+    app: &'a App,
+    instance: &Instance,
+    mut keep: Option<Keep<'_, 'a>>,
+) -> Result<EpochMeta, Failure> {
     let mut work = app.work();
     let since = Instant::now();
     // It may have ended while another epoch was taken.
@@ -156,9 +168,14 @@ fn attempt<'a>(app: &'a App, instance: &Instance, keep: Option<Keep<'_, 'a>>) ->
         work.registry = registry(files(app), roots(app));
     }
     let registry = &mut work.registry;
-    let mut out = Out::default();
-    let outcome = phases(app, instance, registry, &mut out, since, keep);
-    if outcome.is_err() {
+    let mut moments = MOMENTS.iter();
+    let outcome = loop {
+        let mut out = Out::default();
+        let wait = moments.next();
+        let outcome = phases(app, instance, registry, &mut out, since, wait.is_some(), &mut keep);
+        if outcome.is_ok() {
+            break outcome;
+        }
         if let Ok(processes) = unparked(&app.members.seats()) {
             // What cannot fail has nothing to say.
             let _ = registry.each_reversed(&pids(&processes), &mut |manager, index| {
@@ -166,12 +183,17 @@ fn attempt<'a>(app: &'a App, instance: &Instance, keep: Option<Keep<'_, 'a>>) ->
                 Ok(())
             });
         }
+        if let Some(wait) = wait.filter(|_| !out.unsettled.is_empty()) {
+            thread::sleep(*wait);
+            continue;
+        }
         // A process that ended meanwhile is no obstacle.
         if app.instance().is_none() {
             work.registry.clear();
             return Err(not_running(app));
         }
-    }
+        break outcome;
+    };
     let mut meta = outcome?;
     meta.dump_us = micros(since);
     let side = app.store.update_side(meta.epoch, |side: &mut EpochSide| {
@@ -211,6 +233,7 @@ fn context<'a>(processes: &'a [Process], index: usize, out: &'a mut Out, app: &'
         index,
         sections: &mut out.sections,
         remarks: &mut out.remarks,
+        unsettled: &mut out.unsettled,
         staged: &mut out.staged,
         staging_dir: &app.paths.staging,
         writer: None,
@@ -228,7 +251,8 @@ fn phases<'a>(
     registry: &mut Registry,
     out: &mut Out,
     since: Instant,
-    keep: Option<Keep<'_, 'a>>,
+    may_wait: bool,
+    keep: &mut Option<Keep<'_, 'a>>,
 ) -> Result<EpochMeta, Failure> {
     let failed = |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, cause.to_string());
     let record = app.record();
@@ -274,12 +298,17 @@ fn phases<'a>(
                 Some((_, us)) => *us += micros(start),
                 None => spent.push((manager.name(), micros(start))),
             }
-            done
+            match out.unsettled.first() {
+                // Not what is wrong with the application: it is tried again.
+                Some(what) if may_wait => Err(RmError::Unsupported(what.clone())),
+                _ => done,
+            }
         })
         .map_err(|cause| unprotected(&cause))?;
+    out.remarks.append(&mut out.unsettled);
     parts.extend(spent.into_iter().map(|(name, us)| (name.to_owned(), us)));
     let threads = parked.threads();
-    let stop = match keep {
+    let stop = match keep.take() {
         None => {
             let release = Instant::now();
             let stop = parked.release().map_err(|cause| failed(&cause))?;

@@ -9,6 +9,7 @@ holo_tests::workloads! {
     epoll: Workload::new("fd_epoll.c");
     events: Workload::new("fd_events.c");
     unix: Workload::new("fd_unix.c");
+    passed: Workload::new("fd_passed.c");
     tcp: Workload::new("fd_tcp.c");
     tcp_listen: Workload::new("fd_tcp.c").arg("listen");
 }

@@ -121,6 +121,8 @@ pub struct DumpCx<'a> {
     pub sections: &'a mut Sections,
     /// Out: what was noticed and does not prevent the epoch.
     pub remarks: &'a mut Vec<String>,
+    /// Out: what would be cut in two now and is whole a moment later; the epoch is then tried again.
+    pub unsettled: &'a mut Vec<String>,
     /// Out: contents to be stored.
     pub staged: &'a mut Vec<Staged>,
     /// Where copies may be made.

@@ -15,6 +15,7 @@ use super::locks::Lock;
 use super::memfd::{self, MemfdState};
 use super::netlink::NetlinkState;
 use super::open::{Common, Dumping, Each, Making, Place};
+use super::passed::Passed;
 use super::pipes::PipeState;
 use super::shared::SharedObjects;
 use super::signalfd::SignalState;
@@ -25,7 +26,7 @@ use super::timerfd::TimerState;
 use super::udp::UdpState;
 use super::unix_sockets::UnixState;
 use super::watched::{self, Names};
-use super::{listing, place};
+use super::{listing, moments, place, unix_restore};
 use crate::install::{Install, install};
 use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
 use crate::remote::Remote;
@@ -36,7 +37,7 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Name of the kind and of its section.
 pub const NAME: &str = "descriptors";
 /// Version of the section.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// A descriptor number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,17 +99,22 @@ pub(crate) fn capture(
     ask: AskCloexec,
 ) -> RmResult<State> {
     let remotes: Vec<&Remote> = cx.processes.iter().map(|process| &process.remote).collect();
-    let Listed { numbers, opens, locks } = listing::list(&remotes, ask)?;
+    let Listed { numbers, mut opens, locks } = listing::list(&remotes, ask)?;
     let pids = remotes.iter().map(|remote| remote.pid).collect();
     let mut state = State { pids, numbers, locks, ..State::default() };
     let (first, index_of_first) = (cx.remote, cx.index);
-    let mut dumping = Dumping { cx, shared, recorded: BTreeSet::new(), watched, diag: SockDiag::default() };
-    for (index, open) in opens.iter().enumerate() {
+    let passed = Passed::new(&opens);
+    let diag = SockDiag::default();
+    let mut dumping = Dumping { cx, shared, recorded: BTreeSet::new(), watched, diag, passed };
+    let mut index = 0;
+    while let Some(open) = opens.get(index) {
         (dumping.cx.remote, dumping.cx.index) = (remotes[open.process], open.process);
         let owner = super::owner::Owner::of(open, open.flags())?;
         let (flags, process, number) = (open.flags(), open.process as u32, open.number);
         state.common.push(Common { flags, process, number, owner });
         listing::describe(index as u32, open, &mut state, &mut dumping)?;
+        opens.append(&mut dumping.passed.take());
+        index += 1;
     }
     (dumping.cx.remote, dumping.cx.index) = (first, index_of_first);
     for (index, epoll) in &mut state.epolls {
@@ -118,6 +124,7 @@ pub(crate) fn capture(
         let pid = remotes[process as usize].pid;
         epoll.resolve(pid, number, &by_number, dumping.cx.remarks)?;
     }
+    moments::look(&state, dumping.cx);
     Ok(state)
 }
 
@@ -134,10 +141,11 @@ pub(crate) fn recreate(state: &State, making: &mut Making) -> RmResult<()> {
     super::signalfd::recreate(&state.signals, making)?;
     super::inotify::recreate(&state.inotify, making)?;
     epoll::recreate(&state.epolls, making)?;
-    super::unix_restore::recreate(&state.unix, making)?;
+    let unfinished = unix_restore::recreate(&state.unix, making)?;
     super::tcp_restore::recreate(&state.tcp, making)?;
     super::udp::recreate(&state.udp, making)?;
-    super::netlink::recreate(&state.netlink, making)
+    super::netlink::recreate(&state.netlink, making)?;
+    unix_restore::finish(unfinished, &state.unix, making)
 }
 
 impl State {

@@ -48,6 +48,14 @@ impl Open {
         RmError::Unsupported(format!("descriptor {}: {why}", self.named()))
     }
 
+    /// `fdinfo` of this moment.
+    pub(crate) fn info_now(&self, remote: &Remote) -> RmResult<FdInfo> {
+        match self.number {
+            super::passed::NOWHERE => super::passed::own_info(self),
+            number => FdInfo::read(remote, number),
+        }
+    }
+
     /// Identity of the object.
     pub(crate) fn key(&self) -> (u64, u64) {
         (self.stat.st_dev, self.stat.st_ino)
@@ -96,6 +104,8 @@ pub(crate) struct Dumping<'a, 'b> {
     pub(crate) watched: &'a Names,
     /// The kernel's tables of sockets.
     pub(crate) diag: SockDiag,
+    /// Descriptions in queues.
+    pub(crate) passed: super::passed::Passed,
 }
 
 /// What all kinds have in common.

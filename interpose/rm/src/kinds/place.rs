@@ -3,6 +3,7 @@
 use super::descriptors::{NAME, State};
 use super::epoll::{self, Member};
 use super::open::Place;
+use super::passed::NOWHERE;
 use crate::install::{Install, install};
 use crate::manager::{Context, RmError, RmResult, SwitchCx};
 use crate::remote::call;
@@ -26,6 +27,11 @@ pub(crate) fn check(state: &State, processes: usize) -> RmResult<()> {
         state.locks.iter().find(|((process, _), _)| *process as usize >= processes)
     {
         return bad(format!("a lock of process {process} of {processes}"));
+    }
+    let mut queued =
+        state.unix.iter().flat_map(|(_, socket)| &socket.queued).flat_map(|message| &message.passed);
+    if let Some(index) = queued.find(|index| **index as usize >= count) {
+        return bad(format!("description {index} of {count} on its way through a socket"));
     }
     let mut described = vec![0u32; count];
     macro_rules! count {
@@ -83,14 +89,14 @@ pub(crate) fn place(
         epoll::consume_edges(holder(*index), state.common[*index as usize].number, set)?;
     }
     for common in &state.common {
-        if let Some(owner) = &common.owner {
+        if let Some(owner) = common.owner.as_ref().filter(|_| common.number != NOWHERE) {
             owner.set(&cx.tree[common.process as usize], common.number)?;
         }
     }
     for (index, socket) in &state.unix {
         // Again, by the clone: connecting sockets are told who listens.
-        if let Some(backlog) = socket.backlog {
-            let number = state.common[*index as usize].number;
+        let number = state.common[*index as usize].number;
+        if let Some(backlog) = socket.backlog.filter(|_| number != NOWHERE) {
             let args = [number as u64, u64::from(backlog)];
             holder(*index).call(sysno::listen, &args).on("listening on descriptor", number)?;
         }

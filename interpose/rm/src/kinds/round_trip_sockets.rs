@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::round_trip::holder;
-use super::testing::{read_now, temporary};
+use super::testing::{Holder, read_now, temporary};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 
@@ -90,4 +90,32 @@ fn internet() {
     assert_eq!(read_now(at("o"), 99).unwrap_err().raw_os_error(), Some(libc::ECONNRESET));
     let server = super::internet::Endpoint::parse(&super::sockets::local_name(at("l")).unwrap().0).unwrap();
     std::net::TcpStream::connect((server.ip, server.port)).unwrap();
+}
+
+// Goal: descriptors in a queue come with the bytes that they were sent with, and are the descriptions that they were. Method: a
+// stream with bytes before and after them; a file that is open too, and one that is nowhere else.
+#[test]
+fn descriptors_on_their_way() {
+    let holder = Holder::new(
+        "a,b=socket.socketpair()\nf=tempfile.TemporaryFile()\nf.write(b'text'); f.flush()\n\
+         g=tempfile.TemporaryFile()\ng.write(b'gone'); g.flush()\n\
+         a.send(b'plain'); socket.send_fds(a,[b'with'],[f.fileno(),g.fileno()]); a.send(b'after'); g.close()",
+    );
+    let captured = holder.captured();
+    let queues = captured.state.unix.iter().map(|(_, socket)| &socket.queued).find(|queue| !queue.is_empty());
+    let shown = |message: &super::sockets::Message| {
+        (String::from_utf8_lossy(&message.data.0).into_owned(), message.passed.len())
+    };
+    let shown: Vec<_> = queues.unwrap().iter().map(shown).collect();
+    assert_eq!(shown, [("plain".to_owned(), 0), ("with".to_owned(), 2), ("after".to_owned(), 0)]);
+    holder.kill();
+    let remade = captured.remake();
+    let full = captured.state.unix.iter().find(|(_, socket)| !socket.queued.is_empty()).unwrap().0;
+    let again = super::sockets::peek(&remade.made[&full]).unwrap();
+    let parts: Vec<_> = again.messages.iter().map(|message| message.data.0.as_slice()).collect();
+    assert_eq!(parts, [&b"plain"[..], b"with", b"after"]);
+    let (at, descriptors) = &again.passed[0];
+    assert_eq!((again.passed.len(), *at, descriptors.len()), (1, 1, 2));
+    let bytes = |fd| super::kernel::stat(fd).unwrap().st_size;
+    assert_eq!((bytes(&descriptors[0]), bytes(&descriptors[1])), (4, 4));
 }

@@ -16,8 +16,8 @@ pub(crate) struct UnixDiag {
     pub(crate) state: u8,
     /// Inode of the socket that it is connected to.
     pub(crate) peer: Option<u64>,
-    /// Connections that nobody accepted yet.
-    pub(crate) pending: usize,
+    /// Inodes of the sockets that are connected and were not accepted yet, oldest first.
+    pub(crate) pending: Vec<u64>,
     /// Backlog, of a listening socket.
     pub(crate) backlog: u32,
     /// Shut down halves: 1 receive, 2 send.
@@ -114,7 +114,7 @@ fn parse(reply: &[u8]) -> io::Result<Option<UnixDiag>> {
         match half(rest, 2) {
             1 => found.bound_inode = Some(word(value, 0)),
             2 => found.peer = Some(u64::from(word(value, 0))).filter(|peer| *peer != 0),
-            3 => found.pending = value.len() / 4,
+            3 => found.pending = (0..value.len() / 4).map(|i| u64::from(word(value, i * 4))).collect(),
             4 => found.backlog = word(value, 4),
             6 => found.shutdown = value.first().copied().unwrap_or(0),
             _ => {}
@@ -146,9 +146,9 @@ mod tests {
         assert_eq!(diag.unix(ino(&one)).unwrap().unwrap().peer, None);
         let dir = tempfile();
         let listener = UnixListener::bind(&dir).unwrap();
-        let _waiting = UnixStream::connect(&dir).unwrap();
+        let waiting = UnixStream::connect(&dir).unwrap();
         let found = diag.unix(stat(&listener).unwrap().st_ino).unwrap().unwrap();
-        assert_eq!((found.state, found.pending), (10, 1));
+        assert_eq!((found.state, found.pending), (10, vec![ino(&waiting)]));
         assert!(found.backlog >= 128 && found.bound_inode.is_some());
         std::fs::remove_file(dir).unwrap();
         assert_eq!(diag.unix(stat(&std::io::stdin()).unwrap().st_ino | 1 << 31).unwrap(), None);

@@ -6,7 +6,7 @@ use super::sockopts::{self, Options, SO_PEEK_OFF};
 use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const SO_PROTOCOL: i32 = 38;
 const SO_DOMAIN: i32 = 39;
@@ -35,6 +35,8 @@ pub(crate) struct Message {
     pub(crate) from: Bytes,
     /// Content.
     pub(crate) data: Bytes,
+    /// Descriptions that come with it.
+    pub(crate) passed: Vec<u32>,
 }
 
 /// What a peek found.
@@ -42,8 +44,8 @@ pub(crate) struct Message {
 pub(crate) struct Queue {
     /// Messages, of a stream: parts.
     pub(crate) messages: Vec<Message>,
-    /// There are descriptors among them.
-    pub(crate) descriptors: bool,
+    /// Descriptors that come with them: index of the message, duplicates.
+    pub(crate) passed: Vec<(usize, Vec<OwnedFd>)>,
 }
 
 /// Family and type of a socket.
@@ -178,11 +180,21 @@ fn peek_from_start(fd: &impl AsRawFd) -> io::Result<Queue> {
             Err(cause) if matches!(cause.raw_os_error(), Some(libc::ENOTCONN | libc::EINVAL)) => break,
             Err(cause) => return Err(cause),
         };
-        queue.descriptors |= descriptors;
         if bytes > buffer.len() {
             buffer.resize(bytes, 0);
             sockopts::set_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, offset)?;
             continue;
+        }
+        let mut bytes = bytes;
+        if !descriptors.is_empty() {
+            // A stream gives what is before them in the same part: they come with the first byte that they were sent with.
+            let before = if stream { bytes_before(fd, bytes, offset)? } else { 0 };
+            if before > 0 {
+                bytes = before;
+                sockopts::set_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, offset + before as i32)?;
+            } else {
+                queue.passed.push((queue.messages.len(), descriptors));
+            }
         }
         if bytes == 0 {
             // The end of a stream, or an empty message; the end is told again and again.
@@ -192,13 +204,37 @@ fn peek_from_start(fd: &impl AsRawFd) -> io::Result<Queue> {
             }
         }
         offset += bytes as i32;
-        queue.messages.push(Message { from, data: Bytes(buffer[..bytes].to_vec()) });
+        let data = Bytes(buffer[..bytes].to_vec());
+        queue.messages.push(Message { from, data, passed: Vec::new() });
     }
     Ok(queue)
 }
 
-/// One message at the peek offset: its whole length, its sender, whether it carries descriptors.
-fn peek_one(fd: &impl AsRawFd, buffer: &mut [u8], stream: bool) -> io::Result<(usize, Bytes, bool)> {
+/// Of a part of `bytes` of a stream that comes with descriptors, the bytes that come without them.
+///
+/// A peek looks into what follows what it was asked for and brings its descriptors, so that shorter peeks tell nothing. But
+/// where the buffer's end is no memory, the kernel gives the sends that fit whole: those before the one with descriptors.
+fn bytes_before(fd: &impl AsRawFd, bytes: usize, offset: i32) -> io::Result<usize> {
+    let mut room = vec![0u8; bytes - 1];
+    let no_memory = libc::iovec { iov_base: std::ptr::dangling_mut::<u8>().cast(), iov_len: bytes };
+    let mut parts = [libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() }, no_memory];
+    sockopts::set_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, offset)?;
+    // SAFETY: a `msghdr` of zeros is valid; the kernel checks what it writes to, which is how this works.
+    let got = checked(unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = parts.as_mut_ptr();
+        message.msg_iovlen = parts.len();
+        libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+    });
+    sockopts::set_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, offset + bytes as i32)?;
+    match got {
+        Err(cause) if cause.raw_os_error() == Some(libc::EFAULT) => Ok(0),
+        got => got.map(|got| got as usize),
+    }
+}
+
+/// One message at the peek offset: its whole length, its sender, the descriptors that it carries.
+fn peek_one(fd: &impl AsRawFd, buffer: &mut [u8], stream: bool) -> io::Result<(usize, Bytes, Vec<OwnedFd>)> {
     let mut name = [0u8; 128];
     let mut control = [0u64; 256];
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -214,17 +250,16 @@ fn peek_one(fd: &impl AsRawFd, buffer: &mut [u8], stream: bool) -> io::Result<(u
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | whole;
     // SAFETY: all buffers are live and of the stated sizes.
     let got = checked(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) })?;
-    let mut descriptors = false;
+    let mut descriptors = Vec::new();
     // SAFETY: the kernel filled in the control messages; descriptors in them are new and ours.
     unsafe {
         let mut at = libc::CMSG_FIRSTHDR(&raw const message);
         while !at.is_null() {
             if ((*at).cmsg_level, (*at).cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-                descriptors = true;
                 let bytes = (*at).cmsg_len - libc::CMSG_LEN(0) as usize;
                 let first = libc::CMSG_DATA(at).cast::<i32>();
                 for i in 0..bytes / 4 {
-                    drop(OwnedFd::from_raw_fd(first.add(i).read_unaligned()));
+                    descriptors.push(OwnedFd::from_raw_fd(first.add(i).read_unaligned()));
                 }
             }
             at = libc::CMSG_NXTHDR(&raw const message, at);
@@ -232,6 +267,38 @@ fn peek_one(fd: &impl AsRawFd, buffer: &mut [u8], stream: bool) -> io::Result<(u
     }
     let named = (message.msg_namelen as usize).min(name.len());
     Ok((got as usize, Bytes(name[..named].to_vec()), descriptors))
+}
+
+/// Sends one message with descriptors, to `to` if that is not empty.
+pub(crate) fn send_with(
+    fd: &impl AsRawFd,
+    data: &[u8],
+    to: &[u8],
+    descriptors: &[BorrowedFd],
+) -> io::Result<usize> {
+    let raw: Vec<i32> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let bytes = size_of_val(raw.as_slice()) as u32;
+    let mut control = vec![0u64; 4 + raw.len()];
+    let mut part = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    // SAFETY: a `msghdr` of zeros is valid; the control buffer has room for a header and the numbers.
+    let sent = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        if !to.is_empty() {
+            message.msg_name = to.as_ptr().cast_mut().cast();
+            message.msg_namelen = to.len() as u32;
+        }
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = libc::CMSG_SPACE(bytes) as usize;
+        let head = libc::CMSG_FIRSTHDR(&raw const message);
+        (*head).cmsg_level = libc::SOL_SOCKET;
+        (*head).cmsg_type = libc::SCM_RIGHTS;
+        (*head).cmsg_len = libc::CMSG_LEN(bytes) as usize;
+        std::ptr::copy_nonoverlapping(raw.as_ptr().cast::<u8>(), libc::CMSG_DATA(head), bytes as usize);
+        libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    };
+    checked(sent).map(|sent| sent as usize)
 }
 
 /// Sends all bytes of a stream, waiting a moment where buffers need it.

@@ -118,20 +118,14 @@ impl Info {
 }
 
 impl TcpState {
-    pub(crate) fn describe(open: &Open, dumping: &mut Dumping) -> RmResult<Self> {
+    pub(crate) fn describe(open: &Open, _: &mut Dumping) -> RmResult<Self> {
         let socket = Socket::describe(open)?;
         if sockopts::get(open, libc::IPPROTO_TCP, libc::TCP_ULP).is_ok_and(|name| !name.is_empty()) {
             return Err(open.unsupported("a protocol in the kernel on top of TCP"));
         }
         let info = Info::of(open).on("reading TCP state of", open.named())?;
         let role = match info.state() {
-            state::LISTEN => {
-                if info.unacked() > 0 {
-                    let what = format!("{} connections that were not accepted are lost", info.unacked());
-                    dumping.cx.remarks.push(format!("descriptor {}: {what} in a restore", open.number));
-                }
-                Role::Listening { backlog: info.sacked(), waiting: info.unacked() }
-            }
+            state::LISTEN => Role::Listening { backlog: info.sacked(), waiting: info.unacked() },
             state::CLOSE if info.segments_in() == 0 && !failed(open) => Role::Idle,
             state::SYN_SENT | state::SYN_RECEIVED => {
                 Role::Connected(Connection { failed: true, ..Connection::default() })

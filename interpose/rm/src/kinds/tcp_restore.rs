@@ -9,7 +9,9 @@ use super::open::{Each, Making};
 use super::sockets::{self, Socket, accept, bind, connect, listen, send_all, shutdown};
 use super::sockopts::set_int;
 use super::tcp::{Connection, Role, TcpState};
+use super::tcp_pairs::{End, check_whole, pairs, waits_at};
 use super::terminals::lead_outside;
+use super::time_wait::end_waits;
 use crate::manager::{Context, RmResult};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -28,7 +30,18 @@ pub(crate) fn recreate(all: &Each<TcpState>, making: &mut Making) -> RmResult<()
     let mut done: BTreeSet<u32> = BTreeSet::new();
     let mut listeners = BTreeMap::new();
     for (client, server) in pairs(all) {
-        match connected_pair(client, server, &mut listeners) {
+        let made = connected_pair(client, server, &mut listeners).or_else(|cause| {
+            if cause.kind() != io::ErrorKind::AddrInUse {
+                return Err(cause);
+            }
+            let made = pair_elsewhere(client, server)?;
+            making.remark(
+                client.0,
+                "the connection within the application has other ports: its own are in use",
+            );
+            Ok(made)
+        });
+        match made {
             Ok((one, other)) => {
                 client.1.socket.settle(client.0, one, making)?;
                 server.1.socket.settle(server.0, other, making)?;
@@ -40,9 +53,14 @@ pub(crate) fn recreate(all: &Each<TcpState>, making: &mut Making) -> RmResult<()
         }
     }
     drop(listeners);
+    let listening = || all.iter().filter(|(_, state)| matches!(state.role, Role::Listening { .. }));
+    let waits = |state: &TcpState| {
+        let sent_nothing = matches!(&state.role, Role::Connected(c) if c.sent + c.unsent == 0);
+        sent_nothing && listening().any(|(_, listener)| waits_at(state, listener, all))
+    };
     for (index, state) in all {
         match &state.role {
-            Role::Connected(_) if done.contains(index) => {}
+            Role::Connected(_) if done.contains(index) || waits(state) => {}
             Role::Connected(_) if making.is_stdio(*index) => lead_outside(*index, making)?,
             Role::Connected(connection) => {
                 let fd = lost(&state.socket, connection).on("making", "a connection that was lost")?;
@@ -64,50 +82,64 @@ pub(crate) fn recreate(all: &Each<TcpState>, making: &mut Making) -> RmResult<()
             }
         }
     }
+    // Those who wait to be accepted, when the listeners are there.
+    for (index, state) in all.iter().filter(|(index, state)| !done.contains(index) && waits(state)) {
+        let fd = wait_to_be_accepted(*index, state, making);
+        let fd = fd.on("connecting descriptor", making.common(*index).number)?;
+        state.socket.settle(*index, fd, making)?;
+    }
     Ok(())
 }
 
-type End<'a> = (u32, &'a TcpState, &'a Connection);
-
-/// Connections with both ends here: client and server side.
-fn pairs(all: &Each<TcpState>) -> Vec<(End<'_>, End<'_>)> {
-    let mut ends = BTreeMap::new();
-    let mut ports = BTreeSet::new();
-    for (index, state) in all {
-        let local = Endpoint::parse(&state.socket.local.0);
-        let peer = state.socket.peer.as_ref().and_then(|peer| Endpoint::parse(&peer.0));
-        match (&state.role, local, peer) {
-            (Role::Listening { .. }, Some(local), _) => {
-                ports.insert(local.port);
-            }
-            (Role::Connected(connection), Some(local), Some(peer)) if !connection.failed => {
-                ends.insert((local, peer), (*index, state, connection));
-            }
-            _ => {}
-        }
-    }
-    let mut pairs = Vec::new();
-    for ((local, peer), end) in &ends {
-        let Some(other) = ends.get(&(*peer, *local)) else { continue };
-        // Who listens is the server; else the lower port. Each pair is met twice, from both sides.
-        let serves = |port: u16| (!ports.contains(&port), port);
-        if (serves(local.port), *local) > (serves(peer.port), *peer) {
-            pairs.push((*end, *other));
-        }
-    }
-    pairs
+/// A client that connected and was not accepted: it does so again, from another port if its own is in use.
+fn wait_to_be_accepted(index: u32, state: &TcpState, making: &mut Making) -> io::Result<OwnedFd> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let local = Endpoint::parse(&state.socket.local.0).ok_or_else(invalid)?;
+    let to = &state.socket.peer.as_ref().ok_or_else(invalid)?.0;
+    patient(local.port, || connect_from(&state.socket, local, to)).or_else(|_| {
+        let fd = fresh(&state.socket)?;
+        connect(&fd, to)?;
+        making.remark(index, "the connection within the application has another port: its own is in use");
+        Ok(fd)
+    })
 }
 
-/// All that was sent was received, so that queues are all there is.
-fn check_whole(one: &Connection, other: &Connection) -> io::Result<()> {
-    let crossed = |from: &Connection, to: &Connection| {
-        // The end of a stream comes after all of it.
-        if from.ended_here { to.ended_there } else { from.unsent == 0 && from.sent == to.received }
-    };
-    if crossed(one, other) && crossed(other, one) {
-        return Ok(());
+/// A connection between the same addresses by whatever ports are free.
+fn pair_elsewhere(
+    (_, client, from_server): End,
+    (_, server, from_client): End,
+) -> io::Result<(OwnedFd, OwnedFd)> {
+    let address = Endpoint::parse(&server.socket.local.0).ok_or(io::ErrorKind::InvalidData)?;
+    let listener = fresh(&server.socket)?;
+    bind(&listener, &Endpoint { port: 0, ..address }.raw(server.socket.domain))?;
+    listen(&listener, 1)?;
+    let one = fresh(&client.socket)?;
+    connect(&one, &Endpoint { port: port_of(&listener)?, ..address }.raw(client.socket.domain))?;
+    let local = Endpoint::parse(&sockets::local_name(&one)?.0).ok_or(io::ErrorKind::InvalidData)?;
+    let other = accepted_from(&listener, local)?;
+    refill((one, from_server), (other, from_client))
+}
+
+fn port_in(address: &[u8]) -> u16 {
+    Endpoint::parse(address).map_or(0, |at| at.port)
+}
+
+fn port_of(listener: &OwnedFd) -> io::Result<u16> {
+    let name = sockets::local_name(listener)?;
+    Endpoint::parse(&name.0).map(|at| at.port).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Accepts our own connection: anybody may connect to a listener.
+fn accepted_from(listener: &OwnedFd, local: Endpoint) -> io::Result<OwnedFd> {
+    loop {
+        if sockets::poll(listener, libc::POLLIN, 2000) == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let other = accept(listener)?;
+        if sockets::peer_name(&other).ok().and_then(|name| Endpoint::parse(&name.0)) == Some(local) {
+            return Ok(other);
+        }
     }
-    Err(io::Error::other("bytes were on their way between its ends"))
 }
 
 fn connected_pair(
@@ -122,24 +154,23 @@ fn connected_pair(
         std::collections::btree_map::Entry::Vacant(place) => {
             let fd = fresh(&server.socket)?;
             set_int(&fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0)?;
-            patient(|| bind(&fd, address))?;
+            patient(port_in(address), || bind(&fd, address))?;
             listen(&fd, 64)?;
             place.insert(fd)
         }
     };
     let local = Endpoint::parse(&client.socket.local.0).ok_or(io::ErrorKind::InvalidData)?;
     let remote = client.socket.peer.as_ref().ok_or(io::ErrorKind::InvalidData)?;
-    let one = patient(|| connect_from(&client.socket, local, &remote.0))?;
-    let other = loop {
-        if sockets::poll(listener, libc::POLLIN, 2000) == 0 {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let other = accept(listener)?;
-        // Anybody may connect to a listener; only our own connection is kept.
-        if sockets::peer_name(&other).ok().and_then(|name| Endpoint::parse(&name.0)) == Some(local) {
-            break other;
-        }
-    };
+    let one = patient(local.port, || connect_from(&client.socket, local, &remote.0))?;
+    let other = accepted_from(listener, local)?;
+    refill((one, from_server), (other, from_client))
+}
+
+/// Gives both ends what they had received, and the end of what had ended.
+fn refill(
+    (one, from_server): (OwnedFd, &Connection),
+    (other, from_client): (OwnedFd, &Connection),
+) -> io::Result<(OwnedFd, OwnedFd)> {
     for (from, connection) in [(&other, from_server), (&one, from_client)] {
         // A tail must not wait for the acknowledgement of what is before it.
         set_int(from, libc::IPPROTO_TCP, libc::TCP_CORK, 0)?;
@@ -169,10 +200,7 @@ fn fresh(like: &Socket) -> io::Result<OwnedFd> {
 fn connect_from(socket: &Socket, local: Endpoint, remote: &[u8]) -> io::Result<OwnedFd> {
     let ranged = || {
         let fd = fresh(socket)?;
-        let range = i32::from(local.port) | i32::from(local.port) << 16;
-        set_int(&fd, libc::IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
-        set_int(&fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range)?;
-        bind(&fd, &Endpoint { port: 0, ..local }.raw(socket.domain))?;
+        choose_port(&fd, local, socket.domain)?;
         connect(&fd, remote)?;
         set_int(&fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0)?;
         let got = Endpoint::parse(&sockets::local_name(&fd)?.0);
@@ -181,18 +209,33 @@ fn connect_from(socket: &Socket, local: Endpoint, remote: &[u8]) -> io::Result<O
     ranged().or_else(|_| {
         let fd = fresh(socket)?;
         bind(&fd, &local.raw(socket.domain))?;
-        connect(&fd, remote)?;
+        // What lingers between the two is no address that does not exist.
+        connect(&fd, remote).map_err(|cause| match cause.kind() {
+            io::ErrorKind::AddrNotAvailable => io::Error::from_raw_os_error(libc::EADDRINUSE),
+            _ => cause,
+        })?;
         Ok(fd)
     })
 }
 
-/// Tries for a while as long as the address is busy.
-fn patient<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Has the next `connect` take exactly this own address.
+pub(crate) fn choose_port(fd: &OwnedFd, local: Endpoint, domain: i32) -> io::Result<()> {
+    let range = i32::from(local.port) | i32::from(local.port) << 16;
+    set_int(fd, libc::IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
+    set_int(fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range)?;
+    bind(fd, &Endpoint { port: 0, ..local }.raw(domain))
+}
+
+/// Tries for a while as long as an address with this port is busy.
+fn patient<T>(port: u16, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let until = Instant::now() + BUSY;
+    let mut pause = Duration::ZERO;
     loop {
         match attempt() {
             Err(cause) if cause.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
-                sleep(Duration::from_millis(20));
+                end_waits(port);
+                sleep(pause);
+                pause = Duration::from_millis(20);
             }
             done => return done,
         }
@@ -206,7 +249,7 @@ pub(crate) fn bind_again(index: u32, socket: &Socket, fd: &OwnedFd, making: &mut
     if socket.kind == libc::SOCK_STREAM {
         set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).on("preparing socket for", &named)?;
     }
-    let bound = patient(|| bind(fd, address)).or_else(|cause| {
+    let bound = patient(port_in(address), || bind(fd, address)).or_else(|cause| {
         if cause.kind() != io::ErrorKind::AddrNotAvailable {
             return Err(cause);
         }

@@ -88,6 +88,7 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
         index: 0,
         sections: &mut sections,
         remarks: &mut remarks,
+        unsettled: &mut Vec::new(),
         staged: &mut staged,
         staging_dir: &std::env::temp_dir(),
         writer: None,

@@ -42,7 +42,7 @@ impl TimerState {
         // A periodic timer that expired stands still until somebody looks; asking makes it go on, and the
         // expiries since then are then among its ticks. So the order is: ask first, then read the ticks.
         let left = get_time(open).on("reading timer", open.named())?;
-        let info = super::fdinfo::FdInfo::read(dumping.cx.remote, open.number)?;
+        let info = open.info_now(dumping.cx.remote)?;
         let left_ns = nanoseconds(left.it_value);
         let absolute = flags & libc::TFD_TIMER_ABSTIME != 0;
         let next = match (left_ns, clock::is_wall(clock)) {

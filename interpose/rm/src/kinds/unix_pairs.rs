@@ -116,6 +116,29 @@ impl Hands<'_> {
         made
     }
 
+    /// A client with this state's name, connected to `to`.
+    pub(crate) fn client(&self, state: &UnixState, to: &[u8]) -> io::Result<OwnedFd> {
+        let fd = self.socket(state.socket.kind)?;
+        let connected = self.name_client(fd, state).and_then(|()| self.with_name(sysno::connect, fd, to));
+        let fd = self.take(fd)?;
+        connected.map(|()| fd)
+    }
+
+    /// Binds a client to its own name, if it has one.
+    fn name_client(&self, fd: i32, client: &UnixState) -> io::Result<()> {
+        let name = &client.socket.local.0;
+        if !is_named(name) {
+            return Ok(());
+        }
+        free_name(name, client.socket.kind)?;
+        self.with_name(sysno::bind, fd, name)?;
+        let gone = client.bound.as_ref().is_some_and(|bound| bound.now.is_none());
+        match path_in(name).filter(|_| gone) {
+            Some(path) => std::fs::remove_file(path),
+            None => Ok(()),
+        }
+    }
+
     fn connect_and_accept(
         &self,
         listener: i32,
@@ -124,15 +147,9 @@ impl Hands<'_> {
     ) -> io::Result<(OwnedFd, OwnedFd)> {
         self.call(sysno::listen, [listener as u64, 1, 0, 0])?;
         let one = self.socket(client.socket.kind)?;
-        let name = &client.socket.local.0;
         let connect = || {
-            if is_named(name) && client.socket.local != server.socket.local {
-                free_name(name, client.socket.kind)?;
-                self.with_name(sysno::bind, one, name)?;
-                let gone = client.bound.as_ref().is_some_and(|bound| bound.now.is_none());
-                if let Some(path) = path_in(name).filter(|_| gone) {
-                    std::fs::remove_file(path)?;
-                }
+            if client.socket.local != server.socket.local {
+                self.name_client(one, client)?;
             }
             self.with_name(sysno::connect, one, &server.socket.local.0)?;
             self.call(sysno::accept4, [listener as u64, 0, 0, libc::SOCK_CLOEXEC as u64])

@@ -1,11 +1,12 @@
 //! Unix sockets at the restore.
 //!
 //! Connections within the application come first (see [`super::unix_pairs`]), since they may need a listener's
-//! name for a moment; then listeners and datagram sockets.
+//! name for a moment; then listeners, those who wait to be accepted, and datagram sockets. Queues are filled when all
+//! descriptions of the application are made, since any of them may be on its way through one.
 
 use super::kernel::{Bytes, identity};
 use super::open::{Each, Making, path_of};
-use super::sockets::{self, Message, connect, listen, send, shutdown};
+use super::sockets::{self, Message, connect, listen, send, send_with, shutdown};
 use super::terminals::lead_outside;
 use super::unix_names::bind_again;
 use super::unix_pairs::Hands;
@@ -13,17 +14,40 @@ use super::unix_sockets::{UnixState, is_named, path_in};
 use crate::manager::{Context, RmResult};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Makes all unix sockets again.
-pub(crate) fn recreate(all: &Each<UnixState>, making: &mut Making) -> RmResult<()> {
+/// Who fills a queue.
+enum Sender {
+    /// A description of the application.
+    Made(u32),
+    /// The end of a lost connection, which goes away afterwards.
+    Lost(OwnedFd),
+}
+
+/// Sockets whose queues are still empty.
+#[derive(Default)]
+pub(crate) struct Unfinished<'a> {
+    streams: Vec<(u32, &'a UnixState, Sender)>,
+    datagrams: Vec<(u32, &'a UnixState)>,
+}
+
+/// Makes all unix sockets again; [`finish`] fills them.
+pub(crate) fn recreate<'a>(all: &'a Each<UnixState>, making: &mut Making) -> RmResult<Unfinished<'a>> {
     let by_inode: BTreeMap<u64, (u32, &UnixState)> =
         all.iter().map(|(index, state)| (state.inode, (*index, state))).collect();
     let mut names: BTreeMap<&Bytes, usize> = BTreeMap::new();
     for (_, state) in all {
         *names.entry(&state.socket.local).or_default() += 1;
     }
-    let mut done = BTreeSet::new();
+    let mut unfinished = Unfinished::default();
+    // Who waits is made when its listener is there.
+    let mut done: BTreeSet<u32> = all
+        .iter()
+        .flat_map(|(_, state)| &state.waiting)
+        .filter_map(|inode| {
+            by_inode.get(inode).filter(|(_, client)| !client.outgoing).map(|(index, _)| *index)
+        })
+        .collect();
     for (index, state) in all {
         let other = state.peer_inode.and_then(|peer| by_inode.get(&peer)).copied();
         let Some((other_index, other)) = other.filter(|(_, other)| other.peer_inode == Some(state.inode))
@@ -33,24 +57,32 @@ pub(crate) fn recreate(all: &Each<UnixState>, making: &mut Making) -> RmResult<(
         let datagrams_with_names = state.socket.kind == libc::SOCK_DGRAM && (named(state) || named(other));
         if *index < other_index && !datagrams_with_names {
             let (one, two) = pair((*index, state), (other_index, other), &names, making)?;
-            for (index, state, fd) in [(*index, state, one), (other_index, other, two)] {
+            for (index, state, fd, from) in
+                [(*index, state, one, other_index), (other_index, other, two, *index)]
+            {
                 state.socket.settle(index, fd, making)?;
+                unfinished.streams.push((index, state, Sender::Made(from)));
                 done.insert(index);
             }
         }
     }
-    let mut datagrams = Vec::new();
     for (index, state) in all.iter().filter(|(index, _)| !done.contains(index)) {
         let number = making.common(*index).number;
         if state.socket.kind == libc::SOCK_DGRAM {
             let fd = state.socket.make()?;
             bind_again(*index, state, &fd, making)?;
-            datagrams.push((*index, state, fd));
+            state.socket.settle(*index, fd, making)?;
+            unfinished.datagrams.push((*index, state));
         } else if let Some(backlog) = state.backlog {
             let fd = state.socket.make()?;
             bind_again(*index, state, &fd, making)?;
             listen(&fd, backlog).on("listening for descriptor", number)?;
             state.socket.settle(*index, fd, making)?;
+            for (client, state) in state.waiting.iter().filter_map(|inode| by_inode.get(inode)) {
+                if !state.outgoing {
+                    wait_to_be_accepted(*client, state, making)?;
+                }
+            }
         } else if !state.connected {
             let fd = state.socket.make()?;
             bind_again(*index, state, &fd, making)?;
@@ -58,14 +90,41 @@ pub(crate) fn recreate(all: &Each<UnixState>, making: &mut Making) -> RmResult<(
         } else if making.is_stdio(*index) && state.peer_inode.is_some() {
             lead_outside(*index, making)?;
         } else {
-            let fd = lost(state).on("making", "a connection that was lost")?;
+            let (fd, other) = sockets::pair(state.socket.kind).on("making", "a connection that was lost")?;
             state.socket.settle(*index, fd, making)?;
+            unfinished.streams.push((*index, state, Sender::Lost(other)));
             if state.peer_inode.is_some() {
                 making.remark(*index, "the other side of the unix socket was outside and is closed");
             }
         }
     }
-    finish_datagrams(datagrams, &by_inode, making)
+    Ok(unfinished)
+}
+
+/// A client that connected and was not accepted: it does so again.
+fn wait_to_be_accepted(index: u32, state: &UnixState, making: &mut Making) -> RmResult<()> {
+    let to = state.socket.peer.as_ref().map_or(&[][..], |peer| &peer.0);
+    let fd =
+        Hands(making.clone).client(state, to).on("connecting descriptor", making.common(index).number)?;
+    state.socket.settle(index, fd, making)?;
+    shut(&making.made[&index], state.shut).on("shutting descriptor", making.common(index).number)
+}
+
+/// Fills the queues, when all descriptions are made.
+pub(crate) fn finish(unfinished: Unfinished, all: &Each<UnixState>, making: &mut Making) -> RmResult<()> {
+    for (index, state, from) in &unfinished.streams {
+        let from = match from {
+            Sender::Made(other) => making.made[other].as_fd(),
+            Sender::Lost(end) => end.as_fd(),
+        };
+        refill(from, &state.queued, &making.made).on("refilling descriptor", making.common(*index).number)?;
+    }
+    for (index, state, from) in unfinished.streams {
+        if matches!(from, Sender::Made(_)) {
+            shut(&making.made[&index], state.shut).on("shutting descriptor", making.common(index).number)?;
+        }
+    }
+    finish_datagrams(&unfinished.datagrams, all, making)
 }
 
 fn named(state: &UnixState) -> bool {
@@ -86,8 +145,6 @@ fn pair(
         making.remark(index, format!("the connection lost its name: {cause}"));
         hands.pair(state.socket.kind)
     });
-    let (one, two) = made.on("making the connection of descriptor", number)?;
-    let _ = (state.socket.options.apply(&one), other.socket.options.apply(&two));
     for (index, state) in [(index, state), (other_index, other)] {
         if state.socket.options.int(libc::SOL_SOCKET, libc::SO_PASSCRED).is_some_and(|on| on != 0)
             && !state.queued.is_empty()
@@ -95,18 +152,24 @@ fn pair(
             making.remark(index, "queued messages lost the identity of their sender");
         }
     }
-    refill(&two, &state.queued).on("refilling descriptor", number)?;
-    refill(&one, &other.queued).on("refilling the peer of descriptor", number)?;
-    shut(&one, state.shut).on("shutting descriptor", number)?;
-    shut(&two, other.shut).on("shutting the peer of descriptor", number)?;
-    Ok((one, two))
+    made.on("making the connection of descriptor", number)
 }
 
-fn refill(from: &OwnedFd, messages: &[Message]) -> io::Result<()> {
+/// The descriptions that come with a message.
+fn passed<'a>(message: &Message, made: &'a BTreeMap<u32, OwnedFd>) -> io::Result<Vec<BorrowedFd<'a>>> {
+    let find = |index| made.get(index).map(AsFd::as_fd);
+    message.passed.iter().map(|index| find(index).ok_or_else(|| io::ErrorKind::InvalidData.into())).collect()
+}
+
+fn refill(from: BorrowedFd, messages: &[Message], made: &BTreeMap<u32, OwnedFd>) -> io::Result<()> {
     for message in messages {
-        let sent = send(from, &message.data.0, &[])?;
-        if sent < message.data.0.len() {
-            sockets::send_all(from, &message.data.0[sent..])?;
+        let data = &message.data.0;
+        let sent = match passed(message, made)?.as_slice() {
+            [] => send(&from, data, &[])?,
+            descriptors => send_with(&from, data, &[], descriptors)?,
+        };
+        if sent < data.len() {
+            sockets::send_all(&from, &data[sent..])?;
         }
     }
     Ok(())
@@ -121,53 +184,53 @@ fn shut(fd: &OwnedFd, halves: u8) -> io::Result<()> {
     }
 }
 
-/// A connection whose other side is gone: its queue, then the end.
-fn lost(state: &UnixState) -> io::Result<OwnedFd> {
-    let (fd, other) = sockets::pair(state.socket.kind)?;
-    refill(&other, &state.queued)?;
-    Ok(fd)
-}
-
-type Datagrams<'a> = Vec<(u32, &'a UnixState, OwnedFd)>;
-
 /// Datagram sockets are refilled while nobody is connected: a connected one accepts from its peer only.
 fn finish_datagrams(
-    made: Datagrams,
-    by_inode: &BTreeMap<u64, (u32, &UnixState)>,
+    datagrams: &[(u32, &UnixState)],
+    all: &Each<UnixState>,
     making: &mut Making,
 ) -> RmResult<()> {
-    for (index, state, _) in &made {
-        let lost = state.queued.iter().filter(|message| resend(state, message, &made).is_err()).count();
+    for (index, state) in datagrams {
+        let failed = |message: &&Message| resend(state, message, datagrams, &making.made).is_err();
+        let lost = state.queued.iter().filter(failed).count();
         if lost > 0 {
             making.remark(*index, format!("{lost} datagrams are lost"));
         }
     }
-    for (index, state, fd) in &made {
-        let peer = state.peer_inode.and_then(|peer| by_inode.get(&peer)).map(|(_, peer)| &peer.socket.local);
+    for (index, state) in datagrams {
+        let peer = all.iter().find(|(_, other)| Some(other.inode) == state.peer_inode);
+        let peer = peer.map(|(_, other)| &other.socket.local);
         let Some(name) = peer.or(state.socket.peer.as_ref()) else { continue };
         // A peer outside, such as the system's log, is there again or on the other node, too.
         let live = path_in(&name.0).is_none_or(|path| identity(&path, true).is_some());
-        if !live || !is_named(&name.0) || connect(fd, &name.0).is_err() {
+        if !live || !is_named(&name.0) || connect(&making.made[index], &name.0).is_err() {
             let name = path_in(&name.0).unwrap_or_else(|| path_of(b"(no name)"));
             making.remark(*index, format!("not connected to its peer {}", name.display()));
         }
-        shut(fd, state.shut).on("shutting descriptor", making.common(*index).number)?;
-    }
-    for (index, state, fd) in made {
-        state.socket.settle(index, fd, making)?;
+        shut(&making.made[index], state.shut).on("shutting descriptor", making.common(*index).number)?;
     }
     Ok(())
 }
 
-fn resend(to: &UnixState, message: &Message, made: &Datagrams) -> io::Result<()> {
-    let sender = made.iter().find(|(_, state, _)| named(state) && state.socket.local == message.from);
+fn resend(
+    to: &UnixState,
+    message: &Message,
+    datagrams: &[(u32, &UnixState)],
+    made: &BTreeMap<u32, OwnedFd>,
+) -> io::Result<()> {
+    let sender = datagrams.iter().find(|(_, state)| named(state) && state.socket.local == message.from);
     let stranger;
     let from = match sender {
-        Some((_, _, fd)) => fd,
+        Some((index, _)) => &made[index],
         None => {
             stranger = sockets::socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0)?;
             &stranger
         }
     };
-    send(from, &message.data.0, &to.socket.local.0).map(|_| ())
+    let to = &to.socket.local.0;
+    match passed(message, made)?.as_slice() {
+        [] => send(from, &message.data.0, to),
+        descriptors => send_with(from, &message.data.0, to, descriptors),
+    }
+    .map(|_| ())
 }

@@ -1,6 +1,6 @@
 //! Unix sockets at the cut: queues are peeked at, peers asked of the kernel.
 
-use super::kernel::{Bytes, identity};
+use super::kernel::{self, Bytes, identity};
 use super::open::{Dumping, Open, path_of};
 use super::sockets::{self, Message, Socket};
 use crate::manager::{Context, RmResult};
@@ -22,6 +22,10 @@ pub(crate) struct UnixState {
     pub(crate) connected: bool,
     /// Backlog, if listening.
     pub(crate) backlog: Option<u32>,
+    /// Inodes of the sockets that are connected to it and were not accepted, oldest first.
+    pub(crate) waiting: Vec<u64>,
+    /// The other side has not read all that was sent.
+    pub(crate) outgoing: bool,
     /// Halves that are shut down: 1 receive, 2 send.
     pub(crate) shut: u8,
     /// Messages that wait to be received; of streams: parts.
@@ -61,16 +65,15 @@ impl UnixState {
         let queued = if listening {
             Vec::new()
         } else {
-            let queue = sockets::peek(open).on("peeking at", open.named())?;
-            if queue.descriptors {
-                return Err(open.unsupported("descriptors are on their way through it"));
+            let mut queue = sockets::peek(open).on("peeking at", open.named())?;
+            for (message, descriptors) in queue.passed {
+                for fd in descriptors {
+                    let index = dumping.passed.index_of(fd, open.process)?;
+                    queue.messages[message].passed.push(index);
+                }
             }
             queue.messages
         };
-        if listening && found.pending > 0 {
-            let what = format!("{} connections that were not accepted are lost in a restore", found.pending);
-            dumping.cx.remarks.push(format!("descriptor {}: {what}", open.number));
-        }
         let bound = path_in(&socket.local.0).filter(|_| found.bound_inode.is_some());
         let bound = bound.map(|path| BoundPath::of(&path, found.bound_inode, dumping));
         Ok(Self {
@@ -79,6 +82,8 @@ impl UnixState {
             inode: open.stat.st_ino,
             peer_inode: found.peer,
             backlog: listening.then_some(found.backlog),
+            waiting: found.pending,
+            outgoing: !listening && kernel::ioctl_int(open, libc::TIOCOUTQ).is_ok_and(|bytes| bytes > 0),
             shut: found.shutdown,
             queued,
             bound,
