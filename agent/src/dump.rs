@@ -176,13 +176,17 @@ fn attempt<'a>(
         if outcome.is_ok() {
             break outcome;
         }
-        if let Ok(processes) = unparked(&app.members.seats()) {
-            // What cannot fail has nothing to say.
-            let _ = registry.each_reversed(&pids(&processes), &mut |manager, index| {
-                manager.abort_dump(&mut context(&processes, index, &mut out, app));
-                Ok(())
-            });
+        let processes = unparked(&app.members.seats()).unwrap_or_default();
+        if processes.is_empty() {
+            // Nobody is left to whom anything could be put back.
+            work.registry.clear();
+            break outcome;
         }
+        // What cannot fail has nothing to say.
+        let _ = registry.each_reversed(&pids(&processes), &mut |manager, index| {
+            manager.abort_dump(&mut context(&processes, index, &mut out, app));
+            Ok(())
+        });
         if let Some(wait) = wait.filter(|_| !out.unsettled.is_empty()) {
             thread::sleep(*wait);
             continue;

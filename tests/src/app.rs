@@ -189,7 +189,7 @@ impl App {
     pub fn kill(&mut self, node: &Node) {
         let pids = self.real_pids(node);
         assert!(!pids.is_empty(), "{} has no process: {:?}", self.name, self.row(node));
-        process::kill_all(&pids);
+        let pids = node.behind_the_agent(|| process::kill_trees(&pids));
         // Our own child is reaped through its handle, the others by whoever has them.
         self.forget_child();
         process::wait_gone(&pids, Duration::from_secs(10));

@@ -1,6 +1,7 @@
 //! A node: one agent with its own state directory and socket, on this host or inside namespaces.
 
 use crate::{command, paths, process, wait};
+use nix::sys::signal::Signal;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -248,12 +249,27 @@ impl Node {
         self.agent.as_ref().map(Child::id)
     }
 
-    /// Kills the agent with -9 and reaps it; applications are left alone.
-    pub fn kill_agent(&mut self) {
-        let Some(mut agent) = self.agent.take() else { return };
-        // Inside namespaces the agent is the only child of the process that entered them.
+    /// The agent's processes: inside namespaces it is the only child of the one that entered them.
+    fn agent_pids(&self) -> Vec<u32> {
+        let Some(agent) = &self.agent else { return Vec::new() };
         let mut pids = if self.inside.is_some() { process::children(agent.id()) } else { Vec::new() };
         pids.push(agent.id());
+        pids
+    }
+
+    /// Does something while the agent stands still, and sees all of it at once afterwards.
+    pub fn behind_the_agent<T>(&self, work: impl FnOnce() -> T) -> T {
+        let pids = self.agent_pids();
+        process::signal_all(&pids, Signal::SIGSTOP);
+        let done = work();
+        process::signal_all(&pids, Signal::SIGCONT);
+        done
+    }
+
+    /// Kills the agent with -9 and reaps it; applications are left alone.
+    pub fn kill_agent(&mut self) {
+        let pids = self.agent_pids();
+        let Some(mut agent) = self.agent.take() else { return };
         process::kill_all(&pids);
         let _ = agent.wait();
         process::wait_gone(&pids, Duration::from_secs(10));

@@ -52,9 +52,35 @@ pub fn kill_and_wait(pids: &[u32]) {
 
 /// Sends -9 and does not wait.
 pub fn kill_all(pids: &[u32]) {
+    signal_all(pids, Signal::SIGKILL);
+}
+
+/// Sends a signal to each that is there.
+pub fn signal_all(pids: &[u32], signal: Signal) {
     for &pid in pids {
-        let _ = kill(to_pid(pid), Signal::SIGKILL);
+        let _ = kill(to_pid(pid), signal);
     }
+}
+
+/// Kills these and all that they started, as the end of their machine would: nobody sees another one's death. All that were
+/// found.
+#[must_use]
+pub fn kill_trees(pids: &[u32]) -> Vec<u32> {
+    let mut all: Vec<u32> = Vec::new();
+    loop {
+        // Whoever stands still starts nothing more.
+        let mut found: Vec<u32> = pids.iter().chain(&all).flat_map(|pid| tree(*pid)).collect();
+        found.retain(|pid| !all.contains(pid));
+        found.sort_unstable();
+        found.dedup();
+        if found.is_empty() {
+            break;
+        }
+        signal_all(&found, Signal::SIGSTOP);
+        all.append(&mut found);
+    }
+    kill_all(&all);
+    all
 }
 
 /// Waits until none of the processes exists.

@@ -24,7 +24,7 @@ static void file_check(int i) {
 
 static void file_open(int i) {
     file[i].append = below(3) == 0, file[i].words = file[i].at = 0, file[i].seed = roll(), file[i].locked = 0;
-    snprintf(file[i].name, sizeof file[i].name, "file-%d-%d", me, i);
+    snprintf(file[i].name, sizeof file[i].name, "file-%d-%d", my_pid, i);
     int flags = O_RDWR | (file[i].append ? O_APPEND : 0) | (below(2) ? O_CLOEXEC : 0);
     file[i].named = below(4) != 0;
     if (file[i].named) file[i].fd = OK(open(work_path(file[i].name), flags | O_CREAT | O_TRUNC, 0600));

@@ -8,10 +8,15 @@ static struct { uint64_t *at; size_t words; uint64_t seed; } block[BLOCKS];
 
 static void zone_fill(int i) { zone[i].seed = roll(), work_fill(zone[i].at, zone[i].pages * PAGE, zone[i].seed); }
 
-static void zone_check(int i) { work_expect(zone[i].at, zone[i].pages * PAGE, zone[i].seed, "zone"); }
+static void zone_check(int i) {
+    char what[64];
+    snprintf(what, sizeof what, "zone %d of sort %d at %p%s", i, zone[i].sort, zone[i].at, zone[i].locked ? ", read-only" : "");
+    work_expect(zone[i].at, zone[i].pages * PAGE, zone[i].seed, what);
+}
 
 static void zone_map(int i) {
     int fd = -1, flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    char name[32];
     zone[i].pages = 1 + below(ZONE_MAX), zone[i].sort = below(4);
     if (zone[i].sort == SHARED) flags = MAP_SHARED | MAP_ANONYMOUS;
     if (zone[i].sort == MEMFD) {
@@ -20,14 +25,14 @@ static void zone_map(int i) {
         flags = MAP_SHARED;
     }
     if (zone[i].sort == FILE_PRIVATE) {
-        char name[32];
-        snprintf(name, sizeof name, "zone-%d-%d", me, i);
+        snprintf(name, sizeof name, "zone-%d-%d", my_pid, i);
         fd = OK(open(work_path(name), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
         OK(ftruncate(fd, zone[i].pages * PAGE));
         flags = MAP_PRIVATE;
     }
     zone[i].at = OK(mmap(NULL, zone[i].pages * PAGE, PROT_READ | PROT_WRITE, flags, fd, 0));
     zone[i].locked = 0;
+    if (zone[i].sort == FILE_PRIVATE && below(3)) OK(unlink(work_path(name)));
     if (fd >= 0) close(fd);
     zone_fill(i);
 }
