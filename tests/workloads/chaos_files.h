@@ -106,7 +106,7 @@ static void files_check_in_child(void) {
         if (file[i].fd < 0) continue;
         struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 100};
         OK(fcntl(file[i].fd, F_GETLK, &lock));
-        CHECK(file[i].locked == (lock.l_type == F_WRLCK), "%s: lock", file[i].name);
+        CHECK(file[i].locked == (lock.l_type == F_WRLCK), "%s: locked %d, but type %d of process %d at %ld", file[i].name, file[i].locked, lock.l_type, lock.l_pid, (long)lock.l_start);
         if (file[i].locked) CHECK(lock.l_pid == my_parent && lock.l_start == 10 && lock.l_len == 20, "%s: lock of %d", file[i].name, lock.l_pid);
     }
 }

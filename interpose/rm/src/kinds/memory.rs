@@ -3,13 +3,14 @@
 //! In the stop only a copy-on-write snapshot is taken, and what a snapshot cannot hold is copied: shared
 //! objects, zones that `fork` leaves out. All else is read from the snapshot afterwards.
 
+use crate::kinds::changing::Changing;
 use crate::kinds::pagemap::Pagemap;
 use crate::kinds::shared::SharedObjects as Common;
 use crate::kinds::sysv_shm::LeftOut;
 use crate::kinds::vdso::VdsoState;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use crate::remote::{call, read_guarded};
+use crate::remote::{Remote, call, read_guarded};
 use crate::snapshot::Snapshot;
 use holo_abi::control::CONTROL_BYTES;
 use holo_abi::sysno;
@@ -78,6 +79,8 @@ pub struct Memory {
     roots: Vec<std::path::PathBuf>,
     /// Objects that descriptors hold too.
     shared: Common,
+    /// Files that changed while a snapshot was read.
+    changing: Changing,
 }
 
 /// Layout out of `/proc/<pid>/stat` and `brk`.
@@ -233,6 +236,7 @@ impl ResourceManager for Memory {
         self.mark("snapshot", &mut since);
         // What fork left out, or wiped.
         let there = read_zones(snapshot.pid, page_at)?;
+        self.changing.cut();
         let wiped = if cx.remote.page.control().header.wipe_on_fork.load(Ordering::Relaxed) == 0 {
             Vec::new()
         } else {
@@ -245,7 +249,14 @@ impl ResourceManager for Memory {
         for zone in all.iter().filter(|zone| zone.is_private()) {
             let left_out = there.binary_search_by_key(&zone.start, |other| other.start).is_err()
                 && !there.iter().any(|other| other.start <= zone.start && zone.end <= other.end);
-            if left_out || wiped.iter().any(|other| other.start == zone.start) {
+            if zone.kind == ZoneKind::FilePrivate && zone.deleted {
+                // The file is gone with the application: all of it.
+                let ranges = whole(cx.remote, zone);
+                self.copy_now(cx, 0, zone.start, zone, &ranges)?;
+            } else if left_out
+                || wiped.iter().any(|other| other.start == zone.start)
+                || self.changing.has(zone)
+            {
                 let ranges = pagemap.own_ranges(zone.start, zone.end).on("reading", "pagemap")?;
                 self.copy_now(cx, 0, zone.start, zone, &ranges)?;
             }
@@ -294,15 +305,10 @@ impl ResourceManager for Memory {
         let base = cx.space(0);
         let writer = cx.writer.as_mut().ok_or(RmError::BadSection { kind: NAME, what: "no image".into() })?;
         for zone in state.zones.iter().filter(|zone| zone.is_private()) {
-            if by_hand.iter().any(|at| (zone.start..zone.end).contains(at)) {
+            if by_hand.iter().any(|at| (zone.start..zone.end).contains(at)) || self.changing.has(zone) {
                 continue;
             }
-            let ranges = if zone.deleted {
-                // The file is gone with the application: all of it.
-                whole(&snapshot, zone)
-            } else {
-                pagemap.own_ranges(zone.start, zone.end).on("reading", "the snapshot's pagemap")?
-            };
+            let ranges = pagemap.own_ranges(zone.start, zone.end).on("reading", "the snapshot's pagemap")?;
             for (start, end) in ranges {
                 let mut at = start;
                 while at < end {
@@ -318,6 +324,11 @@ impl ResourceManager for Memory {
             writer.put_memory(base + *space, *at, bytes)?;
         }
         drop(snapshot);
+        if let Some(path) = self.changing.look(&state.zones) {
+            let path = String::from_utf8_lossy(path);
+            cx.unsettled.push(format!("{path} changed while the memory mapped from it was copied"));
+            return Err(RmError::Unsupported(format!("{path} changes while it is mapped privately")));
+        }
         let mut paths: Vec<&[u8]> = state
             .zones
             .iter()
@@ -387,10 +398,10 @@ impl ResourceManager for Memory {
 }
 
 /// A zone of a deleted file, up to the end of the file.
-fn whole(snapshot: &Snapshot, zone: &Zone) -> Vec<(u64, u64)> {
+fn whole(remote: &Remote, zone: &Zone) -> Vec<(u64, u64)> {
     let mut probe = vec![0; PAGE as usize];
     let mut end = zone.start;
-    while end < zone.end && snapshot.read(end, &mut probe).is_ok() {
+    while end < zone.end && remote.read(end, &mut probe).is_ok() {
         end += PAGE;
     }
     if end > zone.start { vec![(zone.start, end)] } else { Vec::new() }

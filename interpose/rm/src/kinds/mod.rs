@@ -1,5 +1,6 @@
 //! One file per kind of resource.
 
+mod changing;
 mod clock;
 pub mod descriptors;
 mod devices;
