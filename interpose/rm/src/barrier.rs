@@ -5,7 +5,7 @@ use crate::page::{Page, wait};
 use crate::tree::{Census, Seat};
 use holo_abi::control::{SLOTS_MAX, cut, slot};
 use holo_abi::{PARK_COOKIE, PARK_SIGNAL};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::sync::Arc;
@@ -199,7 +199,7 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
         let (mut missing, mut threads) = (None, 0);
         parked.processes.clear();
         for seat in &seats {
-            let Some(page) = &seat.page else {
+            let Some(page) = seat.page.as_ref().filter(|_| !is_starting(seat)) else {
                 missing.get_or_insert(Missing { pid: seat.pid, tid: seat.pid, starting: true });
                 continue;
             };
@@ -305,22 +305,36 @@ fn name_of(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
+/// Whether libholo is not ready in a process: without its handler our signal would end it.
+fn is_starting(seat: &Seat) -> bool {
+    seat.page.as_ref().is_none_or(|page| page.control().header.ways.load(Ordering::SeqCst) == 0)
+}
+
 /// Before anything stops: a process between `exec` and its join is there soon; one that does not come has no libholo.
+///
+/// Where there is always another one, as under a shell or `make`, the barrier is closed all the same: when all others are
+/// parked there will be no more of them, and those that are left arrive.
 fn wait_for_starters(census: &dyn Census, patience: Duration) -> Result<(), BarrierError> {
-    let until = Instant::now() + patience;
+    let since = Instant::now();
+    let mut seen: HashMap<i32, Instant> = HashMap::new();
     loop {
-        let seats = census.seats();
-        let starter = seats.iter().find(|seat| {
-            // Without its handler the signal would end the process.
-            seat.page.as_ref().is_none_or(|page| page.control().header.ways.load(Ordering::SeqCst) == 0)
-        });
-        match starter {
-            None => return Ok(()),
-            Some(seat) if Instant::now() >= until => {
-                return Err(BarrierError::NotReady { pid: seat.pid, name: name_of(seat.pid) });
-            }
-            Some(_) => std::thread::sleep(Duration::from_millis(1)),
+        let now = Instant::now();
+        let starting: Vec<i32> =
+            census.seats().iter().filter(|seat| is_starting(seat)).map(|seat| seat.pid).collect();
+        seen.retain(|pid, _| starting.contains(pid));
+        if starting.is_empty() {
+            return Ok(());
         }
+        for pid in &starting {
+            if now - *seen.entry(*pid).or_insert(now) >= patience {
+                return Err(BarrierError::NotReady { pid: *pid, name: name_of(*pid) });
+            }
+        }
+        // None of the first is left, and there are others.
+        if now - since >= patience / 4 && seen.values().all(|first| *first > since + patience / 8) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
