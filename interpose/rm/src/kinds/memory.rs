@@ -236,7 +236,7 @@ impl ResourceManager for Memory {
         self.mark("snapshot", &mut since);
         // What fork left out, or wiped.
         let there = read_zones(snapshot.pid, page_at)?;
-        self.changing.cut();
+        self.changing.cut(&all);
         let wiped = if cx.remote.page.control().header.wipe_on_fork.load(Ordering::Relaxed) == 0 {
             Vec::new()
         } else {
