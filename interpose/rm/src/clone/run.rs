@@ -1,6 +1,7 @@
 //! The last step of a restore: every thread of every process returns into its frame.
 
 use super::{PATIENCE, Prepared, Restored, Running, TICKS_RUNNING, page_path};
+use crate::barrier::{inner_tid, tid_in};
 use crate::kinds::process::{ProcessState, drop_capabilities};
 use crate::kinds::threads::ThreadsState;
 use crate::manager::{Context, RmError, RmResult};
@@ -66,7 +67,7 @@ impl Prepared {
         let mut first = None;
         for ((remote, slots), (_, threads)) in all() {
             for index in &slots[usize::from(threads.leader_gone)..] {
-                wait_left(&remote.page, *index).on("starting", "the threads")?;
+                wait_left(remote, *index).on("starting", "the threads")?;
                 first.get_or_insert_with(Instant::now);
                 // SAFETY: the thread has left; the slot is free.
                 unsafe { (*remote.page.slot(*index)).leave = 0 };
@@ -101,18 +102,35 @@ fn ready(remote: &Remote, slots: &[usize], state: &ProcessState, threads: &Threa
     Ok(())
 }
 
-/// Waits until the thread of a slot has left: it can wake nobody, since its last store comes before.
-fn wait_left(page: &Page, index: usize) -> io::Result<()> {
+/// Waits until the thread of a slot has left: it can wake nobody, since its last store comes before. Others run already, and may
+/// have ended it.
+fn wait_left(remote: &Remote, index: usize) -> io::Result<()> {
     let until = Instant::now() + PATIENCE;
-    let mut turns = 0;
-    while page.state(index).load(Ordering::SeqCst) == slot::CALL {
+    let mut turns: u32 = 0;
+    while remote.page.state(index).load(Ordering::SeqCst) == slot::CALL {
+        turns += 1;
+        if turns.is_multiple_of(2000) && is_gone(remote, index) {
+            return Ok(());
+        }
         if Instant::now() > until {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        turns += 1;
         if turns < 1000 { std::thread::yield_now() } else { std::thread::sleep(Duration::from_micros(50)) }
     }
     Ok(())
+}
+
+/// Whether the thread of a slot has ended.
+fn is_gone(remote: &Remote, index: usize) -> bool {
+    let tid = tid_in(&remote.page, index);
+    let Ok(tasks) = std::fs::read_dir(remote.proc("task")) else { return true };
+    let live = |task: i32| {
+        let stat = std::fs::read_to_string(remote.proc(&format!("task/{task}/stat"))).unwrap_or_default();
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        !matches!(state, None | Some('Z' | 'X')) && inner_tid(remote.pid, task) == tid
+    };
+    let names = tasks.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    !names.into_iter().any(live)
 }
 
 /// Only root's agent can make processes of others; each thread has credentials of its own.
