@@ -84,6 +84,37 @@ pub(crate) fn connect(fd: &impl AsRawFd, name: &[u8]) -> io::Result<()> {
     checked(unsafe { libc::connect(fd.as_raw_fd(), name.as_ptr().cast(), name.len() as u32) }).map(|_| ())
 }
 
+/// Connects as one who does not wait and asks later: an application that was about to be told of the connection can ask once more,
+/// by `connect`, which a socket that was told already refuses with `EISCONN`.
+///
+/// # Errors
+/// As `connect`, also `TimedOut` after two seconds.
+pub(crate) fn connect_untold(fd: &impl AsRawFd, name: &[u8]) -> io::Result<()> {
+    let flags = flags_of(fd)?;
+    set_flags(fd, flags | libc::O_NONBLOCK)?;
+    match connect(fd, name) {
+        Err(cause) if cause.raw_os_error() != Some(libc::EINPROGRESS) => return Err(cause),
+        _ => {}
+    }
+    if poll(fd, libc::POLLOUT, 2000) == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    match super::sockopts::get_int(fd, libc::SOL_SOCKET, libc::SO_ERROR)? {
+        0 => set_flags(fd, flags),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+fn flags_of(fd: &impl AsRawFd) -> io::Result<i32> {
+    // SAFETY: no memory is passed.
+    checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })
+}
+
+fn set_flags(fd: &impl AsRawFd, flags: i32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(|_| ())
+}
+
 pub(crate) fn listen(fd: &impl AsRawFd, backlog: u32) -> io::Result<()> {
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     // SAFETY: no memory is passed.

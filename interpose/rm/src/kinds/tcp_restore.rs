@@ -6,7 +6,7 @@
 
 use super::internet::Endpoint;
 use super::open::{Each, Making};
-use super::sockets::{self, Socket, accept, bind, connect, listen, send_all, shutdown};
+use super::sockets::{self, Socket, accept, bind, connect, connect_untold, listen, send_all, shutdown};
 use super::sockopts::set_int;
 use super::tcp::{Connection, Role, TcpState};
 use super::tcp_pairs::{End, check_whole, pairs, waits_at};
@@ -35,10 +35,11 @@ pub(crate) fn recreate(all: &Each<TcpState>, making: &mut Making) -> RmResult<()
                 return Err(cause);
             }
             let made = pair_elsewhere(client, server)?;
-            making.remark(
-                client.0,
-                "the connection within the application has other ports: its own are in use",
+            let [from, to] = [client, server].map(|end| named(&end.1.socket.local.0));
+            let what = format!(
+                "the connection within the application, {from} to {to}, has other ports: its own are in use"
             );
+            making.remark(client.0, what);
             Ok(made)
         });
         match made {
@@ -124,6 +125,10 @@ fn port_in(address: &[u8]) -> u16 {
     Endpoint::parse(address).map_or(0, |at| at.port)
 }
 
+fn named(address: &[u8]) -> String {
+    Endpoint::parse(address).map_or_else(|| "?".into(), |at| format!("{}:{}", at.ip, at.port))
+}
+
 fn port_of(listener: &OwnedFd) -> io::Result<u16> {
     let name = sockets::local_name(listener)?;
     Endpoint::parse(&name.0).map(|at| at.port).ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -149,21 +154,27 @@ fn connected_pair(
 ) -> io::Result<(OwnedFd, OwnedFd)> {
     check_whole(from_server, from_client)?;
     let address = &server.socket.local.0;
-    let listener = match listeners.entry(address.clone()) {
-        std::collections::btree_map::Entry::Occupied(found) => found.into_mut(),
-        std::collections::btree_map::Entry::Vacant(place) => {
-            let fd = fresh(&server.socket)?;
-            set_int(&fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0)?;
-            patient(port_in(address), || bind(&fd, address))?;
-            listen(&fd, 64)?;
-            place.insert(fd)
-        }
-    };
     let local = Endpoint::parse(&client.socket.local.0).ok_or(io::ErrorKind::InvalidData)?;
     let remote = client.socket.peer.as_ref().ok_or(io::ErrorKind::InvalidData)?;
-    let one = patient(local.port, || connect_from(&client.socket, local, &remote.0))?;
+    let one = patient(local.port, || {
+        if !listeners.contains_key(address) {
+            listeners.insert(address.clone(), listener_at(&server.socket)?);
+        }
+        // What lingers between the two is ended from the server's address, which must be free for that.
+        connect_from(&client.socket, local, &remote.0).inspect_err(|_| drop(listeners.remove(address)))
+    })?;
+    let listener = listeners.get(address).ok_or(io::ErrorKind::NotFound)?;
     let other = accepted_from(listener, local)?;
     refill((one, from_server), (other, from_client))
+}
+
+/// A listener of our own at the server's address.
+fn listener_at(server: &Socket) -> io::Result<OwnedFd> {
+    let fd = fresh(server)?;
+    set_int(&fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0)?;
+    bind(&fd, &server.local.0)?;
+    listen(&fd, 64)?;
+    Ok(fd)
 }
 
 /// Gives both ends what they had received, and the end of what had ended.
@@ -201,7 +212,7 @@ fn connect_from(socket: &Socket, local: Endpoint, remote: &[u8]) -> io::Result<O
     let ranged = || {
         let fd = fresh(socket)?;
         choose_port(&fd, local, socket.domain)?;
-        connect(&fd, remote)?;
+        connect_untold(&fd, remote)?;
         set_int(&fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0)?;
         let got = Endpoint::parse(&sockets::local_name(&fd)?.0);
         if got == Some(local) { Ok(fd) } else { Err(io::Error::from_raw_os_error(libc::EADDRINUSE)) }
@@ -210,9 +221,9 @@ fn connect_from(socket: &Socket, local: Endpoint, remote: &[u8]) -> io::Result<O
         let fd = fresh(socket)?;
         bind(&fd, &local.raw(socket.domain))?;
         // What lingers between the two is no address that does not exist.
-        connect(&fd, remote).map_err(|cause| match cause.kind() {
-            io::ErrorKind::AddrNotAvailable => io::Error::from_raw_os_error(libc::EADDRINUSE),
-            _ => cause,
+        connect_untold(&fd, remote).map_err(|cause| {
+            let busy = cause.kind() == io::ErrorKind::AddrNotAvailable;
+            if busy { io::Error::from_raw_os_error(libc::EADDRINUSE) } else { cause }
         })?;
         Ok(fd)
     })
@@ -245,7 +256,7 @@ fn patient<T>(port: u16, mut attempt: impl FnMut() -> io::Result<T>) -> io::Resu
 /// Binds to the address of the cut; where this node does not have it (yet), all the same.
 pub(crate) fn bind_again(index: u32, socket: &Socket, fd: &OwnedFd, making: &mut Making) -> RmResult<()> {
     let address = &socket.local.0;
-    let named = Endpoint::parse(address).map_or_else(|| "?".into(), |at| format!("{}:{}", at.ip, at.port));
+    let named = named(address);
     if socket.kind == libc::SOCK_STREAM {
         set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).on("preparing socket for", &named)?;
     }
