@@ -6,6 +6,7 @@
 use crate::dispatch::Verdict;
 use crate::{signals, user, vdso};
 use holo_abi::sysno;
+use holo_sys::frame::Context;
 use holo_sys::gate::{DEFERRED, RESTART, Regs, holo_block};
 use holo_sys::tls::tls;
 use holo_track::timeout::{Deadline, Timespec};
@@ -77,6 +78,18 @@ pub(crate) fn restarts(nr: u64) -> bool {
             | sysno::io_getevents
             | sysno::io_pgetevents
     )
+}
+
+/// Does the kernel make this call again whatever handler has run (`ERESTARTNOINTR`)? No signal ever ends these.
+pub(crate) fn never_ends(context: &Context) -> bool {
+    const LOCK_PI: u64 = 6;
+    const WAIT_REQUEUE_PI: u64 = 11;
+    const LOCK_PI2: u64 = 13;
+    match context.rax.cast_signed() {
+        sysno::clone | sysno::clone3 | sysno::fork | sysno::vfork | sysno::execve | sysno::execveat => true,
+        sysno::futex => matches!(context.rsi & FUTEX_CMD_MASK, LOCK_PI | WAIT_REQUEUE_PI | LOCK_PI2),
+        _ => false,
+    }
 }
 
 /// Where a call has its time-out and its signal mask.

@@ -247,15 +247,23 @@ impl App {
     /// When a process is gone.
     pub fn settle(&self, node: &Node) {
         let pids = self.real_pids(node);
-        assert!(!pids.is_empty(), "{} runs nowhere after the restore: {:?}", self.name, self.row(node));
+        let said = || crate::workload::result(node);
+        assert!(
+            !pids.is_empty(),
+            "{} runs nowhere after the restore: {}{:?}",
+            self.name,
+            said(),
+            self.row(node)
+        );
         sleep(SETTLE);
         let row = self.row(node);
         assert!(
             // Others may come and go.
             matches!(self.state(node).as_str(), "running" | "unprotected")
                 && self.real_pids(node).first() == pids.first(),
-            "{} did not survive its restore by {SETTLE:?}: {row:?}",
-            self.name
+            "{} did not survive its restore by {SETTLE:?}: {}{row:?}",
+            self.name,
+            said()
         );
     }
 

@@ -7,6 +7,7 @@ holo_tests::workloads! {
     storm: Workload::new("storm.c");
     clocks: Workload::new("clocks.c");
     timers: Workload::new("timers.c");
+    forks: Workload::new("fork_signals.c");
 }
 
 // Filters are not in epochs yet.

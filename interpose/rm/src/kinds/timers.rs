@@ -210,7 +210,9 @@ impl ResourceManager for Timers {
             remote.call(sysno::prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 0]).on("restoring", "timers")?;
         }
         for (which, (interval_us, left_us)) in state.itimers_us.iter().enumerate() {
-            if *left_us == 0 {
+            // One of real time whose signal is pending has nothing left, and is started again as the signal is taken: armed for
+            // at once, it is so here, too.
+            if *left_us == 0 && (*interval_us == 0 || which != 0) {
                 continue;
             }
             let left_us = (left(*left_us * 1000, which == 0) / 1000).max(1);
