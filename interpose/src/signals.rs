@@ -267,7 +267,7 @@ unsafe extern "C" fn signal_before(
     if let Place::Call { site, mut made, frame: regs, mut next } = at {
         let context = &mut frame.context;
         let ends = if regs.is_null() {
-            !waits::never_ends(context) && !(action.flags & SA_RESTART != 0 && waits::restarts(context.rax))
+            !(waits::never_ends(context) || action.flags & SA_RESTART != 0 && waits::restarts(context.rax))
         } else {
             transfers::is_rest(words)
         };
