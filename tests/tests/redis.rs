@@ -4,9 +4,9 @@
 #![allow(missing_docs)]
 
 use holo_tests::app::{App, start_plain};
-use holo_tests::command;
 use holo_tests::node::{Node, Who, hand_over};
 use holo_tests::redis::{Redis, free_port};
+use holo_tests::{command, wait};
 use std::time::Duration;
 
 const KEYS: u32 = 200_000;
@@ -100,7 +100,7 @@ fn restored(who: Who) {
     // It goes on as a server: new clients, and a good end.
     let n = {
         let writer = redis.start_writer(&node);
-        std::thread::sleep(Duration::from_millis(300));
+        wait::until(Duration::from_secs(20), "a write", || (writer.acknowledged() > 0).then_some(()));
         writer.stop()
     };
     assert!(n > 0 && redis.verify(&node, &[]).last() == Some(&n));
