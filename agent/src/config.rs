@@ -1,6 +1,7 @@
 //! Settings: a TOML file, every one also as an option of `holod`; options win.
 
 use clap::Parser;
+use holo_rm::track::Engine;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +47,9 @@ pub struct Options {
     /// Epochs kept of an application unless it says otherwise.
     #[arg(long, value_name = "N")]
     pub keep_epochs: Option<u32>,
+    /// How pages are found that changed since the epoch before: auto (the best that works), userfaultfd, full-scan.
+    #[arg(long, env = "HOLO_ENGINE", value_name = "ENGINE")]
+    pub engine: Option<String>,
 }
 
 /// Settings, complete.
@@ -69,6 +73,8 @@ pub struct Config {
     pub timing_ms: [Option<u64>; 3],
     /// Epochs kept.
     pub keep_epochs: u32,
+    /// How changed pages are found.
+    pub engine: Engine,
 }
 
 /// Why the settings are no good.
@@ -144,6 +150,10 @@ impl Options {
             keys: self.keys,
             timing_ms: [self.heartbeat_ms, self.lease_ms, self.failover_ms],
             keep_epochs: self.keep_epochs.unwrap_or(KEEP_EPOCHS).max(1),
+            engine: match self.engine.as_deref() {
+                None | Some("") => Engine::default(),
+                Some(name) => name.parse().map_err(|what: String| setting("engine", what))?,
+            },
             state_dir,
         })
     }
@@ -162,6 +172,7 @@ impl Options {
             lease_ms: self.lease_ms.or(file.lease_ms),
             failover_ms: self.failover_ms.or(file.failover_ms),
             keep_epochs: self.keep_epochs.or(file.keep_epochs),
+            engine: self.engine.or(file.engine),
         }
     }
 }
@@ -198,5 +209,18 @@ mod tests {
             ..Options::default()
         };
         assert!(options.complete().unwrap_err().to_string().contains("NAME=ADDR:PORT"));
+    }
+
+    #[test]
+    fn an_engine_that_there_is_not_is_refused() {
+        let named = |engine: &str| Options {
+            state_dir: Some("/x".into()),
+            library: Some("/l".into()),
+            restorer: Some("/r".into()),
+            engine: Some(engine.into()),
+            ..Options::default()
+        };
+        assert_eq!(named("full-scan").complete().unwrap().engine, Engine::FullScan);
+        assert!(named("dirty-magic").complete().unwrap_err().to_string().contains("userfaultfd"));
     }
 }

@@ -15,7 +15,7 @@ use holo_rm::page::Page;
 use holo_rm::registry::Registry;
 use holo_rm::remote::Remote;
 use holo_rm::tree::{Census, Process, Seat};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ pub const CONTENTS_KIND: Kind = Kind::new(34, 1);
 const PARK_MS: u64 = 100;
 /// How often a park is repeated that found a thread at a place that an epoch must not have.
 const PARK_TRIES: usize = 5;
-/// How pages are found that changed; until write tracking is built, all are looked at.
+/// How pages are found that changed, where no kind tracks them: all are looked at.
 const ENGINE: &str = "full-scan";
 /// How often an epoch is tried again that would cut through a moment which passes by itself, and the wait before each.
 const MOMENTS: [Duration; 4] = [
@@ -84,6 +84,14 @@ impl Drop for Alive {
             thread.thread().unpark();
             let _ = thread.join();
         }
+    }
+}
+
+/// Adds to the sum of that name.
+fn add(sums: &mut Vec<(String, u64)>, name: &str, more: u64) {
+    match sums.iter_mut().find(|(known, _)| known == name) {
+        Some((_, sum)) => *sum += more,
+        None => sums.push((name.to_owned(), more)),
     }
 }
 
@@ -165,7 +173,7 @@ fn attempt<'a>(
         return Err(not_running(app));
     }
     if work.registry.is_empty() {
-        work.registry = registry(files(app), roots(app));
+        work.registry = registry(files(app), roots(app), app.config.engine);
     }
     let registry = &mut work.registry;
     let mut moments = MOMENTS.iter();
@@ -293,14 +301,13 @@ fn phases<'a>(
         return Err(not_running(app));
     }
     let pids = pids(&processes);
-    let mut spent: Vec<(&'static str, u64)> = Vec::new();
     registry
         .each(&pids, &mut |manager, index| {
             let start = Instant::now();
             let done = manager.dump(&mut context(&processes, index, out, app));
-            match spent.iter_mut().find(|(name, _)| *name == manager.name()) {
-                Some((_, us)) => *us += micros(start),
-                None => spent.push((manager.name(), micros(start))),
+            add(&mut parts, manager.name(), micros(start));
+            for (part, us) in manager.parts_us() {
+                add(&mut parts, &format!("{}.{part}", manager.name()), *us);
             }
             match out.unsettled.first() {
                 // Not what is wrong with the application: it is tried again.
@@ -310,7 +317,6 @@ fn phases<'a>(
         })
         .map_err(|cause| unprotected(&cause))?;
     out.remarks.append(&mut out.unsettled);
-    parts.extend(spent.into_iter().map(|(name, us)| (name.to_owned(), us)));
     let threads = parked.threads();
     let stop = match keep.take() {
         None => {
@@ -338,13 +344,23 @@ fn phases<'a>(
         stop_us: stop.as_micros() as u64,
         processes: processes.len() as u32,
         threads: threads as u32,
-        engine: ENGINE.into(),
+        engine: engines(registry, &pids),
         stop_parts_us: parts,
         sealed_where: vec!["local".into()],
         ..EpochMeta::default()
     };
     store(app, &processes, registry, out, &mut meta)?;
     Ok(meta)
+}
+
+/// How changes were found, in the processes of an application: one word, or several if they differ.
+fn engines(registry: &mut Registry, pids: &[i32]) -> String {
+    let mut all = BTreeSet::new();
+    let _ = registry.each(pids, &mut |manager, _| {
+        all.extend(manager.engine());
+        Ok(())
+    });
+    if all.is_empty() { ENGINE.into() } else { Vec::from_iter(all).join("+") }
 }
 
 /// Parks the application where it can be run on from on any kernel.
@@ -377,6 +393,7 @@ fn store(
     let bad =
         |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, format!("{}: {cause}", app.name));
     let mut writer = app.store.begin(app.store.newest_number() + 1).map_err(|cause| bad(&cause))?;
+    let mut dirty = 0;
     let mut bytes_by_kind: Vec<(&'static str, u64)> = Vec::new();
     let stored = registry.each_reversed(&pids(processes), &mut |manager, index| {
         let before = writer.figures();
@@ -386,7 +403,13 @@ fn store(
         let changed = cx.files_changed;
         out.files_changed = changed;
         let after = writer.figures();
-        let bytes = (after.pages_put - before.pages_put) * PAGE_BYTES as u64;
+        let put = after.pages_put - before.pages_put;
+        let bytes = put * PAGE_BYTES as u64;
+        dirty += if manager.engine().is_some_and(|engine| engine != ENGINE) {
+            put - (after.pages_zero - before.pages_zero)
+        } else {
+            after.pages_new - before.pages_new
+        };
         match bytes_by_kind.iter_mut().find(|(name, _)| *name == manager.name()) {
             Some((_, sum)) => *sum += bytes,
             None if bytes > 0 => bytes_by_kind.push((manager.name(), bytes)),
@@ -409,7 +432,7 @@ fn store(
         writer.put_section(&kind, version, bytes).map_err(|cause| bad(&cause))?;
     }
     let figures = writer.figures();
-    meta.pages_dirty = figures.pages_new;
+    meta.pages_dirty = dirty;
     meta.bytes_raw = figures.pages_put * PAGE_BYTES as u64 + section_bytes;
     meta.bytes_sent = figures.bytes_written + section_bytes;
     meta.files_changed = out.files_changed;
@@ -418,6 +441,10 @@ fn store(
         eprintln!("holod: {}: {remark}", app.name);
     }
     let sealed = writer.seal(meta.clone()).map_err(|cause| bad(&cause))?;
+    let _ = registry.each(&pids(processes), &mut |manager, _| {
+        manager.sealed();
+        Ok(())
+    });
     *meta = sealed.meta;
     Ok(())
 }

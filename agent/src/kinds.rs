@@ -14,13 +14,15 @@ use holo_rm::kinds::threads::Threads;
 use holo_rm::kinds::timers::Timers;
 use holo_rm::kinds::tree::Tree;
 use holo_rm::registry::Registry;
+use holo_rm::track::{Engine, Tracking};
 
 /// Managers for one application.
 #[must_use]
-pub fn registry(files: Files, roots: Vec<std::path::PathBuf>) -> Registry {
+pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) -> Registry {
     let shared = SharedObjects::new();
     let mappings = shared.clone();
     let ipc = Ipc::default();
+    let tracking = Tracking::by(engine);
     Registry::new()
         // First: who is there. The clone's processes are made before all kinds.
         .application(Box::new(Tree))
@@ -39,7 +41,7 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>) -> Registry {
         .application(Box::new(ipc))
         // After what asks the process much: its snapshot is the last that is done to its memory. At a restore
         // libholo's own text comes with it, on which threads are made.
-        .process(move || Box::new(Memory::new(roots.clone(), mappings.clone())))
+        .process(move || Box::new(Memory::new(roots.clone(), mappings.clone(), tracking.clone())))
         // After memory: handlers point into it.
         .process(|| Box::new(Signals))
         // Armed (POST, reverse order) when threads are there and before signals that are pending.

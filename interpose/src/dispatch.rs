@@ -1,7 +1,8 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
 use crate::{
-    exec, filters, inodes, ipc, members, signals, socket_waits, start, trace, transfers, traps, user, waits,
+    exec, filters, inodes, ipc, members, moves, signals, socket_waits, start, trace, transfers, traps, user,
+    waits,
 };
 use core::sync::atomic::Ordering;
 use holo_abi::control::exiting;
@@ -12,6 +13,8 @@ use holo_sys::tls::tls;
 const ENOSYS: i64 = -38;
 const EINVAL: i64 = -22;
 const MADV_WIPEONFORK: u64 = 18;
+/// Advices that stay with a zone: `MADV_DONTFORK` to `MADV_KEEPONFORK`.
+const FLAG_ADVICES: core::ops::RangeInclusive<u64> = 10..=19;
 
 /// What becomes of a call.
 pub(crate) enum Verdict {
@@ -58,6 +61,14 @@ const SLOW_CALLS: &[i64] = &[
     sysno::seccomp,
     sysno::semget,
     sysno::msgget,
+    sysno::mremap,
+    sysno::userfaultfd,
+    sysno::ioctl,
+    sysno::mlock,
+    sysno::mlock2,
+    sysno::munlock,
+    sysno::mlockall,
+    sysno::munlockall,
 ];
 
 /// Fills the gate's table; `trace` sends every call through the dispatcher, to be counted.
@@ -142,12 +153,14 @@ fn decide(regs: &mut Regs) -> Verdict {
             Verdict::Forward
         }
         sysno::getppid => shown_ppid(),
-        sysno::madvise if regs.args[2] == MADV_WIPEONFORK => {
-            if let Some(page) = start::control() {
-                page.header.wipe_on_fork.store(1, Ordering::Relaxed);
-            }
+        sysno::madvise => on_madvise(regs.args[2]),
+        sysno::mlock | sysno::mlock2 | sysno::munlock | sysno::mlockall | sysno::munlockall => {
+            moves::advised();
             Verdict::Forward
         }
+        sysno::mremap => moves::on_mremap(regs),
+        sysno::userfaultfd => moves::on_userfaultfd(),
+        sysno::ioctl if regs.args[1] as u32 == moves::USERFAULTFD_IOC_NEW => moves::on_userfaultfd(),
         sysno::rseq => {
             // SAFETY: own thread's words.
             let words = unsafe { &mut *tls() };
@@ -178,6 +191,18 @@ fn decide(regs: &mut Regs) -> Verdict {
         }
         _ => Verdict::Forward,
     }
+}
+
+fn on_madvise(advice: u64) -> Verdict {
+    if advice == MADV_WIPEONFORK
+        && let Some(page) = start::control()
+    {
+        page.header.wipe_on_fork.store(1, Ordering::Relaxed);
+    }
+    if FLAG_ADVICES.contains(&advice) {
+        moves::advised();
+    }
+    Verdict::Forward
 }
 
 /// A child that shares our memory must not be taken for us; one of a trapped call is trapped too.

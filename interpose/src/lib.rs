@@ -30,6 +30,7 @@ mod inodes;
 mod ipc;
 mod mem;
 mod members;
+mod moves;
 mod park;
 mod signals;
 mod socket_waits;

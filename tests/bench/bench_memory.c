@@ -1,5 +1,6 @@
 /* flags: -O2
- * usage: bench_memory MIB READY: touches so much memory with content that does not compress, writes the file READY, waits. */
+ * usage: bench_memory MIB READY [PAGES]: touches so much memory with content that does not compress, writes the file READY; then
+ * changes the same PAGES pages, spread over all of it, every 10 ms, or without them a word every millisecond. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,5 +14,10 @@ int main(int argc, char **argv) {
     FILE *f = fopen(argv[2], "w");
     if (!f) return 1;
     fclose(f);
+    size_t pages = argc > 3 ? strtoul(argv[3], NULL, 10) : 0, all = bytes / 4096;
+    for (uint64_t n = 1; pages; n++) {
+        for (size_t i = 0; i < pages; i++) p[i * all / pages * 512] += n;
+        usleep(10000);
+    }
     for (uint64_t n = 0;; n++) { p[n % (bytes / 8)]++; usleep(1000); }
 }

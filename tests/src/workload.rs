@@ -72,7 +72,7 @@ impl Workload {
         self
     }
 
-    /// With a variable in the environment of the agent that restores it.
+    /// With a variable in the environment of the agent that captures and restores it.
     #[must_use]
     pub fn agent_env(mut self, name: &'static str, value: &'static str) -> Workload {
         self.agent_env.push((name, value));
@@ -130,9 +130,19 @@ impl Workload {
         judge(&node, Some(app.wait_exit(END_LIMIT)));
     }
 
+    /// A node whose agent has the workload's environment.
+    fn node(&self, who: Who) -> Node {
+        let mut node = Node::without_agent(who);
+        for (name, value) in &self.agent_env {
+            node.set_agent_env(name, value);
+        }
+        node.start_agent();
+        node
+    }
+
     /// Many checkpoints while it runs.
     pub fn live(&self) {
-        let node = Node::start(Who::Me);
+        let node = self.node(Who::Me);
         let mut app = self.start(&node);
         wait_progress(&node, 0);
         for _ in 0..self.checkpoints {
@@ -155,11 +165,7 @@ impl Workload {
 
     /// Checkpoint, kill -9, restore, twice; it goes on from where the epoch was and ends well.
     pub fn restored(&self, who: Who) {
-        let mut node = Node::without_agent(who);
-        for (name, value) in &self.agent_env {
-            node.set_agent_env(name, value);
-        }
-        node.start_agent();
+        let node = self.node(who);
         let mut app = self.start(&node);
         wait_progress(&node, 1);
         for _ in 0..2 {

@@ -1,11 +1,75 @@
 //! Goal: memory of every type is there again, with its protection and sharing, and can grow.
-//! Method: self-verifying programs in every mode.
+//! Method: self-verifying programs in every mode; every one of several incremental epochs restored.
 #![allow(missing_docs)]
 
 holo_tests::workloads! {
     memory: Workload::new("memory.c");
     memory_grow: Workload::new("memory_grow.c");
     sysv_shm: Workload::new("sysv_shm.c");
+    memory_churn: Workload::new("memory_churn.c").checkpoints(40).agent_env("HOLO_ENGINE_CHECK", "1");
+    memory_moves: Workload::new("memory_moves.c").checkpoints(60).agent_env("HOLO_ENGINE_CHECK", "1");
+    memory_wild: Workload::new("memory_wild.c").checkpoints(60).agent_env("HOLO_ENGINE_CHECK", "1");
+    memory_wild_unchecked: Workload::new("memory_wild.c").arg("forks").checkpoints(60);
     allocator: Workload::new("allocator.c").checkpoints(15);
     jemalloc: Workload::new("allocator.c").arg("required").env("LD_PRELOAD", "libjemalloc.so.2").checkpoints(15);
+}
+
+// Goal: each of several incremental epochs is whole: later ones do not disturb it, and it needs no other. Method: take
+// six epochs of a program whose memory changes in every way, each compared with a full scan of the same cut; restore them
+// newest first, with the program checking every page each time. With the other engine as well.
+fn each_epoch(engine: &'static str) {
+    use holo_tests::app::{App, Program};
+    use holo_tests::node::{Node, Who, hand_over};
+    use holo_tests::{compile, wait, workload};
+    use std::time::Duration;
+    let mut node = Node::without_agent(Who::Me);
+    node.set_agent_env("HOLO_ENGINE", engine);
+    node.set_agent_env("HOLO_ENGINE_CHECK", "1");
+    node.start_agent();
+    let dir = "data/work";
+    hand_over(&node.outside(dir), Who::Me);
+    let program =
+        Program::new(compile::workload("memory_churn.c"), &[node.inside(dir).as_os_str(), "forks".as_ref()]);
+    let mut app = App::start(&node, "churn", &program, dir, &["--keep", "20"]);
+    app.wait_joined(&node);
+    let limit = Duration::from_secs(20);
+    let onward = |node: &Node| {
+        let from = workload::progress(node);
+        wait::until(limit, "progress", || {
+            let said = workload::result(node);
+            assert!(said.is_empty(), "the workload ended: {said}");
+            (workload::progress(node) > from + 9).then_some(())
+        });
+    };
+    let mut epochs = Vec::new();
+    for _ in 0..6 {
+        onward(&node);
+        let epoch = app.checkpoint(&node);
+        assert_eq!(epoch.0["engine"], engine, "{}", epoch.0);
+        epochs.push((epoch.number("epoch"), epoch.number("pages_dirty"), epoch.number("processes")));
+    }
+    // 4,096 pages are never written again; a child's are all new.
+    assert!(epochs[0].1 > 4096, "the first epoch has all: {epochs:?}");
+    let less = |(_, pages, processes): &(u64, u64, u64)| *pages < 4096 || *processes > 1;
+    assert!(epochs[1..].iter().all(less), "later ones have less: {epochs:?}");
+    for (epoch, ..) in epochs.iter().rev() {
+        app.kill(&node);
+        app.restore_unsettled(&node, Some(*epoch));
+        onward(&node);
+    }
+    app.kill(&node);
+}
+
+#[test]
+fn each_epoch_by_userfaultfd() {
+    each_epoch("userfaultfd");
+}
+
+#[test]
+fn each_epoch_by_full_scan() {
+    each_epoch("full-scan");
+}
+
+holo_tests::workloads_unprotected! {
+    own_userfaultfd: Workload::new("own_userfaultfd.c").checkpoints(20);
 }

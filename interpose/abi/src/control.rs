@@ -34,6 +34,8 @@ pub const MEMBERS_MAX: usize = 4096;
 /// System V semaphore sets and message queues that the processes of one page are remembered to use; past it those are
 /// found that a process of the application has operated on.
 pub const OBJECTS_MAX: usize = 2048;
+/// Requests at once to lift write-protection.
+pub const LIFTS_MAX: usize = 16;
 /// Calls whose results name inodes.
 pub const INODE_CALLS: [i64; 6] =
     [sysno::stat, sysno::fstat, sysno::lstat, sysno::newfstatat, sysno::statx, sysno::getdents64];
@@ -97,6 +99,26 @@ pub mod object {
     pub const fn id(word: u64, kind: u64) -> Option<i32> {
         if word >> 32 == kind { Some(word as u32 as i32) } else { None }
     }
+}
+
+/// Bits of [`Header::tracked`].
+pub mod tracked {
+    /// The agent may have write-protected zones of processes of the page, to see which pages change.
+    pub const NOW: u32 = 1;
+    /// It had: the kernel may hold memory for several zones that would be one.
+    pub const EVER: u32 = 2;
+}
+
+/// States of [`Lift::state`].
+pub mod lift {
+    /// Nobody uses it.
+    pub const FREE: u32 = 0;
+    /// A thread claimed it and is filling it in.
+    pub const CLAIMED: u32 = 1;
+    /// The agent is asked.
+    pub const ASKED: u32 = 2;
+    /// It has done so; who asked frees it.
+    pub const DONE: u32 = 3;
 }
 
 /// A system call to be made by a parked thread.
@@ -167,6 +189,19 @@ pub struct Slot {
     pub calls: [Call; SLOT_CALLS],
 }
 
+/// A request to the agent: no page in a range is to be write-protected by it any more.
+#[repr(C)]
+pub struct Lift {
+    /// See [`lift`]; also the futex of who asked.
+    pub state: AtomicU32,
+    /// Zero.
+    pub reserved: u32,
+    /// First address.
+    pub start: AtomicU64,
+    /// One past the last.
+    pub end: AtomicU64,
+}
+
 /// Start of the page.
 #[repr(C, align(64))]
 pub struct Header {
@@ -232,6 +267,14 @@ pub struct Header {
     pub exiting: AtomicU32,
     /// See [`filters`].
     pub filters: AtomicU32,
+    /// See [`tracked`].
+    pub tracked: AtomicU32,
+    /// Threads that are in a call that must not find protected zones; the agent protects nothing while there are any.
+    pub hands_off: AtomicU32,
+    /// Raised with each request in [`Control::lifts`]; the agent waits for it.
+    pub lifts_asked: AtomicU32,
+    /// Raised before each call that changes flags of zones (`madvise`, `mlock`).
+    pub advised: AtomicU32,
 }
 
 /// What [`Header::exiting`] says for an exit code: 0 is for a process that has not called `exit_group`.
@@ -284,6 +327,8 @@ pub struct Control {
     pub members: [AtomicU32; MEMBERS_MAX],
     /// System V objects that were asked for, see [`object`]; 0: free.
     pub objects: [AtomicU64; OBJECTS_MAX],
+    /// Requests to lift write-protection.
+    pub lifts: [Lift; LIFTS_MAX],
 }
 
 /// Bytes of the mapping, whole pages.
@@ -293,6 +338,7 @@ const _: () = assert!(size_of::<Call>() == 64);
 const _: () = assert!(size_of::<Slot>() == 128 + 64 * SLOT_CALLS);
 const _: () = assert!(size_of::<Header>() == 192);
 const _: () = assert!(size_of::<InodeName>() == 32);
+const _: () = assert!(size_of::<Lift>() == 24);
 const _: () = assert!(core::mem::offset_of!(Header, cut) == 16);
 const _: () = assert!(core::mem::offset_of!(Header, keepalive) == 24);
 const _: () = assert!(core::mem::offset_of!(Header, tick) == 32);

@@ -15,4 +15,5 @@ pub mod registry;
 pub mod remote;
 pub mod snapshot;
 pub mod staging;
+pub mod track;
 pub mod tree;

@@ -285,6 +285,19 @@ pub trait ResourceManager: Send {
         Ok(())
     }
 
+    /// The epoch is sealed: what it has need not be dumped again.
+    fn sealed(&mut self) {}
+
+    /// How changes are found, for kinds that track them.
+    fn engine(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Parts of the time that `dump` took, by name, microseconds.
+    fn parts_us(&self) -> &[(String, u64)] {
+        &[]
+    }
+
     /// Put back everything.
     fn abort_dump(&mut self, _: &mut DumpCx) {}
 

@@ -250,3 +250,40 @@ fn transfer(pid: i32, at: u64, ours: *mut u8, bytes: usize, write: bool) -> io::
     }
     Ok(())
 }
+
+/// Reads many ranges of a process's memory, one behind the other, into a buffer of their size.
+///
+/// # Errors
+/// The kernel's; a partial read is an error.
+pub fn read_many(pid: i32, ranges: &[(u64, u64)], bytes: &mut [u8]) -> io::Result<()> {
+    /// The kernel's limit.
+    const VECTORS_MAX: usize = 1024;
+    let mut done = 0;
+    for part in ranges.chunks(VECTORS_MAX) {
+        let theirs: Vec<libc::iovec> = part
+            .iter()
+            .map(|(start, end)| libc::iovec {
+                iov_base: *start as *mut libc::c_void,
+                iov_len: (end - start) as usize,
+            })
+            .collect();
+        let want: usize = theirs.iter().map(|vector| vector.iov_len).sum();
+        let room = bytes.get_mut(done..done + want).ok_or(io::ErrorKind::InvalidInput)?;
+        let ours = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: want };
+        // SAFETY: the buffer is the caller's and large enough; the kernel checks the other side.
+        let moved = unsafe {
+            libc::process_vm_readv(pid, &raw const ours, 1, theirs.as_ptr(), theirs.len() as libc::c_ulong, 0)
+        };
+        if moved < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if moved as usize != want {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("{moved} of {want} bytes of {pid}"),
+            ));
+        }
+        done += want;
+    }
+    Ok(())
+}

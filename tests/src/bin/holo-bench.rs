@@ -17,8 +17,14 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
-    let parts: [(&str, fn()); 4] =
-        [("start", start_up), ("calls", calls), ("memory", memory), ("redis", redis_throughput)];
+    let parts: [(&str, fn()); 6] = [
+        ("start", start_up),
+        ("calls", calls),
+        ("memory", memory),
+        ("incremental", incremental),
+        ("stops", stops),
+        ("redis", redis_throughput),
+    ];
     for (name, part) in parts {
         if only.is_empty() || only == name {
             part();
@@ -110,6 +116,109 @@ fn memory() {
             median(restore),
             median(bytes)
         );
+    }
+}
+
+/// A part of rising values, such as 0.99.
+fn quantile(values: &[f64], part: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1);
+    values.get((last as f64 * part).round() as usize).copied().unwrap_or(f64::NAN)
+}
+
+/// Epochs of memory of which a fixed part changes, one behind the other, with each engine.
+fn incremental() {
+    println!(
+        "changing memory, 60 epochs        first stop   stop p50    p99     dump p50   dirty    written"
+    );
+    for (mib, pages, engine) in [
+        (1024_u64, 2621_u64, "userfaultfd"),
+        (1024, 2621, "full-scan"),
+        (16, 1000, "userfaultfd"),
+        (16, 1000, "full-scan"),
+    ] {
+        let mut node = Node::without_agent(Who::Me);
+        node.set_agent_env("HOLO_ENGINE", engine);
+        node.start_agent();
+        hand_over(&node.outside(DIR), Who::Me);
+        let ready = node.inside(DIR).join("ready");
+        let binary = compile::build(&paths::tests_dir().join("bench/bench_memory.c"));
+        let args = [mib.to_string().into(), ready.clone().into_os_string(), pages.to_string().into()];
+        let mut app = App::start(&node, "memory", &Program::new(binary, &args), DIR, &["--keep", "2"]);
+        app.wait_joined(&node);
+        wait::until(LIMIT, "memory touched", || ready.exists().then_some(()));
+        let first = app.checkpoint(&node).number("stop_us") as f64 / 1e3;
+        let mut columns: [Vec<f64>; 4] = Default::default();
+        for _ in 0..if mib > 100 && engine == "full-scan" { 10 } else { 60 } {
+            let epoch = app.checkpoint(&node);
+            let fields = ["stop_us", "dump_us", "pages_dirty", "bytes_sent"];
+            columns
+                .iter_mut()
+                .zip(fields)
+                .for_each(|(column, field)| column.push(epoch.number(field) as f64));
+        }
+        let [stop, dump, dirty, sent] = &columns;
+        println!(
+            "{mib:>5} MiB, {pages} pages, {engine:<12} {first:>7.1} ms {:>7.2} ms {:>6.2} ms {:>7.1} ms {:>7.0} {:>6.1} MiB",
+            quantile(stop, 0.5) / 1e3,
+            quantile(stop, 0.99) / 1e3,
+            quantile(dump, 0.5) / 1e3,
+            quantile(dirty, 0.5),
+            quantile(sent, 0.5) / f64::from(1 << 20)
+        );
+        app.kill(&node);
+    }
+}
+
+/// Where the stop goes: many processes and threads of which little changes, and one large process; with each engine.
+fn stops() {
+    println!(
+        "stop in ms                     engine        first     p50     p99 |   park   scan   copy  kinds unpark (p50)"
+    );
+    for (name, processes, threads, mib, pages) in
+        [("8 processes, 64 threads, 1 GiB", 8, 64, 1024, 1000), ("1 process, 4 GiB", 1, 1, 4096, 10_485)]
+    {
+        for engine in ["userfaultfd", "full-scan"] {
+            let mut node = Node::without_agent(Who::Me);
+            node.set_agent_env("HOLO_ENGINE", engine);
+            node.start_agent();
+            hand_over(&node.outside(DIR), Who::Me);
+            let ready = node.inside(DIR).join("ready");
+            let binary = compile::build(&paths::tests_dir().join("bench/bench_tree.c"));
+            let numbers = [processes, threads, mib, pages].map(|number: u64| number.to_string().into());
+            let mut args = numbers.to_vec();
+            args.push(ready.clone().into_os_string());
+            let mut app = App::start(&node, "stops", &Program::new(binary, &args), DIR, &["--keep", "2"]);
+            app.wait_joined(&node);
+            wait::until(LIMIT, "memory touched", || ready.exists().then_some(()));
+            let first = app.checkpoint(&node).number("stop_us") as f64 / 1e3;
+            let mut columns: [Vec<f64>; 6] = Default::default();
+            for _ in 0..if engine == "full-scan" { 8 } else { 100 } {
+                let epoch = app.checkpoint(&node);
+                let part = |name: &str| epoch.0["stop_parts_us"][name].as_u64().unwrap_or(0) as f64 / 1e3;
+                let stop = epoch.number("stop_us") as f64 / 1e3;
+                let (park, unpark, scan) = (part("park"), part("unpark"), part("memory.track"));
+                let copy = part("memory.staging") + part("memory.fork");
+                let kinds = stop - park - unpark - scan - copy;
+                columns
+                    .iter_mut()
+                    .zip([stop, park, scan, copy, kinds, unpark])
+                    .for_each(|(column, value)| column.push(value));
+            }
+            let p50 = columns.each_ref().map(|column| quantile(column, 0.5));
+            println!(
+                "{name:<30} {engine:<12} {first:>6.1} {:>7.2} {:>7.2} | {:>6.2} {:>6.2} {:>6.2} {:>6.2} {:>6.2}",
+                p50[0],
+                quantile(&columns[0], 0.99),
+                p50[1],
+                p50[2],
+                p50[3],
+                p50[4],
+                p50[5]
+            );
+            app.kill(&node);
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Dirty-page trackers, best first. The last one, `mprotect` with `SIGSEGV`, works everywhere.
+//! How epochs find the pages that changed. Looking at all pages works everywhere.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -17,30 +17,53 @@ const DIRTY: usize = 2;
 const WRONG: i64 = -1;
 
 pub(super) fn probes() -> Vec<Probe> {
-    let uffd = tried(uffd_wp_async);
-    let fast = uffd.is_ok();
+    let (uffd, query) = (tried(uffd_wp_async), tried(procmap_query));
+    let engine = engine(&uffd, &query);
     let uffd = Probe::feature(
         GROUP,
         "uffd_wp_async",
-        "dirty pages are found by userfaultfd and PAGEMAP_SCAN, the fast tracker; without, slower ones are used",
+        "changed pages are found by userfaultfd and PAGEMAP_SCAN",
         uffd,
         (Status::Degraded, "a kernel of 6.7 or later; allow userfaultfd in the container's seccomp profile"),
+    );
+    let query = Probe::feature(
+        GROUP,
+        "procmap_query",
+        "an mremap over memory that such an epoch divided is made part by part",
+        query,
+        (Status::Degraded, "a kernel of 6.11 or later"),
     );
     let soft = Probe::feature(
         GROUP,
         "soft_dirty",
-        "the second choice of a dirty-page tracker",
+        "another way to find changed pages, which no engine uses yet",
         tried(soft_dirty),
-        (Status::Missing, if fast { "" } else { "a kernel with CONFIG_MEM_SOFT_DIRTY" }),
+        (Status::Missing, ""),
     );
-    vec![uffd, soft]
+    vec![engine, uffd, query, soft]
+}
+
+/// What an agent with this environment uses: the rule is that of `holod --engine`.
+fn engine(uffd: &Result<String, String>, query: &Result<String, String>) -> Probe {
+    const MEANS: &str = "how epochs find the pages that changed; holod --engine forces one";
+    let forced = std::env::var("HOLO_ENGINE").ok().filter(|name| !name.is_empty() && name != "auto");
+    let lacks = uffd.as_ref().err().or(query.as_ref().err());
+    let probe = Probe::ok(GROUP, "engine", MEANS, "userfaultfd: only pages that changed are read");
+    match (forced, lacks) {
+        (Some(name), _) => Probe { why: format!("{name}: HOLO_ENGINE says so"), ..probe },
+        (None, None) => probe,
+        (None, Some(why)) => {
+            Probe { why: format!("full-scan: all pages are read in every epoch ({why})"), ..probe }
+                .bad(Status::Degraded, "a kernel of 6.11 or later, with userfaultfd allowed")
+        }
+    }
 }
 
 fn tried(probe: impl FnOnce() -> Result<(), i64>) -> Result<String, String> {
     let [result] = child::run(|| [probe().err().unwrap_or(0)])?;
     match result {
-        0 => Ok("tried, finds the page written".to_owned()),
-        WRONG => Err("tried, does not find the page written".to_owned()),
+        0 => Ok("tried, works".to_owned()),
+        WRONG => Err("tried, does not find what it should".to_owned()),
         errno => Err(refused("tried", i32::try_from(errno).unwrap_or(libc::EIO))),
     }
 }
@@ -106,6 +129,18 @@ fn scan(pagemap: &File, at: *mut u8) -> Result<Option<(u64, u64)>, i64> {
     let mut arg = [96, flags, start, end, 0, vector, PAGES as u64, 0, 0, PAGE_IS_WRITTEN, 0, PAGE_IS_WRITTEN];
     let count = ioctl(pagemap, PAGEMAP_SCAN, &mut arg)?;
     Ok((count == 1).then_some((regions[0][0], regions[0][1])))
+}
+
+/// Asks for the zone of a page just mapped.
+fn procmap_query() -> Result<(), i64> {
+    const PROCMAP_QUERY: u64 = 0xc068_6611;
+    let at = pages()? as u64;
+    let maps = File::open("/proc/self/maps").map_err(|e| i64::from(e.raw_os_error().unwrap_or(libc::EIO)))?;
+    // `struct procmap_query`: size, flags, address, and room for the answer, of which start and end come first.
+    let mut query = [0u64; 13];
+    (query[0], query[2]) = (size_of_val(&query) as u64, at);
+    ioctl(&maps, PROCMAP_QUERY, &mut query)?;
+    if query[3] <= at && at < query[4] { Ok(()) } else { Err(WRONG) }
 }
 
 fn soft_dirty() -> Result<(), i64> {

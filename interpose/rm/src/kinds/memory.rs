@@ -1,17 +1,22 @@
 //! Memory: zones, their contents, the process's memory layout.
 //!
-//! In the stop only a copy-on-write snapshot is taken, and what a snapshot cannot hold is copied: shared
-//! objects, zones that `fork` leaves out. All else is read from the snapshot afterwards.
+//! Pages that did not change since the last sealed epoch are taken over by name (`increment.rs`). In the stop
+//! the others are copied if they are few; else only a copy-on-write snapshot is taken, and what a snapshot
+//! cannot hold is copied: shared objects, zones that `fork` leaves out. All else is read from it afterwards.
 
 use crate::kinds::changing::Changing;
+use crate::kinds::increment::{self, Increment, Plan, Runs};
+use crate::kinds::memory_read::{check, read_snapshot, resident, wanted, whole};
 use crate::kinds::pagemap::Pagemap;
 use crate::kinds::shared::SharedObjects as Common;
 use crate::kinds::sysv_shm::LeftOut;
 use crate::kinds::vdso::VdsoState;
+use crate::kinds::zone_flags::Flags;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use crate::remote::{Remote, call, read_guarded};
+use crate::remote::{call, read_guarded};
 use crate::snapshot::Snapshot;
+use crate::track::{Tracking, ranges};
 use holo_abi::control::CONTROL_BYTES;
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
@@ -22,8 +27,6 @@ use std::sync::atomic::Ordering;
 
 pub(crate) const NAME: &str = "memory";
 pub(crate) const VERSION: u16 = 1;
-/// Bytes read from the snapshot at once.
-const CHUNK_BYTES: u64 = 4 << 20;
 /// Zones of one process; the kernel's default limit is 65530.
 const ZONES_MAX: usize = 1 << 20;
 /// Pages of shared object `i` are in space `i + 1`; space 0 is the process's own memory.
@@ -67,10 +70,21 @@ pub struct MemoryState {
 /// The manager.
 #[derive(Default)]
 pub struct Memory {
+    flags: Flags,
+    /// Calls that change flags, at the cut.
+    advised: u32,
     state: Option<MemoryState>,
     snapshot: Option<Snapshot>,
     /// Copied in the stop: space, address, bytes.
     copied: Vec<(u64, u64, Vec<u8>)>,
+    /// Zones that are in `copied` instead of the snapshot.
+    by_hand: Vec<(u64, u64)>,
+    increment: Increment,
+    /// What is read and what is kept; none: all is read.
+    plan: Option<Plan>,
+    /// Pages to be read, copied in the stop; the buffer is used again.
+    staging: Vec<u8>,
+    staged: bool,
     /// Hashes of mapped files by device, inode, size, mtime.
     hashes: BTreeMap<(u64, u64, u64, i64), [u8; 32]>,
     /// Times within the stop: name and microseconds.
@@ -84,7 +98,9 @@ pub struct Memory {
 }
 
 /// Layout out of `/proc/<pid>/stat` and `brk`.
-fn layout(cx: &DumpCx) -> RmResult<Layout> {
+///
+/// With it, the process's start time, which tells it from others of the same pid.
+fn layout(cx: &DumpCx) -> RmResult<(Layout, u64)> {
     let stat = cx.remote.proc_text("stat").on("reading", "stat")?;
     let fields: Vec<u64> = stat
         .rsplit_once(") ")
@@ -98,7 +114,7 @@ fn layout(cx: &DumpCx) -> RmResult<Layout> {
     let words = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51]
         .map(|number| if number == 0 { brk } else { field(number) });
     let auxv = fs::read(cx.remote.proc("auxv")).on("reading", "auxv")?;
-    Ok(Layout { words, auxv })
+    Ok((Layout { words, auxv }, field(22)))
 }
 
 fn read_zones(pid: i32, page_at: u64) -> RmResult<Vec<Zone>> {
@@ -110,10 +126,11 @@ fn read_zones(pid: i32, page_at: u64) -> RmResult<Vec<Zone>> {
 }
 
 impl Memory {
-    /// A manager; files under `roots` come with the image, `shared` are the objects that descriptors hold too.
+    /// A manager; files under `roots` come with the image, `shared` are the objects that descriptors hold too;
+    /// `tracking` is one for all processes.
     #[must_use]
-    pub fn new(roots: Vec<std::path::PathBuf>, shared: Common) -> Self {
-        Self { roots, shared, ..Self::default() }
+    pub fn new(roots: Vec<std::path::PathBuf>, shared: Common, tracking: Tracking) -> Self {
+        Self { roots, shared, increment: Increment::new(tracking), ..Self::default() }
     }
 
     /// Reads ranges of the parked process itself.
@@ -162,6 +179,58 @@ impl Memory {
         Ok(objects)
     }
 
+    /// Copies private maps of files without a name: the file is gone with the application.
+    fn copy_nameless(&mut self, cx: &DumpCx, all: &[Zone]) -> RmResult<()> {
+        for zone in all.iter().filter(|zone| zone.kind == ZoneKind::FilePrivate && zone.deleted) {
+            self.by_hand.push((zone.start, zone.end));
+            let ranges = whole(cx.remote, zone);
+            self.copy_now(cx, 0, zone.start, zone, &ranges)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a snapshot, and copies what fork left out or wiped, and what others may take from the snapshot.
+    fn fork(&mut self, cx: &DumpCx, all: &mut [Zone]) -> RmResult<()> {
+        let page_at = cx.remote.page.address();
+        let left_out = LeftOut::of(cx.remote, all)?;
+        let snapshot = Snapshot::take(cx.remote)?;
+        drop(left_out);
+        let there = read_zones(snapshot.pid, page_at)?;
+        self.changing.cut(all);
+        let wiped = if cx.remote.page.control().header.wipe_on_fork.load(Ordering::Relaxed) == 0 {
+            Vec::new()
+        } else {
+            let mut flagged = all.to_vec();
+            zones::add_flags(&mut flagged, &fs::read(cx.remote.proc("smaps")).on("reading", "smaps")?);
+            flagged.retain(|zone| zone.flags.contains(b"wf"));
+            flagged
+        };
+        let mut pagemap = Pagemap::open(cx.remote.pid).on("opening", "pagemap")?;
+        for zone in all.iter().filter(|zone| zone.is_private()) {
+            if zone.kind == ZoneKind::FilePrivate && zone.deleted {
+                continue;
+            }
+            let left_out = there.binary_search_by_key(&zone.start, |other| other.start).is_err()
+                && !there.iter().any(|other| other.start <= zone.start && zone.end <= other.end);
+            let is_wiped = wiped.iter().any(|other| other.start == zone.start);
+            if !left_out && !is_wiped && !self.changing.has(zone) {
+                continue;
+            }
+            self.by_hand.push((zone.start, zone.end));
+            if self.staged {
+                continue;
+            }
+            let ranges = match &self.plan {
+                Some(plan) => ranges::both(&plan.read, &[(zone.start, zone.end)]),
+                None => pagemap.own_ranges(zone.start, zone.end).on("reading", "pagemap")?,
+            };
+            self.copy_now(cx, 0, zone.start, zone, &ranges)?;
+        }
+        self.by_hand = ranges::normal(std::mem::take(&mut self.by_hand));
+        self.snapshot = Some(snapshot);
+        Ok(())
+    }
+
     fn mark(&mut self, name: &str, since: &mut std::time::Instant) {
         self.parts_us.push((name.into(), since.elapsed().as_micros() as u64));
         *since = std::time::Instant::now();
@@ -190,32 +259,6 @@ pub fn hash_file(path: &std::path::Path) -> Option<[u8; 32]> {
     Some(*hasher.finalize().as_bytes())
 }
 
-/// Pages of a shared zone that exist: by `mincore`, so that holes are not filled by looking.
-pub(crate) fn resident(cx: &DumpCx, zone: &Zone) -> RmResult<Vec<(u64, u64)>> {
-    const STEP: u64 = 128 * 1024 * PAGE;
-    let mut out: Vec<(u64, u64)> = Vec::new();
-    let mut at = zone.start;
-    while at < zone.end {
-        let bytes = (zone.end - at).min(STEP);
-        let vector_at = cx.remote.page.scratch_address(0);
-        cx.remote
-            .call(sysno::mincore, &[at, bytes, vector_at])
-            .on("looking at", format!("shared zone {:#x}", zone.start))?;
-        for (index, byte) in cx.remote.page.take(0, (bytes / PAGE) as usize).iter().enumerate() {
-            if byte & 1 == 0 {
-                continue;
-            }
-            let page = at + index as u64 * PAGE;
-            match out.last_mut() {
-                Some(last) if last.1 == page => last.1 = page + PAGE,
-                _ => out.push((page, page + PAGE)),
-            }
-        }
-        at += bytes;
-    }
-    Ok(out)
-}
-
 impl ResourceManager for Memory {
     fn name(&self) -> &'static str {
         NAME
@@ -225,41 +268,26 @@ impl ResourceManager for Memory {
         let mut since = std::time::Instant::now();
         self.parts_us.clear();
         self.copied.clear();
+        self.by_hand.clear();
         let page_at = cx.remote.page.address();
+        self.advised = cx.remote.page.control().header.advised.load(Ordering::SeqCst);
         let mut all = read_zones(cx.remote.pid, page_at)?;
-        let layout = layout(cx)?;
+        let (layout, started) = layout(cx)?;
         let objects = self.copy_objects(cx, &all)?;
+        self.copy_nameless(cx, &all)?;
         self.mark("zones", &mut since);
-        let left_out = LeftOut::of(cx.remote, &mut all)?;
-        let snapshot = Snapshot::take(cx.remote)?;
-        drop(left_out);
-        self.mark("snapshot", &mut since);
-        // What fork left out, or wiped.
-        let there = read_zones(snapshot.pid, page_at)?;
-        self.changing.cut(&all);
-        let wiped = if cx.remote.page.control().header.wipe_on_fork.load(Ordering::Relaxed) == 0 {
-            Vec::new()
-        } else {
-            let mut flagged = all.clone();
-            zones::add_flags(&mut flagged, &fs::read(cx.remote.proc("smaps")).on("reading", "smaps")?);
-            flagged.retain(|zone| zone.flags.contains(b"wf"));
-            flagged
-        };
-        let mut pagemap = Pagemap::open(cx.remote.pid).on("opening", "pagemap")?;
-        for zone in all.iter().filter(|zone| zone.is_private()) {
-            let left_out = there.binary_search_by_key(&zone.start, |other| other.start).is_err()
-                && !there.iter().any(|other| other.start <= zone.start && zone.end <= other.end);
-            if zone.kind == ZoneKind::FilePrivate && zone.deleted {
-                // The file is gone with the application: all of it.
-                let ranges = whole(cx.remote, zone);
-                self.copy_now(cx, 0, zone.start, zone, &ranges)?;
-            } else if left_out
-                || wiped.iter().any(|other| other.start == zone.start)
-                || self.changing.has(zone)
-            {
-                let ranges = pagemap.own_ranges(zone.start, zone.end).on("reading", "pagemap")?;
-                self.copy_now(cx, 0, zone.start, zone, &ranges)?;
-            }
+        self.plan = self.increment.take(cx, started, &all)?;
+        self.mark("track", &mut since);
+        // Without fork where that is shorter; a copy that fails is no reason to fail.
+        self.staged = self.plan.as_ref().is_some_and(|plan| {
+            plan.copies(&all) && increment::copy(cx.remote, &plan.read, &mut self.staging).is_ok()
+        });
+        if self.staged {
+            self.mark("staging", &mut since);
+        }
+        if !self.staged || self.increment.checks() {
+            self.fork(cx, &mut all)?;
+            self.mark("fork", &mut since);
         }
         let code = match all.iter().find(|zone| zone.kind == ZoneKind::Vdso) {
             Some(zone) => {
@@ -277,58 +305,79 @@ impl ResourceManager for Memory {
             vdso: VdsoState { zones: kernels, code },
             files: Vec::new(),
         });
-        self.snapshot = Some(snapshot);
-        self.mark("copy", &mut since);
         Ok(())
     }
 
     fn post_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        let (Some(snapshot), Some(mut state)) = (self.snapshot.take(), self.state.take()) else {
+        let (snapshot, Some(mut state)) = (self.snapshot.take(), self.state.take()) else {
             return Err(RmError::BadSection { kind: NAME, what: "nothing was captured".into() });
         };
-        if let Ok(smaps) = fs::read(format!("/proc/{}/smaps", snapshot.pid)) {
-            zones::add_flags(&mut state.zones, &smaps);
-        }
-        // The application cannot read them, the snapshot may.
-        let mut calls: Vec<_> = state
-            .zones
-            .iter()
-            .filter(|zone| zone.is_private() && zone.prot & 1 == 0)
-            .map(|zone| call(sysno::mprotect, &[zone.start, zone.bytes(), 1]))
-            .collect();
-        snapshot.run(cx.remote, &mut calls).on("opening", "zones of the snapshot")?;
-        let mut pagemap = Pagemap::open(snapshot.pid).on("opening", "the snapshot's pagemap")?;
-        let mut buffer = Vec::new();
+        let flags_of = snapshot.as_ref().map_or(cx.remote.pid, |snapshot| snapshot.pid);
+        self.flags.add(flags_of, self.advised, &mut state.zones);
         let copied = std::mem::take(&mut self.copied);
-        let by_hand: Vec<u64> =
-            copied.iter().filter(|(space, ..)| *space == 0).map(|(_, at, _)| *at).collect();
+        let plan = self.plan.take();
+        let mut keep = plan.as_ref().map(|plan| plan.keep.clone()).unwrap_or_default();
+        let mut runs = Runs::new();
+        if let Some(snapshot) = &snapshot {
+            // The application cannot read them, the snapshot may.
+            let mut calls: Vec<_> = state
+                .zones
+                .iter()
+                .filter(|zone| zone.is_private() && zone.prot & 1 == 0)
+                .map(|zone| call(sysno::mprotect, &[zone.start, zone.bytes(), 1]))
+                .collect();
+            snapshot.run(cx.remote, &mut calls).on("opening", "zones of the snapshot")?;
+        }
         let base = cx.space(0);
         let writer = cx.writer.as_mut().ok_or(RmError::BadSection { kind: NAME, what: "no image".into() })?;
-        for zone in state.zones.iter().filter(|zone| zone.is_private()) {
-            if by_hand.iter().any(|at| (zone.start..zone.end).contains(at)) || self.changing.has(zone) {
-                continue;
-            }
-            let ranges = pagemap.own_ranges(zone.start, zone.end).on("reading", "the snapshot's pagemap")?;
-            for (start, end) in ranges {
-                let mut at = start;
-                while at < end {
-                    let bytes = (end - at).min(CHUNK_BYTES);
-                    buffer.resize(bytes as usize, 0);
-                    snapshot.read(at, &mut buffer).on("reading", format!("zone {:#x}", zone.start))?;
-                    writer.put_memory(base, at, &buffer)?;
-                    at += bytes;
+        match (&snapshot, &plan) {
+            (_, Some(plan)) if self.staged => {
+                let mut rest = self.staging.as_slice();
+                for (start, end) in &plan.read {
+                    let (part, tail) = rest.split_at((end - start) as usize);
+                    rest = tail;
+                    runs.insert(*start, writer.put_page_bytes(part)?);
                 }
             }
+            (Some(snapshot), _) => {
+                let wanted = wanted(snapshot, &state.zones, &self.by_hand, plan.as_ref())?;
+                keep = ranges::without(&keep, &wanted);
+                read_snapshot(snapshot, &wanted, writer, &mut runs)?;
+            }
+            (None, _) => return Err(RmError::BadSection { kind: NAME, what: "no snapshot".into() }),
         }
         for (space, at, bytes) in &copied {
-            writer.put_memory(base + *space, *at, bytes)?;
+            if *space == 0 {
+                runs.insert(*at, writer.put_page_bytes(bytes)?);
+            } else {
+                writer.put_memory(base + *space, *at, bytes)?;
+            }
         }
-        drop(snapshot);
-        if let Some(path) = self.changing.look(&state.zones) {
+        runs.extend(self.increment.kept(&keep));
+        let runs = increment::joined(runs);
+        for (at, keys) in &runs {
+            if let Err(cause) = writer.put_pages(base, *at, keys.clone()) {
+                self.increment.forget();
+                return Err(cause.into());
+            }
+        }
+        if let Some(snapshot) = &snapshot
+            && self.increment.checks()
+        {
+            check(snapshot, &state.zones, &self.by_hand, &runs, &keep)?;
+        }
+        if snapshot.is_some()
+            && !self.staged
+            && let Some(path) = self.changing.look(&state.zones)
+        {
             let path = String::from_utf8_lossy(path);
             cx.unsettled.push(format!("{path} changed while the memory mapped from it was copied"));
             return Err(RmError::Unsupported(format!("{path} changes while it is mapped privately")));
         }
+        if plan.is_some() {
+            self.increment.drafted(runs);
+        }
+        drop(snapshot);
         let mut paths: Vec<&[u8]> = state
             .zones
             .iter()
@@ -350,7 +399,21 @@ impl ResourceManager for Memory {
         cx.put(NAME, VERSION, &state)
     }
 
+    fn sealed(&mut self) {
+        self.increment.sealed();
+    }
+
+    fn engine(&self) -> Option<&'static str> {
+        self.increment.engine()
+    }
+
+    fn parts_us(&self) -> &[(String, u64)] {
+        &self.parts_us
+    }
+
     fn abort_dump(&mut self, _: &mut DumpCx) {
+        self.increment.aborted();
+        self.plan = None;
         self.snapshot = None;
         self.state = None;
         self.copied.clear();
@@ -395,16 +458,6 @@ impl ResourceManager for Memory {
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
         crate::kinds::memory_restore::restore(cx, &self.shared)
     }
-}
-
-/// A zone of a deleted file, up to the end of the file.
-fn whole(remote: &Remote, zone: &Zone) -> Vec<(u64, u64)> {
-    let mut probe = vec![0; PAGE as usize];
-    let mut end = zone.start;
-    while end < zone.end && remote.read(end, &mut probe).is_ok() {
-        end += PAGE;
-    }
-    if end > zone.start { vec![(zone.start, end)] } else { Vec::new() }
 }
 
 /// Where a control page is, for those who map around it.

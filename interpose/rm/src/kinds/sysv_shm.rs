@@ -4,7 +4,7 @@
 //! with it, and removed afterwards where they had been removed (`IPC_RMID`) while still attached.
 
 use crate::kinds::ipc::{self, Ipc, long, word};
-use crate::kinds::memory::resident;
+use crate::kinds::memory_read::resident;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, Staged, SwitchCx, section};
 use crate::remote::{Remote, call, outcome};

@@ -1,0 +1,212 @@
+//! What is known of a process's pages from its last sealed epoch, so that only what changed is read.
+//!
+//! ```text
+//! take (in the stop) --> read + keep --> draft (pages named) --sealed--> known
+//!                                            --aborted--> what was to be read is carried to the next take
+//! ```
+
+use crate::kinds::zones::{PAGE, Zone};
+use crate::manager::{DumpCx, RmResult};
+use crate::remote::{Remote, read_many};
+use crate::track::ranges::{self, Range};
+use crate::track::{Found, FullScan, Tracker, Tracking};
+use holo_image::PageKey;
+use std::collections::BTreeMap;
+
+/// Most that is copied in the stop: it stays reserved.
+const STAGING_BYTES_MAX: u64 = 64 << 20;
+/// Cost model, microseconds: copying a page; a fork at least; a fork for each page of the process.
+const COPY_PAGE_US: f64 = 0.5;
+const FORK_US: f64 = 300.0;
+const FORK_PAGE_US: f64 = 0.08;
+
+/// Names of pages by address; runs do not touch.
+pub(crate) type Runs = BTreeMap<u64, Vec<PageKey>>;
+
+/// Pages that an epoch reads, and those that it takes over by name.
+#[derive(Default)]
+pub(crate) struct Plan {
+    pub(crate) read: Vec<Range>,
+    pub(crate) keep: Vec<Range>,
+}
+
+impl Plan {
+    /// Is copying these pages in the stop shorter than forking?
+    pub(crate) fn copies(&self, zones: &[Zone]) -> bool {
+        // Not readable from outside.
+        let closed: Vec<Range> =
+            zones.iter().filter(|zone| zone.prot & 1 == 0).map(|zone| (zone.start, zone.end)).collect();
+        let bytes = ranges::bytes(&self.read);
+        let pages = (bytes / PAGE) as f64;
+        let all = pages + (ranges::bytes(&self.keep) / PAGE) as f64;
+        bytes <= STAGING_BYTES_MAX
+            && pages * COPY_PAGE_US <= FORK_US + all * FORK_PAGE_US
+            && ranges::both(&self.read, &closed).is_empty()
+    }
+}
+
+/// The state between epochs of one process.
+#[derive(Default)]
+pub(crate) struct Increment {
+    tracking: Tracking,
+    /// It could tell, in the last epoch.
+    tracked: bool,
+    tracker: Option<Box<dyn Tracker>>,
+    /// Whom the tracker watches: pid and start time.
+    of: (i32, u64),
+    known: Runs,
+    draft: Option<Runs>,
+    carried: Vec<Range>,
+}
+
+impl Increment {
+    pub(crate) fn new(tracking: Tracking) -> Self {
+        Self { tracking, ..Self::default() }
+    }
+
+    /// Of another process, or without trust in what is known.
+    fn begin(&mut self, of: (i32, u64)) {
+        *self = Self { of, ..Self::new(self.tracking.clone()) };
+    }
+
+    /// Name of the engine that the last epoch used.
+    pub(crate) fn engine(&self) -> Option<&'static str> {
+        self.tracker.as_ref().map(|tracker| if self.tracked { tracker.name() } else { FullScan.name() })
+    }
+
+    /// Has every increment to be compared with all pages?
+    pub(crate) fn checks(&self) -> bool {
+        self.tracking.checks()
+    }
+
+    /// In the stop: what is to be read; `None`: all pages.
+    pub(crate) fn take(&mut self, cx: &mut DumpCx, start: u64, zones: &[Zone]) -> RmResult<Option<Plan>> {
+        let of = (cx.remote.pid, start);
+        if self.of != of {
+            self.begin(of);
+        }
+        self.draft = None;
+        let found = self.look(cx.remote, zones, cx.remarks);
+        self.tracked = matches!(found, Ok(Found::Since { .. }));
+        let (written, same) = match found {
+            Ok(Found::Since { written, same }) => (written, same),
+            Ok(Found::All) => return Ok(None),
+            Err(cause) => {
+                // Some pages may be protected again that nobody has read.
+                self.begin(of);
+                return Err(cause);
+            }
+        };
+        let known: Vec<Range> =
+            self.known.iter().map(|(at, keys)| (*at, at + keys.len() as u64 * PAGE)).collect();
+        let keep = ranges::without(&ranges::both(&same, &known), &self.carried);
+        let mut read = written;
+        read.extend(ranges::without(&same, &keep));
+        let read = ranges::normal(read);
+        let mut carried = std::mem::take(&mut self.carried);
+        carried.extend(&read);
+        self.carried = ranges::normal(carried);
+        Ok(Some(Plan { read, keep }))
+    }
+
+    fn look(&mut self, remote: &Remote, zones: &[Zone], remarks: &mut Vec<String>) -> RmResult<Found> {
+        if self.tracker.is_none() {
+            self.tracker = Some(self.tracking.choose(remote, remarks)?);
+        }
+        self.tracker.as_mut().map_or(Ok(Found::All), |tracker| tracker.take(remote, zones, true))
+    }
+
+    /// Names of the pages that are kept.
+    pub(crate) fn kept(&self, keep: &[Range]) -> Runs {
+        let mut out = Runs::new();
+        for &(start, end) in keep {
+            let from = self.known.range(..=start).next_back().map_or(start, |(at, _)| *at);
+            for (at, keys) in self.known.range(from..end) {
+                let until = at + keys.len() as u64 * PAGE;
+                let (first, last) = (start.max(*at), end.min(until));
+                if first < last {
+                    let part = &keys[((first - at) / PAGE) as usize..((last - at) / PAGE) as usize];
+                    out.insert(first, part.to_vec());
+                }
+            }
+        }
+        out
+    }
+
+    /// All pages of the epoch that is being written.
+    pub(crate) fn drafted(&mut self, runs: Runs) {
+        self.draft = Some(runs);
+    }
+
+    /// The epoch is sealed.
+    pub(crate) fn sealed(&mut self) {
+        if let Some(runs) = self.draft.take() {
+            self.known = runs;
+            self.carried.clear();
+        }
+    }
+
+    /// The epoch is not: what it was to read comes again.
+    pub(crate) fn aborted(&mut self) {
+        self.draft = None;
+    }
+
+    /// The store has not what is known: the next epoch reads all.
+    pub(crate) fn forget(&mut self) {
+        self.known.clear();
+    }
+}
+
+/// Joins runs that touch.
+pub(crate) fn joined(runs: Runs) -> Runs {
+    let mut out: Vec<(u64, Vec<PageKey>)> = Vec::new();
+    for (at, mut keys) in runs {
+        match out.last_mut() {
+            Some((from, all)) if *from + all.len() as u64 * PAGE == at => all.append(&mut keys),
+            _ => out.push((at, keys)),
+        }
+    }
+    out.into_iter().collect()
+}
+
+/// Copies ranges of a parked process into a buffer that is used again.
+pub(crate) fn copy(remote: &Remote, read: &[Range], into: &mut Vec<u8>) -> std::io::Result<()> {
+    into.resize(ranges::bytes(read) as usize, 0);
+    read_many(remote.pid, read, into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> PageKey {
+        PageKey::from_bytes([n; 16])
+    }
+
+    // Goal: kept pages have the names that they had, whatever part of a run is kept. Method: parts over run borders.
+    #[test]
+    fn parts_of_runs_are_kept() {
+        let mut increment = Increment::default();
+        increment.drafted(
+            [(4 * PAGE, vec![key(4), key(5), key(6)]), (9 * PAGE, vec![key(9)]), (20 * PAGE, vec![key(20)])]
+                .into(),
+        );
+        increment.sealed();
+        let kept = increment.kept(&[(5 * PAGE, 7 * PAGE), (9 * PAGE, 10 * PAGE)]);
+        assert_eq!(kept, [(5 * PAGE, vec![key(5), key(6)]), (9 * PAGE, vec![key(9)])].into());
+        let across = increment.kept(&[(PAGE, 30 * PAGE)]);
+        assert_eq!(across.len(), 3);
+        assert_eq!(joined([(PAGE, vec![key(1)]), (2 * PAGE, vec![key(2)])].into()).len(), 1);
+    }
+
+    // Goal: an epoch that is not sealed changes nothing that is known. Method: draft, abort, look.
+    #[test]
+    fn aborted_drafts_are_not_known() {
+        let mut increment = Increment { carried: vec![(0, PAGE)], ..Increment::default() };
+        increment.drafted([(0, vec![key(1)])].into());
+        increment.aborted();
+        increment.sealed();
+        assert!(increment.known.is_empty());
+        assert_eq!(increment.carried, [(0, PAGE)]);
+    }
+}

@@ -1,0 +1,133 @@
+//! Reading a process's memory: what there is to read, out of a snapshot, and comparing an increment with one.
+
+use crate::kinds::increment::{Plan, Runs};
+use crate::kinds::memory::NAME;
+use crate::kinds::pagemap::Pagemap;
+use crate::kinds::zones::{PAGE, Zone};
+use crate::manager::{Context, DumpCx, RmError, RmResult};
+use crate::remote::{Remote, read_guarded};
+use crate::snapshot::Snapshot;
+use crate::track::ranges;
+use holo_abi::sysno;
+use holo_image::{EpochWriter, PageKey};
+
+/// Bytes read from the snapshot at once.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// What is to be read from a snapshot.
+pub(crate) fn wanted(
+    snapshot: &Snapshot,
+    zones: &[Zone],
+    by_hand: &[(u64, u64)],
+    plan: Option<&Plan>,
+) -> RmResult<Vec<(u64, u64)>> {
+    let mut pagemap = Pagemap::open(snapshot.pid).on("opening", "the snapshot's pagemap")?;
+    let mut all = plan.map(|plan| plan.read.clone()).unwrap_or_default();
+    if plan.is_none() {
+        for zone in zones.iter().filter(|zone| zone.is_private()) {
+            all.extend(pagemap.own_ranges(zone.start, zone.end).on("reading", "the snapshot's pagemap")?);
+        }
+    }
+    Ok(ranges::without(&ranges::normal(all), by_hand))
+}
+
+pub(crate) fn read_snapshot(
+    snapshot: &Snapshot,
+    wanted: &[(u64, u64)],
+    writer: &mut EpochWriter,
+    runs: &mut Runs,
+) -> RmResult<()> {
+    let mut buffer = Vec::new();
+    for (start, end) in wanted {
+        let mut at = *start;
+        while at < *end {
+            let bytes = (end - at).min(CHUNK_BYTES);
+            buffer.resize(bytes as usize, 0);
+            snapshot.read(at, &mut buffer).on("reading", format!("the snapshot at {at:#x}"))?;
+            runs.insert(at, writer.put_page_bytes(&buffer)?);
+            at += bytes;
+        }
+    }
+    Ok(())
+}
+
+/// Compares what an epoch has with a full scan of a snapshot of the same cut: every own page is named, and what
+/// was kept by name has the content of that name.
+pub(crate) fn check(
+    snapshot: &Snapshot,
+    zones: &[Zone],
+    by_hand: &[(u64, u64)],
+    runs: &Runs,
+    keep: &[(u64, u64)],
+) -> RmResult<()> {
+    let wrong =
+        |at: u64, what: &str| RmError::BadSection { kind: NAME, what: format!("page {at:#x} {what}") };
+    let mut pagemap = Pagemap::open(snapshot.pid).on("opening", "the snapshot's pagemap")?;
+    let mut own = Vec::new();
+    for zone in zones.iter().filter(|zone| zone.is_private()) {
+        own.extend(pagemap.own_ranges(zone.start, zone.end).on("reading", "the snapshot's pagemap")?);
+    }
+    let own = ranges::without(&ranges::normal(own), by_hand);
+    let named = runs.iter().map(|(at, keys)| (*at, at + keys.len() as u64 * PAGE)).collect();
+    let named = ranges::normal(named);
+    let mut page = vec![0; PAGE as usize];
+    for (start, end) in ranges::without(&own, &named) {
+        for at in (start..end).step_by(PAGE as usize) {
+            snapshot.read(at, &mut page).on("checking", format!("page {at:#x}"))?;
+            if page.iter().any(|byte| *byte != 0) {
+                return Err(wrong(at, "is not in the increment"));
+            }
+        }
+    }
+    for (start, end) in ranges::without(keep, by_hand) {
+        for at in (start..end).step_by(PAGE as usize) {
+            let named = runs.range(..=at).next_back();
+            let key = named.and_then(|(from, keys)| keys.get(((at - from) / PAGE) as usize));
+            snapshot.read(at, &mut page).on("checking", format!("page {at:#x}"))?;
+            if key != PageKey::of_all(&page).first() {
+                return Err(wrong(at, "changed without being tracked"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Pages of a shared zone that exist: by `mincore`, so that holes are not filled by looking.
+pub(crate) fn resident(cx: &DumpCx, zone: &Zone) -> RmResult<Vec<(u64, u64)>> {
+    const STEP: u64 = 128 * 1024 * PAGE;
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    let mut at = zone.start;
+    while at < zone.end {
+        let bytes = (zone.end - at).min(STEP);
+        let vector_at = cx.remote.page.scratch_address(0);
+        cx.remote
+            .call(sysno::mincore, &[at, bytes, vector_at])
+            .on("looking at", format!("shared zone {:#x}", zone.start))?;
+        for (index, byte) in cx.remote.page.take(0, (bytes / PAGE) as usize).iter().enumerate() {
+            if byte & 1 == 0 {
+                continue;
+            }
+            let page = at + index as u64 * PAGE;
+            match out.last_mut() {
+                Some(last) if last.1 == page => last.1 = page + PAGE,
+                _ => out.push((page, page + PAGE)),
+            }
+        }
+        at += bytes;
+    }
+    Ok(out)
+}
+
+/// A zone of a deleted file, up to the end of the file.
+pub(crate) fn whole(remote: &Remote, zone: &Zone) -> Vec<(u64, u64)> {
+    let mut probe = vec![0; PAGE as usize];
+    let mut is_there = |at: u64| match zone.prot & 1 {
+        0 => read_guarded(remote.pid, at, &mut probe).is_ok(),
+        _ => remote.read(at, &mut probe).is_ok(),
+    };
+    let mut end = zone.start;
+    while end < zone.end && is_there(end) {
+        end += PAGE;
+    }
+    if end > zone.start { vec![(zone.start, end)] } else { Vec::new() }
+}

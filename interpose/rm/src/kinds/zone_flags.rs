@@ -1,0 +1,45 @@
+//! Flags of zones that were asked for with `madvise` or `mlock`.
+//!
+//! `smaps` shows them, which takes as long as the process is large: it is read only when they may have changed.
+
+use super::zones::{self, Zone};
+use std::fs;
+
+/// Epochs after which flags are read again even if no call is known that changed them: a raw one may have.
+const AGE_MAX: u32 = 64;
+
+/// Place and flags of a zone.
+type Flagged = ((u64, u64), Vec<[u8; 2]>);
+
+/// Flags of zones as they were read last.
+#[derive(Default)]
+pub(crate) struct Flags {
+    /// Calls that change flags, up to then.
+    advised: u32,
+    /// Epochs since then.
+    age: u32,
+    of: Vec<Flagged>,
+}
+
+impl Flags {
+    /// Adds the flags of the zones of a process, of which `advised` calls that change flags are known.
+    pub(crate) fn add(&mut self, pid: i32, advised: u32, all: &mut [Zone]) {
+        if self.are_those_of(all) && self.advised == advised && self.age < AGE_MAX {
+            self.age += 1;
+            all.iter_mut().zip(&self.of).for_each(|(zone, known)| zone.flags.clone_from(&known.1));
+            return;
+        }
+        if let Ok(smaps) = fs::read(format!("/proc/{pid}/smaps")) {
+            zones::add_flags(all, &smaps);
+            let of = all.iter().map(|zone| ((zone.start, zone.end), zone.flags.clone())).collect();
+            *self = Self { advised, age: 0, of };
+        }
+    }
+
+    fn are_those_of(&self, all: &[Zone]) -> bool {
+        self.of.len() == all.len()
+            && self.of.iter().zip(all).all(|(known, zone)| known.0 == (zone.start, zone.end))
+            // One that has any may be another by now, at the same place.
+            && self.of.iter().all(|known| known.1.iter().all(|flag| flag == b"gd"))
+    }
+}

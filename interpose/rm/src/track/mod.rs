@@ -1,0 +1,137 @@
+//! Dirty tracking: which pages of a process changed since the last look. One file for each engine.
+
+mod lifts;
+pub mod ranges;
+mod userfaultfd;
+mod youth;
+
+use crate::kinds::zones::Zone;
+use crate::manager::RmResult;
+use crate::remote::Remote;
+pub use lifts::Lifts;
+use ranges::Range;
+use std::str::FromStr;
+pub use userfaultfd::Userfaultfd;
+
+/// Variable of the agent's environment that has every incremental epoch compared with a full scan at the same cut.
+const CHECK_VARIABLE: &str = "HOLO_ENGINE_CHECK";
+
+/// Which engine is to be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// The best that works.
+    #[default]
+    Auto,
+    /// [`Userfaultfd`], or none.
+    Userfaultfd,
+    /// [`FullScan`].
+    FullScan,
+}
+
+impl FromStr for Engine {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "userfaultfd" => Ok(Self::Userfaultfd),
+            "full-scan" => Ok(Self::FullScan),
+            other => Err(format!("`{other}` is no engine; there are auto, userfaultfd, full-scan")),
+        }
+    }
+}
+
+/// What the processes of an application share in tracking.
+#[derive(Clone, Default)]
+pub struct Tracking {
+    engine: Engine,
+    checks: bool,
+    lifts: Lifts,
+}
+
+impl Tracking {
+    /// With an engine.
+    #[must_use]
+    pub fn by(engine: Engine) -> Self {
+        let checks = std::env::var(CHECK_VARIABLE).is_ok_and(|value| value == "1");
+        Self { engine, checks, lifts: Lifts::default() }
+    }
+
+    /// Has every increment to be compared with all pages?
+    pub(crate) fn checks(&self) -> bool {
+        self.checks
+    }
+
+    /// The best engine that works for a parked process, or the one that is forced.
+    ///
+    /// # Errors
+    /// The forced engine does not work here.
+    pub(crate) fn choose(&self, remote: &Remote, remarks: &mut Vec<String>) -> RmResult<Box<dyn Tracker>> {
+        match self.engine {
+            Engine::FullScan => Ok(Box::new(FullScan)),
+            Engine::Userfaultfd => Ok(Box::new(Userfaultfd::new(remote, &self.lifts)?)),
+            Engine::Auto => Ok(match Userfaultfd::new(remote, &self.lifts) {
+                Ok(engine) => Box::new(engine),
+                Err(cause) => {
+                    remarks.push(format!("all pages are looked at in every epoch: {cause}"));
+                    Box::new(FullScan)
+                }
+            }),
+        }
+    }
+}
+
+/// What an engine found in the stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It cannot tell: look at all pages.
+    All,
+    /// It can.
+    Since {
+        /// The process's own pages that may differ from those at the last look.
+        written: Vec<Range>,
+        /// Its own pages that do not.
+        same: Vec<Range>,
+    },
+}
+
+/// A way to find pages that changed.
+pub trait Tracker: Send {
+    /// Name, as epochs show it.
+    fn name(&self) -> &'static str;
+
+    /// What changed in private zones since the last call, and watches from here on. The process is parked, or runs:
+    /// then no call can be made in it. The kernel may write into its memory at any time, which then counts as written
+    /// after the call.
+    ///
+    /// # Errors
+    /// The kernel's: the caller must take all pages as written then, and make another tracker.
+    fn take(&mut self, remote: &Remote, zones: &[Zone], parked: bool) -> RmResult<Found>;
+}
+
+/// All pages, at every epoch: works everywhere.
+pub struct FullScan;
+
+impl Tracker for FullScan {
+    fn name(&self) -> &'static str {
+        "full-scan"
+    }
+
+    fn take(&mut self, _: &Remote, _: &[Zone], _: bool) -> RmResult<Found> {
+        Ok(Found::All)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: engines are named as epochs name them, others are refused with the names there are. Method: parse.
+    #[test]
+    fn engines_by_name() {
+        assert_eq!("full-scan".parse(), Ok(Engine::FullScan));
+        assert_eq!("userfaultfd".parse(), Ok(Engine::Userfaultfd));
+        assert_eq!("auto".parse(), Ok(Engine::default()));
+        assert!("soft-dirty".parse::<Engine>().is_err_and(|cause| cause.contains("userfaultfd")));
+    }
+}

@@ -1,0 +1,261 @@
+//! Asynchronous write-protection by userfaultfd, read and renewed with `PAGEMAP_SCAN` (Linux 6.7).
+//!
+//! The userfaultfd belongs to the application's memory, so a parked thread makes it; the agent takes a duplicate
+//! and the thread closes its own in the same stop. All else is done from outside. When the agent closes the
+//! duplicate, or dies, the kernel lifts the protection.
+//!
+//! A page counts as unchanged only if it is there, in a zone that was watched before, and still protected: zones that
+//! are new, moved (`mremap`), or executed anew are not watched, pages that were given back (`MADV_DONTNEED`) are not there.
+//!
+//! No call of the application fails because of it: see `lifts.rs`.
+
+use super::lifts::{Holder, Lifts};
+use super::ranges::{self, Range};
+use super::youth::Youth;
+use super::{Found, Tracker};
+use crate::kinds::pagemap::{PFNZERO, PRESENT, Pagemap, Region, SWAPPED, WRITTEN};
+use crate::kinds::zones::zones_can_be_asked_for;
+use crate::kinds::zones::{PAGE, Zone, ZoneKind};
+use crate::manager::{Context, RmError, RmResult};
+use crate::remote::Remote;
+use holo_abi::{sysno, ways};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+const USER_MODE_ONLY: u64 = 1;
+const UFFD_API: u64 = 0xaa;
+const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
+const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
+const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+const FEATURE_WP_ASYNC: u64 = 1 << 15;
+const MODE_WP: u64 = 2;
+/// End of what a process can have.
+const ADDRESS_END: u64 = 1 << 47;
+
+/// The descriptor, until its protection is lifted altogether.
+struct Held(Mutex<Option<OwnedFd>>);
+
+impl Held {
+    fn with<T>(&self, then: impl FnOnce(&mut Option<OwnedFd>) -> T) -> T {
+        then(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Watches a zone. Without effect if it is watched already.
+    fn register(&self, zone: &Zone) -> io::Result<()> {
+        let words = &mut [zone.start, zone.bytes(), MODE_WP, 0];
+        self.with(|uffd| match uffd {
+            Some(uffd) => ioctl(uffd, UFFDIO_REGISTER, words),
+            None => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        })
+    }
+
+    /// Takes marks of an earlier protection off pages that came here with them: they would pass for unchanged.
+    fn unmark(&self, start: u64, end: u64) -> io::Result<()> {
+        self.with(|uffd| match uffd {
+            Some(uffd) => ioctl(uffd, UFFDIO_WRITEPROTECT, &mut [start, end - start, 0]),
+            None => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        })
+    }
+}
+
+impl Holder for Held {
+    fn lift(&self, start: u64, end: u64) {
+        let end = end.min(ADDRESS_END).next_multiple_of(PAGE);
+        self.with(|uffd| {
+            let lifted = uffd
+                .as_ref()
+                .map(|uffd| ioctl(uffd, UFFDIO_UNREGISTER, &mut [start, end.saturating_sub(start)]));
+            // Closed, it lifts all.
+            if matches!(lifted, Some(Err(_))) {
+                *uffd = None;
+            }
+        });
+    }
+}
+
+/// The engine.
+pub struct Userfaultfd {
+    held: Arc<Held>,
+    lifts: Lifts,
+    /// Pages in maps of files that were the process's own at the last look.
+    own_in_files: Vec<Range>,
+    youth: Youth,
+}
+
+fn ioctl(fd: &OwnedFd, request: libc::c_ulong, words: &mut [u64]) -> io::Result<()> {
+    // SAFETY: callers pass the words that the request reads and writes.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), request, words.as_mut_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A userfaultfd of a parked process.
+fn make(remote: &Remote) -> RmResult<OwnedFd> {
+    let flags = libc::O_CLOEXEC as u64 | USER_MODE_ONLY;
+    let number = remote.call(sysno::userfaultfd, &[flags]).on("making", "a userfaultfd")?;
+    let borrowed = remote.borrow_fd(number as i32);
+    remote.call(sysno::close, &[number]).on("closing", "the application's userfaultfd")?;
+    let uffd = borrowed.on("taking", "the userfaultfd")?;
+    let mut api = [UFFD_API, FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED, 0];
+    ioctl(&uffd, UFFDIO_API, &mut api).on("asking for", "asynchronous write-protection")?;
+    Ok(uffd)
+}
+
+impl Userfaultfd {
+    /// Makes one for a parked process.
+    ///
+    /// # Errors
+    /// The kernel does not allow it, or lacks the features.
+    pub fn new(remote: &Remote, lifts: &Lifts) -> RmResult<Self> {
+        // Without them an `mremap` would not be seen before it fails.
+        if remote.page.control().header.ways.load(Ordering::SeqCst) & ways::SITES == 0 {
+            return Err(RmError::Unsupported("calls inside libc are not seen".into()));
+        }
+        if !zones_can_be_asked_for() {
+            return Err(RmError::Unsupported("the kernel has no PROCMAP_QUERY".into()));
+        }
+        let uffd = make(remote)?;
+        Pagemap::open(remote.pid).and_then(|pagemap| pagemap.scans()).on("trying", "PAGEMAP_SCAN")?;
+        Ok(Self {
+            held: Arc::new(Held(Mutex::new(Some(uffd)))),
+            lifts: lifts.clone(),
+            own_in_files: Vec::new(),
+            youth: Youth::default(),
+        })
+    }
+
+    /// Watches a zone that is not. False: it cannot be, or another descriptor does, or must not be now.
+    fn watch(&self, remote: &Remote, zone: &Zone) -> io::Result<bool> {
+        let holder: Arc<dyn Holder> = self.held.clone();
+        match self.lifts.protecting(&remote.page, &holder, || self.held.register(zone)) {
+            // The memory that it belonged to is gone: the process executed another program.
+            Some(Err(cause)) if cause.raw_os_error() == Some(libc::ESRCH) => Err(cause),
+            Some(done) => Ok(done.is_ok()),
+            None => Ok(false),
+        }
+    }
+
+    /// Watches and protects a zone that was not watched: all that it has counts as changed. False: it cannot be watched.
+    fn begin(&self, remote: &Remote, pagemap: &Pagemap, zone: &Zone) -> io::Result<bool> {
+        if !self.watch(remote, zone)? {
+            return Ok(false);
+        }
+        for region in pagemap.protect(zone.start, zone.end)? {
+            if region.categories & WRITTEN == 0 {
+                self.held.unmark(region.start, region.end)?;
+                pagemap.protect(region.start, region.end)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// [`Self::begin`]; after an `exec`, when the memory that the descriptor belonged to is gone, with another one.
+    fn begin_or_anew(
+        &mut self,
+        remote: &Remote,
+        pagemap: &Pagemap,
+        zone: &Zone,
+        parked: bool,
+    ) -> RmResult<bool> {
+        let begun = match self.begin(remote, pagemap, zone) {
+            Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) && parked => {
+                *self = Self::new(remote, &self.lifts)?;
+                self.begin(remote, pagemap, zone)
+            }
+            begun => begun,
+        };
+        begun.on("protecting", format!("zone {:#x}", zone.start))
+    }
+}
+
+/// The parts of rising regions that lie in rising zones, with the zone's place.
+fn by_zone<'a>(regions: &'a [Region], zones: &'a [&Zone]) -> impl Iterator<Item = (usize, Range, u64)> + 'a {
+    let mut first = 0;
+    regions.iter().flat_map(move |region| {
+        while zones.get(first).is_some_and(|zone| zone.end <= region.start) {
+            first += 1;
+        }
+        let reaching = zones[first..].iter().enumerate().take_while(|(_, zone)| zone.start < region.end);
+        reaching.map(move |(index, zone)| {
+            (first + index, (region.start.max(zone.start), region.end.min(zone.end)), region.categories)
+        })
+    })
+}
+
+impl Tracker for Userfaultfd {
+    fn name(&self) -> &'static str {
+        "userfaultfd"
+    }
+
+    fn take(&mut self, remote: &Remote, zones: &[Zone], parked: bool) -> RmResult<Found> {
+        if remote.page.control().header.hands_off.load(Ordering::SeqCst) != 0 {
+            return Ok(Found::All);
+        }
+        if self.held.with(|uffd| uffd.is_none()) {
+            if !parked {
+                return Ok(Found::All);
+            }
+            *self = Self::new(remote, &self.lifts)?;
+        }
+        let mut pagemap = Pagemap::open(remote.pid).on("opening", "pagemap")?;
+        // The pages of a file without a name are read whole every time.
+        let zones: Vec<&Zone> = zones.iter().filter(|zone| zone.is_private() && !zone.deleted).collect();
+        let (Some(first), Some(last)) = (zones.first(), zones.last()) else { return Ok(Found::All) };
+        remote.page.keep_alive();
+        // In one step for all: zones that are not watched are left out.
+        let regions = pagemap.protect_watched(first.start, last.end).on("reading", "pagemap")?;
+        let mut seen = vec![false; zones.len()];
+        let (mut written, mut same) = (Vec::new(), Vec::new());
+        let (mut of_files, mut marked) = (Vec::new(), Vec::new());
+        for (index, range, categories) in by_zone(&regions, &zones) {
+            seen[index] = true;
+            let is_marked = categories & WRITTEN == 0;
+            if categories & PFNZERO != 0 {
+                continue;
+            }
+            if zones[index].kind != ZoneKind::FilePrivate {
+                if is_marked { &mut same } else { &mut written }.push(range);
+            } else if is_marked && categories & (PRESENT | SWAPPED) == PRESENT {
+                marked.push(range);
+            } else {
+                // What is not present may stand for the file's page, whatever its mark; reading it shows the right
+                // content in both cases.
+                of_files.push(range);
+            }
+        }
+        // A page of the process's own may have become the file's again, with its mark.
+        let own_before = ranges::normal(std::mem::take(&mut self.own_in_files));
+        let watched: Vec<bool> =
+            zones.iter().zip(seen).map(|(zone, seen)| seen || pagemap.is_watched(zone.start)).collect();
+        let due = self.youth.due(&zones, &watched);
+        for (zone, due) in zones.iter().zip(due) {
+            let Some(due) = due else { continue };
+            remote.page.keep_alive();
+            // What is not watched is read every time.
+            let begun = due && self.begin_or_anew(remote, &pagemap, zone, parked)?;
+            let own = pagemap.own_ranges(zone.start, zone.end).on("reading", "pagemap")?;
+            if begun && zone.kind == ZoneKind::FilePrivate {
+                self.own_in_files.extend(&own);
+            }
+            written.extend(own);
+        }
+        let mut own = |ranges: &[Range]| -> RmResult<Vec<Range>> {
+            let mut out = Vec::new();
+            for (start, end) in ranges {
+                out.extend(pagemap.own_ranges(*start, *end).on("reading", "pagemap")?);
+            }
+            Ok(out)
+        };
+        let own_written = own(&ranges::normal(of_files))?;
+        let own_same = own(&ranges::both(&ranges::normal(marked), &own_before))?;
+        self.own_in_files.extend(own_written.iter().chain(&own_same));
+        written.extend(own_written);
+        same.extend(own_same);
+        Ok(Found::Since { written: ranges::normal(written), same: ranges::normal(same) })
+    }
+}
