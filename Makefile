@@ -3,7 +3,7 @@
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := build-essential gcc g++ linux-libc-dev iproute2 util-linux redis-server redis-tools strace sqlite3 \
-            python3 perl libjemalloc2 ca-certificates curl
+            python3 perl libjemalloc2 ca-certificates curl liburing2 libaio1
 PROGRAMS := -p holo-agent -p holo-tools -p holo-interpose -p holo-restorer
 NEXTEST := $(CARGO) nextest run --workspace
 

@@ -1,6 +1,7 @@
-//! A starting process joins: it gets its control page and the call-site tables of its libc and ld.so.
+//! A starting process joins: it gets its control page and the call-site tables of its libc, ld.so and what else makes system
+//! calls.
 
-use holo_abi::join::{Join, MAGIC, REFUSED, REFUSED_QUIETLY, Welcome};
+use holo_abi::join::{Join, MAGIC, MODULES_MAX, REFUSED, REFUSED_QUIETLY, Welcome};
 use holo_rm::page::Page;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use parking_lot::Mutex;
@@ -25,8 +26,8 @@ pub struct Request {
     pub name: String,
     /// `HOLO_TOKEN`.
     pub token: u64,
-    /// libc and ld.so.
-    pub modules: [PathBuf; 2],
+    /// libc, ld.so, others; empty: there is none.
+    pub modules: [PathBuf; MODULES_MAX],
 }
 
 fn text(bytes: &[u8]) -> &[u8] {
@@ -57,7 +58,7 @@ pub fn read(stream: &mut UnixStream) -> io::Result<Request> {
         pid: join.pid,
         name: String::from_utf8_lossy(text(&join.name)).into_owned(),
         token: join.token,
-        modules: [module(0), module(1)],
+        modules: std::array::from_fn(module),
     })
 }
 
@@ -65,7 +66,11 @@ pub fn read(stream: &mut UnixStream) -> io::Result<Request> {
 ///
 /// # Errors
 /// A broken connection.
-pub fn welcome(stream: &UnixStream, page: &Page, tables: &[Option<Arc<File>>; 2]) -> io::Result<()> {
+pub fn welcome(
+    stream: &UnixStream,
+    page: &Page,
+    tables: &[Option<Arc<File>>; MODULES_MAX],
+) -> io::Result<()> {
     let mut fds = vec![page.fd().as_raw_fd()];
     let mut answer = empty();
     for (index, table) in tables.iter().enumerate() {
@@ -134,8 +139,8 @@ type Identity = (u64, u64, u64, i64);
 impl Tables {
     /// The tables for a process's modules, made on first use; a module without one is not patched.
     #[must_use]
-    pub fn of(&self, cache: &Path, request: &Request) -> [Option<Arc<File>>; 2] {
-        [0, 1].map(|index| self.table(cache, &request.modules[index]))
+    pub fn of(&self, cache: &Path, request: &Request) -> [Option<Arc<File>>; MODULES_MAX] {
+        std::array::from_fn(|index| self.table(cache, &request.modules[index]))
     }
 
     fn table(&self, cache: &Path, module: &Path) -> Option<Arc<File>> {

@@ -1,7 +1,7 @@
 //! The constructor: runs first in every program (`-z initfirst`), on one thread, before libc is ready.
 //!
-//! It joins the agent, maps the control page, patches libc and ld.so, takes the park signal. Whatever fails,
-//! the program runs on as if holo were not there; it is told once, on standard error.
+//! It joins the agent, maps the control page, patches libc, ld.so and what else makes system calls, takes the park signal.
+//! Whatever fails, the program runs on as if holo were not there; it is told once, on standard error.
 
 use crate::early::Early;
 use crate::{dispatch, inodes, signals, symbols, trace, traps, vdso};
@@ -277,8 +277,8 @@ fn parent_is_preloaded(environment: &Environment) -> bool {
 }
 
 struct Modules {
-    /// Path and load bias of libc and ld.so.
-    found: [([u8; join::PATH_MAX], u64); 2],
+    /// Path and load bias of libc, ld.so and others that are to be patched.
+    found: [([u8; join::PATH_MAX], u64); join::MODULES_MAX],
     /// Extent of libholo.
     holo: (u64, u64),
 }
@@ -298,6 +298,9 @@ struct DlInfo {
     count: u16,
 }
 
+/// Libraries that make system calls past libc.
+const OWN_CALLS: &[&[u8]] = &[b"liburing.so.", b"libaio.so."];
+
 unsafe extern "C" fn each_module(info: *const DlInfo, _size: usize, data: *mut c_void) -> c_int {
     // SAFETY: the loader's record and our own structure.
     let (info, modules) = unsafe { (&*info, &mut *data.cast::<Modules>()) };
@@ -308,6 +311,9 @@ unsafe extern "C" fn each_module(info: *const DlInfo, _size: usize, data: *mut c
         Some(0)
     } else if base.starts_with(b"ld-linux") || base.starts_with(b"ld-2.") {
         Some(1)
+    } else if OWN_CALLS.iter().any(|library| base.starts_with(library)) {
+        // The first free place; of more than there are places, the rest is not patched.
+        (2..join::MODULES_MAX).find(|index| modules.found[*index].0[0] == 0)
     } else {
         None
     };
@@ -336,7 +342,7 @@ struct Joined {
     page: *mut Control,
     modules: Modules,
     /// Open table files, -1: none.
-    tables: [i64; 2],
+    tables: [i64; join::MODULES_MAX],
 }
 
 fn socket_path(environment: &Environment) -> [u8; 108] {
@@ -364,7 +370,7 @@ fn socket_path(environment: &Environment) -> [u8; 108] {
 }
 
 fn join(environment: &Environment) -> Result<Joined, Refusal> {
-    let mut modules = Modules { found: [([0; join::PATH_MAX], 0); 2], holo: (0, 0) };
+    let mut modules = Modules { found: [([0; join::PATH_MAX], 0); join::MODULES_MAX], holo: (0, 0) };
     // SAFETY: the callback is for this structure.
     unsafe { dl_iterate_phdr(each_module, (&raw mut modules).cast()) };
     let path = socket_path(environment);
@@ -375,7 +381,7 @@ fn join(environment: &Environment) -> Result<Joined, Refusal> {
         pid: unsafe { sys!(sysno::getpid) } as u32,
         name: [0; join::NAME_MAX],
         token: environment.get(b"HOLO_TOKEN").map_or(0, number),
-        modules: [modules.found[0].0, modules.found[1].0],
+        modules: modules.found.map(|(path, _)| path),
     };
     if let Some(name) = environment.get(b"HOLO_NAME") {
         let take = name.len().min(join::NAME_MAX - 1);
@@ -404,7 +410,7 @@ fn join(environment: &Environment) -> Result<Joined, Refusal> {
         close_all(&fds[1..]);
         return Err(Refusal::Broken(b"the control page cannot be mapped"));
     }
-    let mut tables = [-1i64; 2];
+    let mut tables = [-1i64; join::MODULES_MAX];
     let mut next = 1;
     for (index, table) in tables.iter_mut().enumerate() {
         if welcome.tables & (1 << index) != 0 && next < fds.len() {
@@ -427,16 +433,19 @@ fn close_all(fds: &[i32]) {
     }
 }
 
+/// The control page and the tables.
+const DESCRIPTORS: usize = 1 + join::MODULES_MAX;
+
 /// Sends the packet and receives the answer with its descriptors.
-fn converse(path: &[u8; 108], hello: &Join) -> Result<(Welcome, [i32; 3]), Refusal> {
+fn converse(path: &[u8; 108], hello: &Join) -> Result<(Welcome, [i32; DESCRIPTORS]), Refusal> {
     #[repr(C)]
     struct Address(u16, [u8; 108]);
     #[repr(C, align(8))]
-    struct Ancillary([u64; 2], [i32; 4]);
+    struct Ancillary([u64; 2], [i32; DESCRIPTORS + 1]);
     const CLOEXEC_STREAM: u64 = 1 | 0o2_000_000;
     const SOL_SOCKET: u64 = 1;
     const SO_RCVTIMEO: u64 = 20;
-    let mut fds = [-1i32; 3];
+    let mut fds = [-1i32; DESCRIPTORS];
     // SAFETY: structures of the kernel's shapes, alive during each call; our own descriptor.
     unsafe {
         let fd = sys!(sysno::socket, 1, CLOEXEC_STREAM, 0);
@@ -472,8 +481,9 @@ fn converse(path: &[u8; 108], hello: &Join) -> Result<(Welcome, [i32; 3]), Refus
         let mut got = 0;
         while got < size_of::<Welcome>() {
             let part = [(&raw mut welcome).cast::<u8>().add(got) as u64, (size_of::<Welcome>() - got) as u64];
-            let mut ancillary = Ancillary([0; 2], [-1; 4]);
-            let message = [0u64, 0, part.as_ptr() as u64, 1, (&raw mut ancillary) as u64, 32, 0];
+            let mut ancillary = Ancillary([0; 2], [-1; DESCRIPTORS + 1]);
+            let room = size_of::<Ancillary>() as u64;
+            let message = [0u64, 0, part.as_ptr() as u64, 1, (&raw mut ancillary) as u64, room, 0];
             let more = sys!(sysno::recvmsg, fd, message.as_ptr(), 0x4000_0000);
             if more <= 0 {
                 close_all(&fds);
@@ -517,7 +527,7 @@ impl Joined {
         if wanted & ways::SITES != 0 {
             active |= self.patch(header, wanted & ways::TRAPS != 0);
         }
-        close_all(&[self.tables[0] as i32, self.tables[1] as i32]);
+        close_all(&self.tables.map(|table| table as i32));
         if wanted & ways::TRAPS != 0 && traps::start(self.modules.holo) {
             active |= ways::TRAPS;
         }

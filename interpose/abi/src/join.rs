@@ -10,6 +10,8 @@ pub const MAGIC: [u8; 8] = *b"HOLOJN01";
 pub const NAME_MAX: usize = 64;
 /// Longest module path.
 pub const PATH_MAX: usize = 512;
+/// Modules of a process that can be patched: libc, ld.so, and the libraries known to make system calls past libc.
+pub const MODULES_MAX: usize = 4;
 
 /// Runs unprotected; [`Welcome::reason`] says why, and the process says so on standard error.
 pub const REFUSED: u32 = 1;
@@ -30,8 +32,8 @@ pub struct Join {
     pub name: [u8; NAME_MAX],
     /// `HOLO_TOKEN`: what `holo run` registered, 0 for a plain preload.
     pub token: u64,
-    /// Paths of the modules whose site tables are wanted (libc, ld.so), zero-padded.
-    pub modules: [[u8; PATH_MAX]; 2],
+    /// Paths of the modules whose site tables are wanted (libc, ld.so, others), zero-padded.
+    pub modules: [[u8; PATH_MAX]; MODULES_MAX],
 }
 
 /// The agent's answer.
@@ -52,5 +54,5 @@ pub struct Welcome {
     pub reason: [u8; 256],
 }
 
-const _: () = assert!(size_of::<Join>() == 8 + 4 + 4 + 64 + 8 + 1024);
+const _: () = assert!(size_of::<Join>() == 8 + 4 + 4 + 64 + 8 + MODULES_MAX * PATH_MAX);
 const _: () = assert!(size_of::<Welcome>() == 8 + 16 + 256);

@@ -15,8 +15,8 @@ const PROT_RX: u64 = 5;
 const PRIVATE_ANONYMOUS: u64 = 0x22;
 /// A `rel32` reaches this far, less a margin for the size of both ends.
 const REACH: u64 = (1 << 31) - (1 << 26);
-/// Modules that can be patched: libc, ld.so, and one area for traps.
-const MODULES_MAX: usize = 4;
+/// Modules that can be patched.
+const MODULES_MAX: usize = holo_abi::join::MODULES_MAX;
 
 /// One trampoline, for looking up by instruction pointer.
 #[derive(Clone, Copy)]
