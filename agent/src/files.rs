@@ -89,8 +89,9 @@ impl Files {
             self.mapped_by(&process.remote, &mut extra, &mut mapped)?;
         }
         let pages: Vec<PathBuf> = cx.processes.iter().map(|process| page_path(&process.remote)).collect();
-        // Devices have neither content nor a place in a tree; control pages are holo's.
-        extra.retain(|path| !path.starts_with("/dev") || path.starts_with("/dev/shm"));
+        // Devices have neither content nor a place in a tree, maps of anonymous inodes no path; control pages are holo's.
+        extra
+            .retain(|path| path.is_absolute() && (!path.starts_with("/dev") || path.starts_with("/dev/shm")));
         extra.retain(|path| !path.starts_with("/proc") && !path.starts_with("/sys") && !pages.contains(path));
         Ok(Written { extra: extra.into_iter().collect(), open, mapped })
     }

@@ -26,10 +26,11 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
     Registry::new()
         // First: who is there. The clone's processes are made before all kinds.
         .application(Box::new(Tree))
+        // Before processes and descriptors: a working directory may be one that this puts in place, and so are the files that they
+        // open.
+        .application(Box::new(files))
         // It refuses what cannot be dumped at all, and gives each process its directory.
         .process(|| Box::new(Process))
-        // Before descriptors: they open the files that this puts in place.
-        .application(Box::new(files))
         // Before memory: says which shared objects it has staged already.
         .application(Box::new(Descriptors::new(shared)))
         // Before memory, which attaches the segments; those that had been removed are removed in POST, after that.

@@ -34,8 +34,12 @@ impl<S: ContentSource> Applier<'_, S> {
         let (atime, mtime, _) = times(&look()?);
         if (atime, mtime) != (inode.atime, inode.mtime) {
             let spec = |time: Time| TimeSpec::new(time.seconds, i64::from(time.nanos));
-            utimensat(dir, name, &spec(inode.atime), &spec(inode.mtime), UtimensatFlags::NoFollowSymlink)
-                .map_err(place.refused("set times of"))?;
+            let (atime, mtime) = (spec(inode.atime), spec(inode.mtime));
+            match utimensat(dir, name, &atime, &mtime, UtimensatFlags::NoFollowSymlink) {
+                // Only the owner may. A file of somebody else that was only read has another time of access since.
+                Err(cause @ Errno::EPERM) => self.remarks.add(place.full, failed("times", cause)),
+                done => done.map_err(place.refused("set times of"))?,
+            }
         }
         Ok(())
     }
