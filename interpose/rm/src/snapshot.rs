@@ -127,9 +127,10 @@ impl Snapshot {
             let parent = child(remote.pid, thread, inner as i32).on("finding", "the snapshot's parent")?;
             child(parent, parent, snapshot as i32).on("finding", "the snapshot")
         })();
-        // It may be read by us even where only parents may (Yama); fails harmlessly without Yama.
+        // It may be read by us even where only parents may (Yama); fails harmlessly without Yama. In a session of its own neither
+        // signals to the application's groups end it, nor does it keep a group alive.
         if made.is_ok() {
-            let mut calls = [call(sysno::prctl, &[PR_SET_PTRACER, u64::MAX])];
+            let mut calls = [call(sysno::prctl, &[PR_SET_PTRACER, u64::MAX]), call(sysno::setsid, &[])];
             remote.run_in(last, &mut calls, false).on("opening", "the snapshot")?;
         }
         // An application that is a subreaper must not inherit the snapshot.
