@@ -32,7 +32,7 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
         // It refuses what cannot be dumped at all, and gives each process its directory.
         .process(|| Box::new(Process))
         // Before memory: says which shared objects it has staged already.
-        .application(Box::new(Descriptors::new(shared)))
+        .application(Box::new(Descriptors::new(shared, ipc.clone())))
         // Before memory, which attaches the segments; those that had been removed are removed in POST, after that.
         .application(Box::new(SysvShm::new(ipc.clone())))
         // Before threads: for a moment they make processes with the numbers of some that have ended.

@@ -69,6 +69,7 @@ const SLOW_CALLS: &[i64] = &[
     sysno::munlock,
     sysno::mlockall,
     sysno::munlockall,
+    sysno::mq_notify,
 ];
 
 /// Fills the gate's table; `trace` sends every call through the dispatcher, to be counted.
@@ -143,6 +144,7 @@ fn decide(regs: &mut Regs) -> Verdict {
             inodes::on_call(regs)
         }
         sysno::semget | sysno::msgget => ipc::on_get(regs),
+        sysno::mq_notify if !filters::on() => ipc::on_notify(regs),
         sysno::execve => exec::on_exec(regs, 2),
         sysno::execveat => exec::on_exec(regs, 3),
         sysno::exit_group => {

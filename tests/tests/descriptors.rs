@@ -8,12 +8,10 @@ holo_tests::workloads! {
     pipes: Workload::new("fd_pipes.c");
     epoll: Workload::new("fd_epoll.c");
     events: Workload::new("fd_events.c");
+    pidfd: Workload::new("fd_pidfd.c");
+    inotify: Workload::new("fd_inotify.c");
     unix: Workload::new("fd_unix.c");
     passed: Workload::new("fd_passed.c");
     tcp: Workload::new("fd_tcp.c");
     tcp_listen: Workload::new("fd_tcp.c").arg("listen");
-}
-
-holo_tests::workloads_unprotected! {
-    inotify: Workload::new("fd_inotify.c");
 }

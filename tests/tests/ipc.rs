@@ -5,4 +5,10 @@
 holo_tests::workloads! {
     sysv_sem: Workload::new("sysv_sem.c");
     sysv_msg: Workload::new("sysv_msg.c");
+    mqueue: Workload::new("mqueue.c");
+    pshared: Workload::new("pshared.c");
+}
+
+holo_tests::workloads_unprotected! {
+    aio: Workload::new("aio.c");
 }

@@ -36,6 +36,8 @@ pub const MEMBERS_MAX: usize = 4096;
 pub const OBJECTS_MAX: usize = 2048;
 /// Requests at once to lift write-protection.
 pub const LIFTS_MAX: usize = 16;
+/// Registrations for notices (`mq_notify`) that the processes of one page are remembered to have.
+pub const NOTICES_MAX: usize = 256;
 /// Calls whose results name inodes.
 pub const INODE_CALLS: [i64; 6] =
     [sysno::stat, sysno::fstat, sysno::lstat, sysno::newfstatat, sysno::statx, sysno::getdents64];
@@ -307,6 +309,28 @@ pub struct InodeName {
     pub app: [u64; 2],
 }
 
+/// A registration for a notice of a message queue.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Notice {
+    /// See [`Notice::word`]; 0: free. Written last.
+    pub who: AtomicU64,
+    /// Value of the `sigevent`.
+    pub value: AtomicU64,
+    /// Its signal or socket, and above it how.
+    pub what: AtomicU64,
+    /// What its value points to where that is a message for the socket: the caller may use the memory again at once.
+    pub cookie: [AtomicU64; 4],
+}
+
+impl Notice {
+    /// Word for a process, by its pid as it sees itself, and its descriptor.
+    #[must_use]
+    pub const fn word(pid: u32, fd: u32) -> u64 {
+        (pid as u64) << 32 | fd as u64
+    }
+}
+
 /// The page.
 #[repr(C)]
 pub struct Control {
@@ -329,6 +353,8 @@ pub struct Control {
     pub objects: [AtomicU64; OBJECTS_MAX],
     /// Requests to lift write-protection.
     pub lifts: [Lift; LIFTS_MAX],
+    /// Registrations for notices of message queues, which the kernel shows in part.
+    pub notices: [Notice; NOTICES_MAX],
 }
 
 /// Bytes of the mapping, whole pages.

@@ -1,8 +1,8 @@
 //! The agent's side of a control page (`holo_abi::control`).
 
 use holo_abi::control::{
-    self, BATCH_CALLS, CONTROL_BYTES, Call, Control, Header, INODES_MAX, InodeName, SLOT_CALLS, SLOTS_MAX,
-    Slot, object, slot,
+    self, BATCH_CALLS, CONTROL_BYTES, Call, Control, Header, INODES_MAX, InodeName, Notice, SLOT_CALLS,
+    SLOTS_MAX, Slot, object, slot,
 };
 use std::fs::OpenOptions;
 use std::io;
@@ -195,6 +195,40 @@ impl Page {
         }
     }
 
+    /// What a process (as it sees itself) asked to be notified with: descriptor, value, what else, and cookie.
+    pub fn notices(&self, pid: i32) -> impl Iterator<Item = (i32, [u64; 6])> + '_ {
+        self.control().notices.iter().filter_map(move |notice| {
+            let who = notice.who.load(Ordering::Acquire);
+            let own = who != 0 && who >> 32 == u64::from(pid.cast_unsigned());
+            let [a, b, c, d] = &notice.cookie;
+            let words = [&notice.value, &notice.what, a, b, c, d].map(|word| word.load(Ordering::Relaxed));
+            own.then_some((who as u32 as i32, words))
+        })
+    }
+
+    /// Notes such a registration. Only before the application runs.
+    pub fn enter_notice(&self, pid: i32, fd: i32, [value, what]: [u64; 2], cookie: [u64; 4]) {
+        let free = self.control().notices.iter().find(|notice| notice.who.load(Ordering::Acquire) == 0);
+        if let Some(notice) = free {
+            notice.value.store(value, Ordering::Relaxed);
+            notice.what.store(what, Ordering::Relaxed);
+            for (word, to) in cookie.iter().zip(&notice.cookie) {
+                to.store(*word, Ordering::Relaxed);
+            }
+            notice.who.store(Notice::word(pid.cast_unsigned(), fd.cast_unsigned()), Ordering::Release);
+        }
+    }
+
+    /// Forgets those of processes that are not there any more.
+    pub fn keep_notices(&self, alive: impl Fn(i32) -> bool) {
+        for notice in &self.control().notices {
+            let who = notice.who.load(Ordering::Acquire);
+            if who != 0 && !alive((who >> 32) as i32) {
+                let _ = notice.who.compare_exchange(who, 0, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// A slot's state word.
     #[must_use]
     pub fn state(&self, index: usize) -> &AtomicU32 {
@@ -276,6 +310,20 @@ impl Page {
     /// Lets the thread in `index` go.
     pub fn go(&self, index: usize) {
         self.state(index).store(slot::GO, Ordering::SeqCst);
+        wake(self.state(index));
+    }
+
+    /// Starts a list of any length that is in the memory of the process, at `calls_at`, in the thread of `index`.
+    pub fn start_at(&self, index: usize, calls_at: u64, count: usize) {
+        let slot = self.slot(index);
+        // SAFETY: the thread waits and reads these words only after the state changes.
+        unsafe {
+            (*slot).calls_at = calls_at;
+            (*slot).calls_count = count as u32;
+            (*slot).calls_stop = 0;
+            (*slot).calls_done = 0;
+        }
+        self.state(index).store(slot::CALL, Ordering::SeqCst);
         wake(self.state(index));
     }
 

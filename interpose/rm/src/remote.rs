@@ -126,6 +126,16 @@ impl Remote {
         Ok(())
     }
 
+    /// Makes a list of calls that is in the memory of the process, in the leader; all of them, whatever fails.
+    ///
+    /// # Errors
+    /// Only that the thread does not answer.
+    pub fn run_at(&self, calls_at: u64, count: usize) -> io::Result<()> {
+        self.page.keep_alive();
+        self.page.start_at(self.leader, calls_at, count);
+        self.finish(self.leader, &mut []).map(|_| ())
+    }
+
     /// Waits for a list, as long as there is somebody to run it.
     fn finish(&self, slot: usize, part: &mut [Call]) -> io::Result<usize> {
         let since = Instant::now();

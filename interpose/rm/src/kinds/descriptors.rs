@@ -10,12 +10,15 @@ use super::eventfd::EventState;
 use super::fifos::FifoState;
 use super::files::FileState;
 use super::inotify::InotifyState;
+use super::ipc::{self, Ipc};
 use super::listing::{AskCloexec, Listed};
 use super::locks::Lock;
 use super::memfd::{self, MemfdState};
+use super::mqueue::{self, QueueState};
 use super::netlink::NetlinkState;
 use super::open::{Common, Dumping, Each, Making, Place};
 use super::passed::Passed;
+use super::pidfd::PidState;
 use super::pipes::PipeState;
 use super::shared::SharedObjects;
 use super::signalfd::SignalState;
@@ -73,21 +76,24 @@ pub(crate) struct State {
     pub(crate) tcp: Each<TcpState>,
     pub(crate) udp: Each<UdpState>,
     pub(crate) netlink: Each<NetlinkState>,
+    pub(crate) pidfds: Each<PidState>,
+    pub(crate) queues: Each<QueueState>,
 }
 
 /// The manager of descriptors.
 pub struct Descriptors {
     shared: SharedObjects,
+    ipc: Ipc,
     state: State,
     made: BTreeMap<u32, OwnedFd>,
     watched: Names,
 }
 
 impl Descriptors {
-    /// A manager that shares objects with the one of memory.
+    /// A manager that shares objects with the one of memory, and tells `ipc` of message queues.
     #[must_use]
-    pub fn new(shared: SharedObjects) -> Self {
-        Self { shared, state: State::default(), made: BTreeMap::new(), watched: Names::new() }
+    pub fn new(shared: SharedObjects, ipc: Ipc) -> Self {
+        Self { shared, ipc, state: State::default(), made: BTreeMap::new(), watched: Names::new() }
     }
 }
 
@@ -145,6 +151,9 @@ pub(crate) fn recreate(state: &State, making: &mut Making) -> RmResult<()> {
     super::tcp_restore::recreate(&state.tcp, making)?;
     super::udp::recreate(&state.udp, making)?;
     super::netlink::recreate(&state.netlink, making)?;
+    super::pidfd::recreate(&state.pidfds, making)?;
+    mqueue::recreate(&state.queues, making)?;
+    // What is in queues of sockets may be any of them.
     unix_restore::finish(unfinished, &state.unix, making)
 }
 
@@ -202,6 +211,9 @@ impl ResourceManager for Descriptors {
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         self.state = capture(cx, &self.shared, &self.watched, &listing::ask_cloexec)?;
+        if !self.state.queues.is_empty() {
+            self.ipc.is_used();
+        }
         Ok(())
     }
 
@@ -220,6 +232,9 @@ impl ResourceManager for Descriptors {
         let state: State = cx.section(NAME, VERSION)?;
         let numbers = state.numbers_of();
         place::check(&state, cx.tree.len())?;
+        if !state.queues.is_empty() {
+            ipc::namespace(cx)?;
+        }
         let now = cx.tree.iter().map(|remote| remote.pid);
         let pids: Vec<(i32, i32)> = state.pids.iter().copied().zip(now).collect();
         let mut remarks = Vec::new();
@@ -263,6 +278,7 @@ impl ResourceManager for Descriptors {
                 install(&cx.way(), &cx.tree[one.process as usize], &list)?;
             }
         }
+        mqueue::notify(&self.state.queues, cx)?;
         // Last, since time runs from here.
         for (index, timer) in &self.state.timers {
             if let Some(fd) = self.made.get(index) {

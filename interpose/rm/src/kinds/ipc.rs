@@ -4,6 +4,7 @@
 //! kernel gives the wanted id out after it was written to `*_next_id`. A new namespace has the kernel's default limits,
 //! so that those of the application's are kept with the image.
 
+use super::process::clock_ns;
 use super::tree::{self, TreeState};
 use crate::grow::{before_its_end, end, fork_of};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, section};
@@ -193,6 +194,17 @@ pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
 
 pub(super) fn long(bytes: &[u8], at: usize) -> i64 {
     i64::from(word(bytes, at)) | i64::from(word(bytes, at + 4)) << 32
+}
+
+/// Whether a process of the application has this id as it sees itself, and had it at this time, in seconds since the epoch: kernel
+/// objects remember ids of users that ended long ago.
+pub(crate) fn is_user(cx: &DumpCx, pid: i32, at_s: i64) -> bool {
+    const TICKS_PER_S: i64 = 100;
+    let process = cx.processes.iter().find(|process| pid > 0 && process.pid == pid);
+    let Some(since) = process.and_then(|process| started(process.remote.pid)) else { return false };
+    let booted_s = (clock_ns(libc::CLOCK_REALTIME) - clock_ns(libc::CLOCK_BOOTTIME)) / 1_000_000_000;
+    // Both are cut to whole seconds.
+    at_s + 2 >= booted_s + since.cast_signed() / TICKS_PER_S
 }
 
 /// When a process started, in ticks since the boot; none if it is not there.

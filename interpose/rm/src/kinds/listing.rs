@@ -157,8 +157,8 @@ fn group(processes: &[&Remote], entries: &[Entry]) -> RmResult<Vec<usize>> {
 /// Gives a description to its kind.
 pub(crate) fn describe(index: u32, open: &Open, state: &mut State, dumping: &mut Dumping) -> RmResult<()> {
     use super::{
-        epoll, eventfd, fifos, files, inotify, memfd, netlink, pipes, signalfd, tcp, timerfd, udp,
-        unix_sockets,
+        epoll, eventfd, fifos, files, inotify, memfd, mqueue, netlink, pidfd, pipes, signalfd, tcp, timerfd,
+        udp, unix_sockets,
     };
     macro_rules! take {
         ($list:ident, $state:expr) => {
@@ -171,6 +171,7 @@ pub(crate) fn describe(index: u32, open: &Open, state: &mut State, dumping: &mut
             b"anon_inode:[eventfd]" => take!(events, eventfd::EventState::describe(open, dumping)?),
             b"anon_inode:[timerfd]" => take!(timers, timerfd::TimerState::describe(open, dumping)?),
             b"anon_inode:[signalfd]" => take!(signals, signalfd::SignalState::describe(open, dumping)?),
+            b"anon_inode:[pidfd]" => take!(pidfds, pidfd::PidState::describe(open, dumping)?),
             b"anon_inode:inotify" => take!(inotify, inotify::InotifyState::describe(open, dumping)?),
             _ => return Err(open.unsupported("an object of this kind cannot be replicated")),
         }
@@ -183,6 +184,9 @@ pub(crate) fn describe(index: u32, open: &Open, state: &mut State, dumping: &mut
     match open.file_type() {
         libc::S_IFREG if open.link_starts("/memfd:") => {
             take!(memfds, memfd::MemfdState::describe(open, dumping)?)
+        }
+        libc::S_IFREG if mqueue::is_queue(open) => {
+            take!(queues, mqueue::QueueState::describe(open, dumping)?)
         }
         libc::S_IFREG | libc::S_IFDIR => take!(files, files::FileState::describe(open, dumping)?),
         libc::S_IFCHR if terminals::is_terminal(open) => {

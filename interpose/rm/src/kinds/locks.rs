@@ -1,4 +1,4 @@
-//! Locks on files: `flock`, open file description locks, POSIX record locks.
+//! Locks on files: `flock`, open file description locks, POSIX record locks, leases.
 
 use super::fdinfo::FdInfo;
 use super::kernel::{bytes_of, checked};
@@ -19,6 +19,8 @@ enum Holder {
     Description,
     /// The process, on a range (`F_SETLK`).
     Process,
+    /// The description, on the whole file, until somebody opens it otherwise (`F_SETLEASE`).
+    Lease,
 }
 
 /// A lock as `fdinfo` shows it.
@@ -48,16 +50,22 @@ impl Lock {
         all.filter(|lock| lock.holder == Holder::Process).collect()
     }
 
-    /// `1: POSIX  ADVISORY  WRITE 4711 fd:01:1234 0 EOF`; leases are not known here.
+    /// `1: POSIX  ADVISORY  WRITE 4711 fd:01:1234 0 EOF`. A lease that is being broken is none of these: its holder has
+    /// been told, and is to give it up.
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_whitespace().skip(1);
-        let holder = match words.next()? {
+        let sort = words.next()?;
+        let holder = match sort {
             "FLOCK" => Holder::Flock,
             "OFDLCK" => Holder::Description,
             "POSIX" => Holder::Process,
+            "LEASE" => Holder::Lease,
             _ => return None,
         };
-        let write = match words.nth(1)? {
+        if words.next()? == "BREAKING" {
+            return None;
+        }
+        let write = match words.next()? {
             "READ" => false,
             "WRITE" => true,
             _ => return None,
@@ -86,7 +94,7 @@ impl Lock {
         // SAFETY: a complete `struct flock`.
         let ret = unsafe {
             match self.holder {
-                Holder::Process => 0,
+                Holder::Process | Holder::Lease => 0,
                 Holder::Flock => {
                     let operation = if self.write { libc::LOCK_EX } else { libc::LOCK_SH };
                     libc::flock(fd.as_raw_fd(), operation | libc::LOCK_NB)
@@ -95,6 +103,16 @@ impl Lock {
             }
         };
         checked(ret).map(|_| ())
+    }
+
+    /// Takes a lease, if it is one, in the process, whose number for the file is told with the signal. To be done after
+    /// its owner is set, and when nobody opens the file any more.
+    pub(crate) fn take_lease(&self, remote: &Remote, number: i32) -> RmResult<()> {
+        if self.holder != Holder::Lease {
+            return Ok(());
+        }
+        let args = [number as u64, libc::F_SETLEASE as u64, u64::from(self.range().l_type.cast_unsigned())];
+        remote.call(sysno::fcntl, &args).on("taking the lease of descriptor", number).map(|_| ())
     }
 
     /// Takes a lock that processes hold, in the process itself. To be done after the last
@@ -111,7 +129,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    // Goal: the three sorts of locks are read, leases are refused. Method: lines as the kernel prints them.
+    // Goal: the sorts of locks are read, a lease that is being broken is refused. Method: lines as the kernel prints them.
     #[test]
     fn kernel_text() {
         let lock = |line| Lock::parse(line);
@@ -121,6 +139,8 @@ mod tests {
         assert_eq!(lock("1: POSIX  ADVISORY  READ  27 fe:00:1042 10 14"), Some(posix));
         let ofd = Lock { holder: Holder::Description, write: true, start: 4096, bytes: 0 };
         assert_eq!(lock("2: OFDLCK ADVISORY  WRITE -1 fe:00:1042 4096 EOF"), Some(ofd));
-        assert_eq!(lock("1: LEASE  ACTIVE    WRITE 27 fe:00:1042 0 EOF"), None);
+        let lease = Lock { holder: Holder::Lease, write: true, start: 0, bytes: 0 };
+        assert_eq!(lock("1: LEASE  ACTIVE    WRITE 27 fe:00:1042 0 EOF"), Some(lease));
+        assert_eq!(lock("1: LEASE  BREAKING  READ 27 fe:00:1042 0 EOF"), None);
     }
 }

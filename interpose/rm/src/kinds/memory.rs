@@ -122,6 +122,7 @@ fn read_zones(pid: i32, page_at: u64) -> RmResult<Vec<Zone>> {
     let text = fs::read(&path).on("reading", &path)?;
     let mut all = zones::parse(&text).map_err(RmError::Unsupported)?;
     all.retain(|zone| zone.start != page_at && zone.kind != ZoneKind::Vsyscall);
+    super::aio::check(pid, &all)?;
     Ok(all)
 }
 

@@ -1,5 +1,6 @@
 //! One file per kind of resource.
 
+mod aio;
 mod changing;
 mod clock;
 pub mod descriptors;
@@ -21,12 +22,15 @@ pub mod memory;
 mod memory_read;
 mod memory_restore;
 mod moments;
+mod mqueue;
+mod mqueue_peek;
 mod netlink;
 mod objects;
 mod open;
 mod owner;
 pub mod pagemap;
 mod passed;
+mod pidfd;
 mod pipes;
 mod place;
 pub mod process;

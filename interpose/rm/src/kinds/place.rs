@@ -44,7 +44,7 @@ pub(crate) fn check(state: &State, processes: usize) -> RmResult<()> {
             }
         )*};
     }
-    count!(files memfds terminals pipes fifos events timers signals inotify epolls unix tcp udp netlink);
+    count!(files memfds terminals pipes fifos events timers signals inotify epolls unix tcp udp netlink pidfds queues);
     match described.iter().position(|times| *times != 1) {
         Some(index) => bad(format!("description {index} is there {} times", described[index])),
         None => Ok(()),
@@ -100,6 +100,10 @@ pub(crate) fn place(
             let args = [number as u64, u64::from(backlog)];
             holder(*index).call(sysno::listen, &args).on("listening on descriptor", number)?;
         }
+    }
+    for (index, file) in &state.files {
+        let number = state.common[*index as usize].number;
+        file.locks.iter().try_for_each(|lock| lock.take_lease(holder(*index), number))?;
     }
     for ((process, number), lock) in &state.locks {
         lock.take_in_process(&cx.tree[*process as usize], *number)?;

@@ -247,10 +247,10 @@ fn death_in_a_call() {
     killer.join().unwrap();
 }
 
-// Goal: what cannot be replicated is refused with number and object. Method: a packet socket and a pidfd.
+// Goal: what cannot be replicated is refused with number and object. Method: a pidfd of a process outside.
 #[test]
 fn refusals() {
-    let (holder, number) = holder("n('p',os.pidfd_open(os.getpid()))");
+    let (holder, number) = holder("n('p',os.pidfd_open(os.getppid()))");
     let refused = super::testing::capture(holder.pid()).err().unwrap().to_string();
     assert!(refused.starts_with(&format!("descriptor {} (anon_inode:[pidfd])", number["p"])), "{refused}");
 }

@@ -3,7 +3,7 @@
 //! Messages are copied with `MSG_COPY`, which takes nothing out and leaves no trace. Who waits for room or for a
 //! message waits again by itself.
 
-use super::ipc::{self, Ipc, long, stranger, word};
+use super::ipc::{self, Ipc, is_user, long, stranger, word};
 use super::kernel::Bytes;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, decode};
 use crate::remote::{Remote, call, outcome};
@@ -18,6 +18,9 @@ const VERSION: u16 = 1;
 const QUEUES_MAX: usize = 32_768;
 const DS_BYTES: usize = 120;
 const DS_ROOM: usize = 128;
+/// When a message was last sent, and received.
+const STIME_AT: usize = 48;
+const RTIME_AT: usize = 56;
 const QBYTES_AT: usize = 88;
 const IPC_CREAT_EXCL: u64 = 0o3000;
 const IPC_NOWAIT: u64 = 0o4000;
@@ -187,11 +190,13 @@ impl SysvMsg {
             }
         }
         self.known.retain(|id| all.contains_key(id));
-        let ours = |pid: i32| pid > 0 && cx.processes.iter().any(|process| process.pid == pid);
         let mut out = Vec::new();
         for (id, ds) in all {
             let queue = Queue::parse(*id, ds);
-            if self.known.contains(id) || ours(queue.sender) || ours(queue.receiver) {
+            if self.known.contains(id)
+                || is_user(cx, queue.sender, long(ds, STIME_AT))
+                || is_user(cx, queue.receiver, long(ds, RTIME_AT))
+            {
                 out.push(queue);
             }
         }

@@ -10,7 +10,7 @@
 //! (n, -32768, IPC_NOWAIT)          ERANGE: it would be out of range; EAGAIN: it would not
 //! ```
 
-use super::ipc::{self, Ipc, long, stranger, word};
+use super::ipc::{self, Ipc, is_user, long, stranger, word};
 use super::sysv_undo::{self, Undo};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, decode};
 use crate::remote::{Remote, call, outcome};
@@ -28,6 +28,9 @@ const SEMAPHORES_MAX: usize = 65_536;
 pub(super) const VALUE_MAX: u16 = 32_767;
 const DS_BYTES: usize = 104;
 const DS_ROOM: usize = 128;
+/// Of the last operation and the last change.
+const OTIME_AT: usize = 48;
+const CTIME_AT: usize = 64;
 const NSEMS_AT: usize = 80;
 const IPC_CREAT_EXCL: u64 = 0o3000;
 const IPC_SET: u64 = 1;
@@ -143,7 +146,8 @@ impl SysvSem {
                 continue;
             }
             let users = pids(cx.remote, *id, long(ds, NSEMS_AT).clamp(0, ASKED_MAX as i64) as u64)?;
-            if cx.processes.iter().any(|process| users.contains(&process.pid)) {
+            let at_s = long(ds, OTIME_AT).max(long(ds, CTIME_AT));
+            if users.iter().any(|pid| is_user(cx, *pid, at_s)) {
                 self.known.insert(*id);
             }
         }
