@@ -3,7 +3,8 @@
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := build-essential gcc g++ linux-libc-dev iproute2 util-linux redis-server redis-tools strace sqlite3 \
-            python3 perl libjemalloc2 ca-certificates curl liburing2 libaio1
+            python3 perl libjemalloc2 ca-certificates curl nginx-light memcached postgresql-15 mariadb-server \
+            liburing2 libaio1
 PROGRAMS := -p holo-agent -p holo-tools -p holo-interpose -p holo-restorer
 NEXTEST := $(CARGO) nextest run --workspace
 
@@ -13,7 +14,7 @@ help:
 	@echo "make setup   install what building and testing need (Debian packages, cargo tools); safe to repeat"
 	@echo "make build   libholo.so, holod, holo and holo-restorer into target/release"
 	@echo "make test    format, lints, documentation, licences, every test; what CI runs"
-	@echo "make soak    1,000 checkpoint, kill and restore rounds; a long time"
+	@echo "make soak    1,000 checkpoint, kill and restore rounds, 300 epochs of each server under load; a long time"
 	@echo "make demo    two nodes, a redis under writing clients, one node killed"
 	@echo "make bench   cost of interposition, stop, dump and restore times, as ratios in one run"
 
@@ -21,10 +22,10 @@ help:
 setup:
 	@missing=; for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	command -v node >/dev/null || missing="$$missing nodejs"; \
+	command -v javac >/dev/null || missing="$$missing openjdk-17-jdk-headless"; \
 	if [ -n "$$missing" ]; then \
 	  echo "setup: installing Debian packages:$$missing"; \
-	  $(SUDO) apt-get update -qq && \
-	  $(SUDO) env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	  $(SUDO) sh tests/install.sh $$missing; \
 	else echo "setup: all Debian packages are there"; fi
 	@if ! command -v $(CARGO) >/dev/null; then \
 	  echo "setup: no cargo: install Rust 1.88 or newer with rustup (https://rustup.rs), then run make setup again"; exit 1; fi

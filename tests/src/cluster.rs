@@ -9,7 +9,9 @@
 //! ```
 //!
 //! Every node sees its files at the same path, backed by a directory of its own; `/tmp` and `/dev/shm` are
-//! its own too. As root no user namespace is needed; as anybody else one is made, and nothing but that.
+//! its own too. As root no user namespace is needed; as anybody else one is made, and nothing but that. Programs that
+//! refuse to run as root need [`Cluster::ordinary`]: there a node's first process enters a user namespace of its own, in which
+//! it and all that follows are an ordinary user without privileges.
 
 use crate::node::{Inside, Node, Who, hand_over};
 use crate::{command, paths, process, wait};
@@ -26,6 +28,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// First process of a namespace: says that it is there, then reaps what comes to it until its input ends. We hold the
 /// other end of that, so that a test that is killed leaves nothing behind.
 const INIT: &str = "echo ready; cat >/dev/null";
+/// An ordinary user of a user namespace.
+const AS_USER: &str = "--user --map-user=65534 --map-group=65534";
 
 /// A network with nodes.
 pub struct Cluster {
@@ -34,6 +38,7 @@ pub struct Cluster {
     inits: Vec<Option<Child>>,
     outer: Child,
     user_namespace: bool,
+    ordinary: bool,
     who: Who,
     scratch: TempDir,
 }
@@ -54,6 +59,16 @@ impl Cluster {
     /// Nodes with these names, their links up, no agent started.
     #[must_use]
     pub fn new(names: &[&str], who: Who) -> Cluster {
+        Cluster::make(names, who, false)
+    }
+
+    /// The same, but on the nodes everybody is an ordinary user, not root.
+    #[must_use]
+    pub fn ordinary(names: &[&str]) -> Cluster {
+        Cluster::make(names, Who::Me, true)
+    }
+
+    fn make(names: &[&str], who: Who, ordinary: bool) -> Cluster {
         process::become_subreaper();
         let scratch = paths::scratch();
         let user_namespace = !nix::unistd::geteuid().is_root() || who.uid().is_some();
@@ -67,7 +82,7 @@ impl Cluster {
         become_user(&mut outer, who);
         let outer = spawn_init(outer);
         let mut cluster =
-            Cluster { nodes: Vec::new(), inits: Vec::new(), outer, user_namespace, who, scratch };
+            Cluster { nodes: Vec::new(), inits: Vec::new(), outer, user_namespace, ordinary, who, scratch };
         cluster.ip(&["link", "add", "holo0", "type", "bridge"]);
         cluster.ip(&["link", "set", "holo0", "up"]);
         for name in names {
@@ -84,8 +99,16 @@ impl Cluster {
     /// A command in the network where the bridge is.
     #[must_use]
     pub fn outer_command(&self, program: &str) -> Command {
+        self.command_in_network_of(self.outer_pid(), program)
+    }
+
+    /// A command with the privileges of the outer namespaces in the network of a process.
+    fn command_in_network_of(&self, pid: u32, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg("-t").arg(self.outer_pid().to_string()).args(["-n", "-m"]);
+        command
+            .arg("-t")
+            .arg(self.outer_pid().to_string())
+            .args(["-m", &format!("--net=/proc/{pid}/ns/net")]);
         if self.user_namespace {
             command.args(["-U", "--preserve-credentials"]);
         }
@@ -119,9 +142,11 @@ impl Cluster {
         let backing = self.scratch.path().join(name);
         let setup = format!(
             "set -e; mount --make-rprivate /; mount --bind '{}' '{}'; mount -t tmpfs tmpfs /tmp; \
-             mount -t tmpfs tmpfs /dev/shm; hostname {name}; ip link set lo up; {INIT}",
+             mount -t tmpfs tmpfs /dev/shm; hostname {name}; ip link set lo up; {}",
             backing.display(),
-            self.common_dir().display()
+            self.common_dir().display(),
+            // In place of the shell: the first process of the pid namespace.
+            if self.ordinary { format!("exec unshare {AS_USER} sh -c '{INIT}'") } else { INIT.to_owned() }
         );
         let mut unshare = self.outer_command("unshare");
         unshare.args([
@@ -142,7 +167,7 @@ impl Cluster {
         let unshare = self.inits[index].as_ref().map(Child::id).unwrap_or_default();
         let init_pid =
             wait::until(LIMIT, "first process of the node", || process::children(unshare).first().copied());
-        Inside { init_pid, user_namespace: self.user_namespace }
+        Inside { init_pid, user_namespace: self.user_namespace || self.ordinary }
     }
 
     fn connect(&self, index: usize, name: &str) {
@@ -152,8 +177,8 @@ impl Cluster {
         self.ip(&["link", "set", &far, "netns", &pid]);
         self.ip(&["link", "set", &near, "master", "holo0"]);
         self.ip(&["link", "set", &near, "up"]);
-        let node = &self.nodes[index];
-        let ip = |args: &[&str]| command::run_ok(node.command("ip").args(args), LIMIT);
+        let init = self.inside(index).init_pid;
+        let ip = |args: &[&str]| command::run_ok(self.command_in_network_of(init, "ip").args(args), LIMIT);
         ip(&["link", "set", &far, "name", "eth0"]);
         ip(&["address", "add", &format!("{}/24", self.address(index)), "dev", "eth0"]);
         ip(&["link", "set", "eth0", "up"]);

@@ -20,6 +20,14 @@ pub struct Timing {
     pub failover_ms: u64,
 }
 
+impl Timing {
+    /// Where no node is to take over by itself, however busy the machine is.
+    #[must_use]
+    pub fn patient() -> Timing {
+        Timing { heartbeat_ms: 200, lease_ms: 15_000, failover_ms: 20_000 }
+    }
+}
+
 impl Default for Timing {
     fn default() -> Timing {
         Timing { heartbeat_ms: 100, lease_ms: 800, failover_ms: 1500 }

@@ -17,6 +17,7 @@ pub mod node;
 pub mod paths;
 pub mod process;
 pub mod redis;
+pub mod service;
 pub mod trace;
 pub mod wait;
 pub mod workload;

@@ -131,6 +131,15 @@ impl Node {
         self.who
     }
 
+    /// Are its programs root there?
+    ///
+    /// # Panics
+    /// When it cannot be asked.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
+        command::run_ok(self.command("id").arg("-u"), Duration::from_secs(10)).trim() == "0"
+    }
+
     /// A file of the node as we see it.
     #[must_use]
     pub fn outside(&self, part: impl AsRef<Path>) -> PathBuf {
@@ -281,7 +290,7 @@ impl Node {
             let _ = agent.kill();
             let _ = agent.wait();
         }
-        process::sweep(&self.mark());
+        process::sweep(&self.mark(), &self.outside("data"));
     }
 }
 

@@ -5,6 +5,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::fs;
+use std::path::Path;
 use std::sync::Once;
 use std::time::Duration;
 
@@ -140,11 +141,22 @@ pub fn marked(mark: &str) -> Vec<u32> {
     all().into_iter().filter(|pid| *pid != me && has(pid)).collect()
 }
 
-/// Kills every process with the mark, and whatever is below them, until there are none.
-pub fn sweep(mark: &str) {
+/// Processes that have something open below a directory: a server that writes its title over its environment has no mark.
+fn users(dir: &Path) -> Vec<u32> {
+    let is_below = |link: &Path| fs::read_link(link).is_ok_and(|to| to.starts_with(dir));
+    let uses = |pid: &u32| {
+        let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+        fds.flatten().any(|fd| is_below(&fd.path()))
+    };
+    let me = std::process::id();
+    all().into_iter().filter(|pid| *pid != me && uses(pid)).collect()
+}
+
+/// Kills every process with the mark or with something open below `dir`, and whatever is below them, until there are none.
+pub fn sweep(mark: &str, dir: &Path) {
     let mut seen: Vec<u32> = Vec::new();
     let done = wait::try_until(Duration::from_secs(5), || {
-        let mut found: Vec<u32> = marked(mark).into_iter().flat_map(tree).collect();
+        let mut found: Vec<u32> = marked(mark).into_iter().chain(users(dir)).flat_map(tree).collect();
         found.retain(|pid| *pid != std::process::id());
         for pid in &found {
             let _ = kill(to_pid(*pid), Signal::SIGKILL);

@@ -8,6 +8,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -39,8 +40,14 @@ pub struct Writer {
 /// When there is none.
 #[must_use]
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
-    listener.unwrap_or_else(|e| panic!("no free port: {e}")).port()
+    // None that the kernel gives to connections: the server must find it free again after it was killed.
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(7).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+    let mut ports = (0..COUNT).map(|i| (FIRST + start.wrapping_add(i) % COUNT) as u16);
+    let is_free = |port: &u16| TcpListener::bind(("0.0.0.0", *port)).is_ok();
+    ports.find(is_free).unwrap_or_else(|| panic!("no free port"))
 }
 
 impl Redis {

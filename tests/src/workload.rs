@@ -3,16 +3,21 @@
 //! plain: without holo; quiet: under holo, no checkpoint; live: many checkpoints while it runs; restored: checkpoint, kill
 //! -9, restore, twice; user: the same as a user without privileges.
 
-use crate::app::{App, Program, start_plain};
+use crate::app::{App, ORDER_LIMIT, Program, start_plain};
+use crate::cluster::Cluster;
+use crate::cluster_agents::Timing;
 use crate::node::{Node, Who, hand_over};
-use crate::{command, compile, paths, wait};
+use crate::{command, compile, paths, service, wait};
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-const END_LIMIT: Duration = Duration::from_secs(30);
+/// A virtual machine that starts on a busy machine takes its time.
+const END_LIMIT: Duration = Duration::from_secs(90);
+/// On a busy machine fewer checkpoints have to do.
+const LIVE_LIMIT: Duration = Duration::from_secs(12);
 const DIR: &str = "data/work";
 
 /// A workload and how it is run.
@@ -58,6 +63,13 @@ impl Workload {
         self
     }
 
+    /// With this time to run in the modes `plain` and `quiet`.
+    #[must_use]
+    pub fn run_ms(mut self, run_ms: u64) -> Workload {
+        self.run_ms = run_ms;
+        self
+    }
+
     /// With an argument after the directory.
     #[must_use]
     pub fn arg(mut self, arg: &'static str) -> Workload {
@@ -94,7 +106,7 @@ impl Workload {
             Some(interpreter) => {
                 let script = paths::tests_dir().join("programs").join(self.source);
                 args.insert(0, reachable(script, node.who()).into());
-                PathBuf::from(interpreter)
+                service::need(interpreter)
             }
         };
         let path = reachable(path, node.who());
@@ -145,7 +157,11 @@ impl Workload {
         let node = self.node(Who::Me);
         let mut app = self.start(&node);
         wait_progress(&node, 0);
-        for _ in 0..self.checkpoints {
+        let since = Instant::now();
+        for done in 0..self.checkpoints {
+            if done >= 10 && since.elapsed() > LIVE_LIMIT {
+                break;
+            }
             self.checkpoint(&app, &node);
             sleep(Duration::from_millis(15));
             assert_alive(&mut app, &node);
@@ -182,6 +198,28 @@ impl Workload {
         stop(&node);
         app.wait_ended(&node, END_LIMIT);
         judge(&node, None);
+    }
+
+    /// As an ordinary user: by order to a node in other namespaces, and back; nothing is lost and it ends well.
+    pub fn switched(&self) {
+        let mut cluster = Cluster::ordinary(&["a", "b"]);
+        cluster.start_agents(Timing::patient());
+        let nodes = &cluster.nodes;
+        nodes.iter().for_each(|node| hand_over(&node.outside(DIR), node.who()));
+        let mut app = App::start(&nodes[0], "work", &self.program(&nodes[0]), DIR, &["--standby", "b"]);
+        app.wait_joined(&nodes[0]);
+        wait_progress(&nodes[0], 1);
+        for (from, to) in [(&nodes[0], &nodes[1]), (&nodes[1], &nodes[0])] {
+            let reached = progress(from);
+            command::run_ok(&mut from.holo(&["switch", "work", "--to", &to.name]), ORDER_LIMIT);
+            assert!(progress(to) >= reached, "a planned switch lost some of {reached} rounds");
+            wait::until(END_LIMIT, "the new owner", || (app.state(to) == "running").then_some(()));
+            app.settle(to);
+            wait_progress(to, progress(to));
+        }
+        stop(&nodes[0]);
+        app.wait_ended(&nodes[0], END_LIMIT);
+        judge(&nodes[0], None);
     }
 }
 
