@@ -4,17 +4,18 @@ CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := build-essential gcc g++ linux-libc-dev iproute2 util-linux redis-server redis-tools strace sqlite3 \
             python3 perl libjemalloc2 ca-certificates curl nginx-light memcached postgresql-15 mariadb-server \
-            liburing2 libaio1
+            liburing2 libaio1 libpython3.11-testsuite stress-ng
 PROGRAMS := -p holo-agent -p holo-tools -p holo-interpose -p holo-restorer
 NEXTEST := $(CARGO) nextest run --workspace
 
-.PHONY: help setup build test lint unit app-tests soak demo bench clean
+.PHONY: help setup build test lint unit app-tests soak suites demo bench clean
 
 help:
 	@echo "make setup   install what building and testing need (Debian packages, cargo tools); safe to repeat"
 	@echo "make build   libholo.so, holod, holo and holo-restorer into target/release"
 	@echo "make test    format, lints, documentation, licences, every test; what CI runs"
 	@echo "make soak    1,000 checkpoint, kill and restore rounds, 300 epochs of each server under load; a long time"
+	@echo "make suites  programs' own test suites, with and without holo, compared; an hour"
 	@echo "make demo    two nodes, a redis under writing clients, one node killed"
 	@echo "make bench   cost of interposition, stop, dump and restore times, as ratios in one run"
 
@@ -53,6 +54,9 @@ test: setup lint build
 
 soak: setup build
 	$(CARGO) nextest run -p holo-tests --profile soak --run-ignored only
+
+suites: setup build
+	@$(CARGO) run --release -q -p holo-tests --bin holo-suites
 
 demo: setup build
 	@$(CARGO) run --release -q -p holo-tests --bin holo-demo

@@ -277,6 +277,16 @@ impl App {
         command::wait_child(&mut child, limit, &self.name).code().unwrap_or(-1)
     }
 
+    /// The exit code of an application that we started ourselves, once it has ended (-1: a signal).
+    ///
+    /// # Panics
+    /// When it was restored meanwhile.
+    pub fn try_exit(&mut self) -> Option<i32> {
+        let child = self.child.as_mut().unwrap_or_else(|| panic!("{} is not our child any more", self.name));
+        let status = child.try_wait().unwrap_or_else(|e| panic!("{}: wait: {e}", self.name))?;
+        Some(status.code().unwrap_or(-1))
+    }
+
     /// Waits until a restored application has ended.
     pub fn wait_ended(&self, node: &Node, limit: Duration) {
         wait::until(limit, &format!("end of {}", self.name), || {

@@ -18,6 +18,7 @@ pub mod paths;
 pub mod process;
 pub mod redis;
 pub mod service;
+pub mod suites;
 pub mod trace;
 pub mod wait;
 pub mod workload;
