@@ -5,8 +5,9 @@
 
 use crate::inodes::{self, Inodes, Number};
 use holo_abi::control::{INODE_CALLS, INODES_MAX};
-use holo_cfor::{Captured, ContentSink, ContentSource, Hint, Staged, Targets};
-use holo_image::{Blob, EpochReader, EpochWriter};
+use holo_cfor::{Captured, ContentSink, ContentSource, Hint, Part, Staged, Targets};
+use holo_image::wire::{self, Kind};
+use holo_image::{Blob, BlobPart, EpochReader, EpochWriter};
 use holo_rm::kinds::zones::{self, ZoneKind};
 use holo_rm::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use holo_rm::remote::Remote;
@@ -19,7 +20,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 const NAME: &str = "files";
-const VERSION: u16 = 1;
+/// Since 2 the trees are a content of their own: what did not change of them is not stored again.
+const VERSION: u16 = 2;
+/// Envelope of the trees.
+const TREES: Kind = Kind::new(40, 1);
+/// Bytes of encoded trees; 16 bytes for each page of content and some 100 for each name.
+const TREES_BYTES_MAX: u64 = 4 << 30;
 /// Section with [`Inodes`].
 const INODES: &str = "inodes";
 const INODES_VERSION: u16 = 1;
@@ -46,6 +52,15 @@ impl ContentSink for Sink<'_> {
 
     fn put(&mut self, mut data: &mut dyn Read, _len: u64) -> io::Result<Blob> {
         self.0.put_blob(&mut data).map_err(io::Error::other)
+    }
+
+    fn patch(&mut self, base: &Blob, parts: &[Part], mut fresh: &mut dyn Read) -> io::Result<Blob> {
+        let part = |part: &Part| match *part {
+            Part::Base { at, len } => BlobPart::Base { at, len },
+            Part::Fresh { len } => BlobPart::Fresh { len },
+        };
+        let parts: Vec<BlobPart> = parts.iter().map(part).collect();
+        self.0.patch_blob(base, &parts, &mut fresh).map_err(io::Error::other)
     }
 }
 
@@ -213,19 +228,16 @@ impl ResourceManager for Files {
         let staged = self.staged.take().ok_or_else(|| bad("nothing was staged"))?;
         cx.files_changed = staged.changed() as u64;
         let writer = cx.writer.as_mut().ok_or_else(|| bad("no image"))?;
-        if let Some(previous) = &self.previous {
-            for blob in previous.contents.values() {
-                // What the store still has need not be read again; what it has dropped is stored anew.
-                if writer.keep_blob(blob).is_err() {
-                    self.previous = None;
-                    return Err(bad(
-                        "contents of the epoch before are gone; the next epoch stores them again",
-                    ));
-                }
-            }
-        }
+        // After a failure all is stored anew.
+        self.previous = None;
         let captured = staged.store(&mut Sink(writer)).map_err(failed)?;
-        cx.put(NAME, VERSION, &captured)?;
+        // What the store still has need not be read again; what it has dropped is stored anew.
+        if !captured.contents.values().all(|blob| writer.keep_blob(blob).is_ok()) {
+            return Err(bad("contents of the epoch before are gone; the next epoch stores them again"));
+        }
+        let encoded = wire::encode(&captured, TREES).map_err(|cause| bad(&cause.to_string()))?;
+        let blob = writer.put_blob(&mut encoded.as_slice())?;
+        cx.put(NAME, VERSION, &blob)?;
         let inodes = self.identities(cx, &captured);
         cx.put(INODES, INODES_VERSION, &inodes)?;
         self.previous = Some(captured);
@@ -237,7 +249,15 @@ impl ResourceManager for Files {
     }
 
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
-        let captured: Captured<Blob> = cx.section(NAME, VERSION)?;
+        let blob: Blob = cx.section(NAME, VERSION)?;
+        let bad = |what: String| RmError::BadSection { kind: NAME, what };
+        if blob.len > TREES_BYTES_MAX {
+            return Err(bad(format!("trees of {} bytes", blob.len)));
+        }
+        let mut encoded = Vec::new();
+        cx.image.read_blob(&blob, &mut encoded)?;
+        let captured: Captured<Blob> =
+            wire::decode(&encoded, TREES, TREES_BYTES_MAX).map_err(|cause| bad(cause.to_string()))?;
         let targets = Targets {
             replaced: self.replaced.clone(),
             excludes: self.excludes.clone(),

@@ -13,6 +13,7 @@ use crate::access::{Dir, SELF, identity, number, times};
 use crate::change::{Change, Hint, Previous};
 use crate::copy::{self, RangeReader};
 use crate::error::{Error, failed, to_path};
+use crate::patch::Part;
 use crate::path::RelPath;
 use crate::tree::{Extent, Inode, Kind, Remarks, Tree};
 
@@ -32,19 +33,18 @@ pub trait ContentSink {
     /// The store's own; the capture fails with it.
     fn put(&mut self, data: &mut dyn Read, len: u64) -> io::Result<Self::Content>;
 
-    /// Stores `base`, which has `base_len` bytes, followed by the `len` bytes that `tail` yields. Called only
-    /// for files that [`Hint::Appended`] was said of.
+    /// Stores `parts` one after the other: of `base`, which is stored already, and of what `fresh` yields. Called only
+    /// for files that [`Hint::Written`] was said of.
     ///
     /// # Errors
     /// The store's own; [`io::ErrorKind::Unsupported`] unless overridden.
-    fn append(
+    fn patch(
         &mut self,
         base: &Self::Content,
-        base_len: u64,
-        tail: &mut dyn Read,
-        len: u64,
+        parts: &[Part],
+        fresh: &mut dyn Read,
     ) -> io::Result<Self::Content> {
-        let _ = (base, base_len, tail, len);
+        let _ = (base, parts, fresh);
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -99,7 +99,7 @@ enum Held {
 enum Piece<C> {
     Kept(C),
     Whole(Held, Vec<Extent>),
-    Tail { base: C, base_len: u64, held: Held, data: Vec<Extent> },
+    Patch { base: C, parts: Vec<Part>, held: Held, fresh: Vec<Extent> },
 }
 
 /// A tree whose changed content is held apart: the application may go on.
@@ -117,10 +117,10 @@ pub struct Staged<C> {
 ///
 /// # Errors
 /// [`Error::Io`] when the staging directory cannot be written to.
-pub fn stage<C: Clone>(
+pub fn stage<'a, C: Clone>(
     mut tree: Tree,
     previous: Option<&Captured<C>>,
-    hint: &dyn Fn(&Inode) -> Hint,
+    hint: &dyn Fn(&Inode) -> Hint<'a>,
     staging: &Path,
 ) -> Result<Staged<C>, Error> {
     let in_staging = |cause| Error::io("stage in", staging.as_os_str().as_encoded_bytes())(cause);
@@ -143,36 +143,31 @@ pub fn stage<C: Clone>(
             mapped.insert(at);
         }
         let base = index.index_of(&inode.identity).and_then(|old| previous?.contents.get(&old));
-        let mut from = match (index.change(inode, hint), base) {
+        let patch = match (index.change(inode, hint), base) {
             (Change::Same, Some(content)) => {
                 pieces.insert(at, Piece::Kept(content.clone()));
                 continue;
             }
-            (Change::Grown { from }, Some(_)) => from,
-            (Change::Same | Change::Grown { .. } | Change::Any, _) => 0,
+            (Change::Written(plan), Some(base)) => Some((plan, base)),
+            (Change::Same | Change::Written(_) | Change::Any, _) => None,
         };
         let held = opener.open(&tree, root_at, entry_at).and_then(|file| {
-            let held = holder.take(&file, inode, from)?;
-            if copy::before(held.1.data(), from) == copy::before(inode.data(), from) {
-                return Ok(held);
+            let Some((plan, base)) = patch else { return holder.take(&file, inode).map(whole) };
+            match holder.take_ranges(&file, inode, &plan.fresh)? {
+                Some(held) => Ok((
+                    Piece::Patch { base: base.clone(), parts: plan.parts, held, fresh: plan.fresh },
+                    None,
+                )),
+                // Somebody has changed it since the scan.
+                None => holder.take(&file, inode).map(whole),
             }
-            // Somebody has cut it since the scan, so it did not only grow.
-            from = 0;
-            holder.take(&file, inode, from)
         });
         match held {
-            Ok((held, now)) => {
-                let all = now.data();
-                let data = copy::from(all, from);
-                let piece = match base {
-                    Some(base) if from > 0 => {
-                        let base_len = copy::before(all, from).iter().map(|extent| extent.len).sum();
-                        Piece::Tail { base: base.clone(), base_len, held, data }
-                    }
-                    _ => Piece::Whole(held, data),
-                };
+            Ok((piece, now)) => {
                 pieces.insert(at, piece);
-                tree.inodes[at as usize] = now;
+                if let Some(now) = now {
+                    tree.inodes[at as usize] = now;
+                }
             }
             Err(Refused::Staging(cause)) => return Err(in_staging(cause)),
             Err(Refused::Source(cause)) => {
@@ -186,6 +181,11 @@ pub fn stage<C: Clone>(
     }
     remarks.append_to(&mut tree.remarks);
     Ok(Staged { tree, pieces, mapped, holder })
+}
+
+/// A file as it was found when it was copied, as a piece.
+fn whole<C>((held, now): (Held, Inode)) -> (Piece<C>, Option<Inode>) {
+    (Piece::Whole(held, now.data().to_vec()), Some(now))
 }
 
 /// Root and entry of the first name of each inode.
@@ -245,8 +245,8 @@ struct Holder {
 }
 
 impl Holder {
-    /// Copies a file from byte `from` on; returns it as it was found when opened.
-    fn take(&mut self, file: &File, inode: &Inode, from: u64) -> Result<(Held, Inode), Refused> {
+    /// Copies a file; returns it as it was found when opened.
+    fn take(&mut self, file: &File, inode: &Inode) -> Result<(Held, Inode), Refused> {
         let refused = |what: &'static str| move |cause| Refused::Source(failed(what, cause));
         let stat = fstat(file).map_err(refused("cannot be looked at"))?;
         if number(&stat) != (inode.identity.dev, inode.identity.ino) {
@@ -260,26 +260,44 @@ impl Holder {
             now.kind = Kind::File { size, data };
             (now.identity, now.mtime) = (identity(&stat), times(&stat).1);
         }
-        let data = copy::from(now.data(), from);
+        let held = self.hold(file, now.data())?;
+        Ok((held, now))
+    }
+
+    /// Copies ranges of a file; `None` if it is not as it was scanned.
+    fn take_ranges(
+        &mut self,
+        file: &File,
+        inode: &Inode,
+        ranges: &[Extent],
+    ) -> Result<Option<Held>, Refused> {
+        let stat = fstat(file).map_err(|cause| Refused::Source(failed("cannot be looked at", cause)))?;
+        if identity(&stat) != inode.identity {
+            return Ok(None);
+        }
+        self.hold(file, ranges).map(Some)
+    }
+
+    fn hold(&mut self, file: &File, data: &[Extent]) -> Result<Held, Refused> {
         let len: u64 = data.iter().map(|extent| extent.len).sum();
         self.bytes += len;
         let read_failed = |cause: io::Error| Refused::Source(format!("cannot be read: {cause}"));
         if len <= MEMORY_FILE_BYTES_MAX && self.memory + len <= MEMORY_BYTES_MAX {
             let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-            RangeReader::new(file, &data).read_exact(&mut bytes).map_err(read_failed)?;
+            RangeReader::new(file, data).read_exact(&mut bytes).map_err(read_failed)?;
             self.memory += len;
-            return Ok((Held::Memory(bytes), now));
+            return Ok(Held::Memory(bytes));
         }
         let path = self.dir.path().join(self.files.to_string());
         self.files += 1;
         let copy = File::options().write(true).create_new(true).open(&path).map_err(Refused::Staging)?;
         if copy::clone_file(file, &copy).is_err() {
-            copy::copy_ranges(file, &copy, &data).map_err(|cause| {
+            copy::copy_ranges(file, &copy, data).map_err(|cause| {
                 let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&cause.kind());
                 if full { Refused::Staging(cause) } else { read_failed(cause) }
             })?;
         }
-        Ok((Held::File(path), now))
+        Ok(Held::File(path))
     }
 }
 
@@ -313,8 +331,8 @@ impl<C> Staged<C> {
             let content = match piece {
                 Piece::Kept(content) => Ok(content),
                 Piece::Whole(held, data) => held.read(&data, |reader, len| sink.put(reader, len)),
-                Piece::Tail { base, base_len, held, data } => {
-                    held.read(&data, |reader, len| sink.append(&base, base_len, reader, len))
+                Piece::Patch { base, parts, held, fresh } => {
+                    held.read(&fresh, |reader, _| sink.patch(&base, &parts, reader))
                 }
             };
             let name = || tree.entries().find(|(_, entry)| entry.inode == at);

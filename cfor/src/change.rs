@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::copy;
+use crate::log::Ranges;
+use crate::patch::{Plan, plan};
 use crate::tree::{Identity, Inode, Kind, Time, Tree};
 
 /// A change this close before a scan may share its time stamp with one after it: stamps advance by the
@@ -11,23 +12,24 @@ const TICK_NANOS: i128 = 20_000_000;
 
 /// What the caller knows of a file beyond its attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hint {
+pub enum Hint<'a> {
     /// Nothing: attributes decide.
     Attributes,
     /// It may change without a trace, because a process has it mapped shared and writable: stores through a
     /// mapping touch the times at the first store only.
     Mapped,
-    /// It only ever grows: every writer appends and none maps it. Only what is new is copied then.
-    Appended,
+    /// Its content was changed in these ranges only: every writer was recorded and none maps it. Only they are copied
+    /// then. Empty ranges say nothing of a file whose attributes have changed: somebody was not recorded.
+    Written(&'a Ranges),
 }
 
 /// What has become of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Nothing.
     Same,
-    /// Bytes were added after the first `from`.
-    Grown { from: u64 },
+    /// Known ranges of it.
+    Written(Plan),
     /// Anything.
     Any,
 }
@@ -55,7 +57,7 @@ impl<'a> Previous<'a> {
     }
 
     /// What has become of `now` since.
-    pub(crate) fn change(&self, now: &Inode, hint: Hint) -> Change {
+    pub(crate) fn change(&self, now: &Inode, hint: Hint<'_>) -> Change {
         let Some((old, taken_at)) = self.find(&now.identity) else { return Change::Any };
         let (Kind::File { size: old_size, data: old_data }, Kind::File { size, data }) =
             (&old.kind, &now.kind)
@@ -64,14 +66,16 @@ impl<'a> Previous<'a> {
         };
         match hint {
             Hint::Mapped => Change::Any,
-            Hint::Attributes | Hint::Appended if size == old_size && is_untouched(old, taken_at, now) => {
-                Change::Same
+            _ if size == old_size && is_untouched(old, taken_at, now) => Change::Same,
+            Hint::Attributes => Change::Any,
+            // The time stamp alone is not old enough; but nobody was recorded.
+            Hint::Written(ranges) if ranges.is_empty() => {
+                let is_same = size == old_size && old.identity == now.identity && old.mtime == now.mtime;
+                if is_same { Change::Same } else { Change::Any }
             }
-            // The same layout up to the old size, else the old content would not fit before the new.
-            Hint::Appended if size >= old_size && copy::before(data, *old_size) == *old_data => {
-                Change::Grown { from: *old_size }
+            Hint::Written(ranges) => {
+                plan((*old_size, old_data), (*size, data), ranges).map_or(Change::Any, Change::Written)
             }
-            Hint::Attributes | Hint::Appended => Change::Any,
         }
     }
 }
@@ -88,7 +92,7 @@ pub(crate) fn is_untouched(old: &Inode, taken_at: Time, now: &Inode) -> bool {
 /// A file counts as unchanged if it has the same device, inode number, size and times, and was last changed
 /// well before the previous scan. `hint` adds what the caller knows.
 #[must_use]
-pub fn changed_files(previous: &Tree, now: &Tree, hint: &dyn Fn(&Inode) -> Hint) -> Vec<u32> {
+pub fn changed_files<'a>(previous: &Tree, now: &Tree, hint: &dyn Fn(&Inode) -> Hint<'a>) -> Vec<u32> {
     let previous = Previous::new(previous);
     let files = now.inodes.iter().zip(0..).filter(|(inode, _)| matches!(inode.kind, Kind::File { .. }));
     files.filter(|(inode, _)| previous.change(inode, hint(inode)) != Change::Same).map(|(_, at)| at).collect()

@@ -41,25 +41,6 @@ pub(crate) fn whole(size: u64) -> Vec<Extent> {
     if size == 0 { Vec::new() } else { vec![Extent { at: 0, len: size }] }
 }
 
-/// The part of `data` from `from` on.
-pub(crate) fn from(data: &[Extent], from: u64) -> Vec<Extent> {
-    let clip = |e: &Extent| {
-        let at = e.at.max(from);
-        let len = (e.at + e.len).checked_sub(at).filter(|len| *len > 0)?;
-        Some(Extent { at, len })
-    };
-    data.iter().filter_map(clip).collect()
-}
-
-/// The part of `data` before `to`.
-pub(crate) fn before(data: &[Extent], to: u64) -> Vec<Extent> {
-    let clip = |e: &Extent| {
-        let len = to.checked_sub(e.at).filter(|len| *len > 0)?.min(e.len);
-        Some(Extent { at: e.at, len })
-    };
-    data.iter().filter_map(clip).collect()
-}
-
 /// Makes `new` share all of `old` (`FICLONE`), where the file system can.
 pub(crate) fn clone_file(old: &File, new: &File) -> nix::Result<()> {
     // SAFETY: the request takes a descriptor and no memory.

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use common::{Bench, Content};
+use holo_cfor::log::Ranges;
 use holo_cfor::{
     Captured, Hint, Kind, RelPath, Targets, Tree, apply, changed_files, scan, scan_since, stage, verify,
 };
@@ -53,22 +54,30 @@ fn a_young_file_is_read_again() {
     assert_eq!(changed_files(&first, &second, &|_| Hint::Attributes).len(), 1);
 }
 
+/// A file that is known to be written in some ranges costs these.
 #[test]
-fn an_appended_file_costs_what_was_added() {
+fn a_written_file_costs_its_ranges() {
     let mut bench = Bench::new();
-    let mut log = File::create(bench.path("a/log")).unwrap();
-    log.write_all(&vec![1; 300_000]).unwrap();
-    let first = bench.capture(None, &|_| Hint::Appended);
-    log.write_all(&vec![2; 100_000]).unwrap();
+    let file =
+        File::options().read(true).write(true).create(true).truncate(true).open(bench.path("a/log")).unwrap();
+    file.write_all_at(&vec![1; 300_000], 0).unwrap();
+    let first = bench.capture(None, &|_| Hint::Attributes);
+    file.write_all_at(&vec![2; 100_000], 300_000).unwrap();
+    file.write_all_at(b"x", 5_000).unwrap();
+    let mut written = Ranges::default();
+    written.insert(300_000, 100_000);
+    written.insert(5_000, 1);
     let put = bench.store.bytes_put;
-    let second = bench.capture(Some(&first), &|_| Hint::Appended);
-    assert_eq!(bench.store.bytes_put - put, 100_000);
+    let second = bench.capture(Some(&first), &|_| Hint::Written(&written));
+    let pages = 400_000 - 300_000 / 4096 * 4096;
+    assert_eq!(bench.store.bytes_put - put, pages + 4096);
     let targets = bench.targets(false);
     apply(&second, &mut bench.store, &targets).unwrap();
     assert_eq!(verify(&bench.path("a"), &bench.path("b")).unwrap(), []);
-    // Truncated and written again: not an append, whatever was said.
+    // Somebody wrote who was not recorded: nothing is known.
     fs::write(bench.path("a/log"), b"new").unwrap();
-    let third = bench.capture(Some(&second), &|_| Hint::Appended);
+    let none = Ranges::default();
+    let third = bench.capture(Some(&second), &|_| Hint::Written(&none));
     apply(&third, &mut bench.store, &targets).unwrap();
     assert_eq!(verify(&bench.path("a"), &bench.path("b")).unwrap(), []);
 }

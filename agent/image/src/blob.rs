@@ -27,6 +27,23 @@ pub struct BlobRun {
     pub keys: Vec<PageKey>,
 }
 
+/// A part of a content that is made of another one, see [`EpochWriter::patch_blob`](crate::EpochWriter::patch_blob).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlobPart {
+    /// Bytes of the old content, from a page's start.
+    Base {
+        /// First byte.
+        at: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// New bytes.
+    Fresh {
+        /// Bytes.
+        len: u64,
+    },
+}
+
 impl Blob {
     /// Appends a page; pages of zeros only count.
     pub(crate) fn push(&mut self, page: u64, key: PageKey) {
@@ -37,6 +54,28 @@ impl Blob {
             Some(run) if run.page + run.keys.len() as u64 == page => run.keys.push(key),
             _ => self.runs.push(BlobRun { page, keys: vec![key] }),
         }
+    }
+
+    /// Appends pages of another blob to this one, which ends at a page's start. Calls `each` with every name.
+    pub(crate) fn push_of<E>(
+        &mut self,
+        base: &Blob,
+        first: u64,
+        count: u64,
+        mut each: impl FnMut(PageKey) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let to = self.len / PAGE_BYTES as u64;
+        let from = base.runs.partition_point(|run| run.page + run.keys.len() as u64 <= first);
+        for run in base.runs[from..].iter().take_while(|run| run.page < first + count) {
+            let skip = first.saturating_sub(run.page);
+            let end = (run.keys.len() as u64).min(first + count - run.page);
+            for number in skip..end {
+                let key = run.keys[number as usize];
+                each(key)?;
+                self.push(to + run.page + number - first, key);
+            }
+        }
+        Ok(())
     }
 
     /// Names of its pages.

@@ -33,7 +33,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use app::{AppStore, DamagedEpoch};
 pub use aside::AsideEpoch;
-pub use blob::{Blob, BlobRun};
+pub use blob::{Blob, BlobPart, BlobRun};
 pub use error::{Error, ManifestError, Result};
 pub use import::Import;
 pub use key::{PAGE_BYTES, Page, PageKey};

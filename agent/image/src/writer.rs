@@ -12,7 +12,7 @@ use nix::{
 };
 
 use crate::{
-    blob::Blob,
+    blob::{Blob, BlobPart},
     draft::Draft,
     epochs,
     error::{Error, ManifestError, Result},
@@ -142,6 +142,46 @@ impl EpochWriter {
                 return Ok(blob);
             }
         }
+    }
+
+    /// Stores a content that is made of parts of `base`, which a kept epoch has, and of new bytes. Only these are read and
+    /// hashed. Every part but the last ends at a page's end, and parts of `base` begin and end at its pages.
+    pub fn patch_blob(&mut self, base: &Blob, parts: &[BlobPart], fresh: &mut impl Read) -> Result<Blob> {
+        base.check()?;
+        let bad = || Error::Source(ErrorKind::InvalidInput.into());
+        let page = PAGE_BYTES as u64;
+        let mut blob = Blob::default();
+        let mut part = Vec::new();
+        for now in parts {
+            if !blob.len.is_multiple_of(page) {
+                return Err(bad());
+            }
+            match *now {
+                BlobPart::Base { at, len } => {
+                    let end = at.checked_add(len).filter(|end| *end <= base.len).ok_or_else(bad)?;
+                    if !at.is_multiple_of(page) || !(end.is_multiple_of(page) || end == base.len) {
+                        return Err(bad());
+                    }
+                    let keep = |key| self.keep_page(key);
+                    blob.push_of(base, at / page, len.div_ceil(page), keep)?;
+                    blob.len += len;
+                }
+                BlobPart::Fresh { len } => {
+                    let mut left = len;
+                    while left > 0 {
+                        let want = left.min(BLOB_PART_BYTES as u64) as usize;
+                        part.resize(part.len().max(want.next_multiple_of(PAGE_BYTES)), 0);
+                        if fill(fresh, &mut part[..want]).map_err(Error::Source)? < want {
+                            return Err(Error::Source(ErrorKind::UnexpectedEof.into()));
+                        }
+                        self.put_part(&mut blob, &mut part, want)?;
+                        left -= want as u64;
+                    }
+                    self.figures.bytes_blobs += len;
+                }
+            }
+        }
+        Ok(blob)
     }
 
     /// Stores a file's content without reading its holes. Moves the offset of `file`: do not give it an open

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use holo_cfor::{
-    Captured, ContentSink, ContentSource, Hint, Inode, Report, Targets, Tree, apply, scan, stage,
+    Captured, ContentSink, ContentSource, Hint, Inode, Part, Report, Targets, Tree, apply, scan, stage,
 };
 
 /// Content by hash; the parts of a file are kept apart, so that appending is seen to be cheap.
@@ -37,16 +37,21 @@ impl ContentSink for Store {
         Ok(vec![self.part(data, len)?])
     }
 
-    fn append(
-        &mut self,
-        base: &Content,
-        base_len: u64,
-        tail: &mut dyn Read,
-        len: u64,
-    ) -> io::Result<Content> {
-        assert_eq!(base.iter().map(|name| self.parts[name].len() as u64).sum::<u64>(), base_len);
-        let mut content = base.clone();
-        content.push(self.part(tail, len)?);
+    fn patch(&mut self, base: &Content, parts: &[Part], fresh: &mut dyn Read) -> io::Result<Content> {
+        let base: Vec<u8> = base.iter().flat_map(|name| self.parts[name].clone()).collect();
+        let mut content = Content::new();
+        for part in parts {
+            content.push(match part {
+                // Known already: costs nothing.
+                Part::Base { at, len } => {
+                    let bytes = &base[*at as usize..(at + len) as usize];
+                    let name = *blake3::hash(bytes).as_bytes();
+                    self.parts.insert(name, bytes.to_vec());
+                    name
+                }
+                Part::Fresh { len } => self.part(&mut fresh.take(*len), *len)?,
+            });
+        }
         Ok(content)
     }
 }
@@ -84,10 +89,10 @@ impl Bench {
         scan(&[self.path("a")], &[], &[]).unwrap()
     }
 
-    pub fn capture(
+    pub fn capture<'a>(
         &mut self,
         previous: Option<&Captured<Content>>,
-        hint: &dyn Fn(&Inode) -> Hint,
+        hint: &dyn Fn(&Inode) -> Hint<'a>,
     ) -> Captured<Content> {
         let staged = stage(self.scan(), previous, hint, &self.path("staging")).unwrap();
         let captured = staged.store(&mut self.store).unwrap();

@@ -4,6 +4,7 @@
 mod crash;
 mod damage;
 mod hostile;
+mod patch;
 
 use crate::{
     AppStore, Blob, EpochMeta, EpochReader, PAGE_BYTES, Page, Result, Store,
