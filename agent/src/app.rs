@@ -11,6 +11,7 @@
 
 mod life;
 
+use crate::changes::Table;
 use crate::config::Config;
 use crate::dump;
 use crate::fence::Fence;
@@ -56,6 +57,8 @@ pub struct Paths {
     pub pages: PathBuf,
     /// Call-site tables.
     pub sites: PathBuf,
+    /// Tables of file changes, by application.
+    pub changes: PathBuf,
     /// Copies made in the stop.
     pub staging: PathBuf,
     /// What restores replaced, by application.
@@ -104,6 +107,9 @@ pub trait Hooks: Send + Sync {
     fn ended(&self, name: &str);
 }
 
+/// The table of file changes of the instance that runs now.
+pub(crate) type ChangesCell = Arc<Mutex<Option<Arc<Table>>>>;
+
 /// Set once, when there is somebody.
 pub type HooksCell = Arc<OnceLock<Arc<dyn Hooks>>>;
 
@@ -123,6 +129,8 @@ pub struct App {
     /// Its processes on this node.
     pub(crate) members: Members,
     work: Mutex<Work>,
+    /// The table of file changes of the instance, if it has roots.
+    pub(crate) changes: ChangesCell,
     /// Held while threads are parked.
     pub(crate) cut: Mutex<()>,
     pub(crate) fence: Mutex<Option<Fence>>,
@@ -151,6 +159,7 @@ impl App {
             paths,
             config,
             node,
+            changes: ChangesCell::default(),
             work: Mutex::new(Work { registry: Registry::new() }),
             inner: Mutex::new(Inner {
                 record,
@@ -260,6 +269,30 @@ impl App {
             self.save();
         }
         Some((heir, leaf.page))
+    }
+
+    /// Makes a table of file changes for an instance that is about to begin; none without roots.
+    pub(crate) fn begin_changes(&self) -> Option<Arc<Table>> {
+        let roots = dump::roots(self);
+        let table = if roots.is_empty() { None } else { self.make_changes(&roots) };
+        self.changes.lock().clone_from(&table);
+        table
+    }
+
+    fn make_changes(&self, roots: &[PathBuf]) -> Option<Arc<Table>> {
+        match Table::create(&self.paths.changes.join(&self.name), roots) {
+            Ok(table) => Some(Arc::new(table)),
+            Err(cause) => {
+                eprintln!("holod: {}: file changes are not recorded: {cause}", self.name);
+                None
+            }
+        }
+    }
+
+    /// Finds the table of file changes of an instance that an earlier agent knew.
+    pub(crate) fn find_changes(&self) {
+        let table = Table::open(&self.paths.changes.join(&self.name)).ok().map(Arc::new);
+        *self.changes.lock() = table;
     }
 
     /// Notes why it is unprotected; empty: it is protected.

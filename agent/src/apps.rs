@@ -63,12 +63,21 @@ fn make_dirs(config: &Config) -> io::Result<Paths> {
         records: state.join("records"),
         pages: page_dir(&state)?,
         sites: state.join("sites"),
+        changes: state.join("changes"),
         staging: state.join("staging"),
         replaced: state.join("replaced"),
         output: state.join("output"),
         state,
     };
-    for dir in [&paths.records, &paths.pages, &paths.sites, &paths.staging, &paths.replaced, &paths.output] {
+    for dir in [
+        &paths.records,
+        &paths.pages,
+        &paths.sites,
+        &paths.changes,
+        &paths.staging,
+        &paths.replaced,
+        &paths.output,
+    ] {
         make(dir)?;
     }
     Ok(paths)
@@ -177,6 +186,7 @@ impl Apps {
                     let page = Arc::new(page);
                     let leaf = Leaf { page: Arc::clone(&page), path: instance.page.clone() };
                     let process = (instance.real_pid, instance.cluster_pid as i32, leaf);
+                    app.find_changes();
                     app.adopt(instance, page, None, vec![process]);
                 }
                 Err(cause) => {
@@ -306,13 +316,17 @@ impl Apps {
         let leaf = Leaf { page: Arc::clone(&page), path: path.clone() };
         let instance = Instance { real_pid: request.real_pid, started, cluster_pid: request.pid, page: path };
         let process = (request.real_pid, request.pid as i32, leaf.clone());
+        let changes = match &placed {
+            Placed::First(app) => app.begin_changes(),
+            Placed::Again(app) | Placed::Member(app) => app.changes.lock().clone(),
+        };
         // Before the process goes on: from then on it may make others.
         match &placed {
             Placed::First(app) => app.adopt(instance, Arc::clone(&page), None, vec![process]),
             Placed::Again(app) => app.adopt_again(instance, Arc::clone(&page)),
             Placed::Member(app) => app.members.joined(request.real_pid, request.pid as i32, leaf),
         }
-        join::welcome(stream, &page, &tables)
+        join::welcome(stream, &page, &tables, changes.as_deref())
     }
 
     /// Which application a joining process is, or belongs to.
@@ -383,6 +397,7 @@ impl Apps {
         self.all.lock().remove(name);
         let _ = fs::remove_dir_all(self.paths.replaced.join(name));
         let _ = fs::remove_file(self.paths.output.join(format!("{name}.log")));
+        let _ = fs::remove_file(self.paths.changes.join(name));
         Ok(())
     }
 }

@@ -49,7 +49,8 @@ const STORE_MAX: Duration = Duration::from_secs(3600);
 
 /// The files manager of an application.
 pub(crate) fn files(app: &App) -> Files {
-    Files::new(roots(app), vec![app.paths.state.clone()], Some(app.paths.replaced.join(&app.name)))
+    let replaced = app.paths.replaced.join(&app.name);
+    Files::new(roots(app), vec![app.paths.state.clone()], Some(replaced), Arc::clone(&app.changes))
 }
 
 pub(crate) fn roots(app: &App) -> Vec<PathBuf> {

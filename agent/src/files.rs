@@ -1,11 +1,16 @@
 //! The application's files as a resource manager: trees of `holo-cfor`, contents in the page store.
 //!
 //! What is protected: everything under the roots, and besides every regular file that the application has open
-//! for writing or mapped shared and writable. Files that changed are copied whole, in the stop.
+//! for writing or mapped shared and writable. What changed is copied in the stop: of files that only recorded calls wrote
+//! to (`changes`) the ranges written, others whole.
 
+use crate::app::ChangesCell;
 use crate::inodes::{self, Inodes, Number};
+use crate::recorded::{Maps, Recorded};
+use holo_abi::changes::CHANGES_BYTES;
 use holo_abi::control::{INODE_CALLS, INODES_MAX};
-use holo_cfor::{Captured, ContentSink, ContentSource, Hint, Part, Staged, Targets};
+use holo_abi::sysno;
+use holo_cfor::{Captured, ContentSink, ContentSource, Part, Staged, Targets};
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, BlobPart, EpochReader, EpochWriter};
 use holo_rm::kinds::zones::{self, ZoneKind};
@@ -29,6 +34,9 @@ const TREES_BYTES_MAX: u64 = 4 << 30;
 /// Section with [`Inodes`].
 const INODES: &str = "inodes";
 const INODES_VERSION: u16 = 1;
+/// Section with the address of the table of file changes in each process.
+const CHANGES: &str = "changes";
+const CHANGES_VERSION: u16 = 1;
 /// The gate's class of calls that go to the dispatcher.
 const SLOW: u8 = 1;
 
@@ -38,7 +46,9 @@ pub struct Files {
     excludes: Vec<PathBuf>,
     replaced: Option<PathBuf>,
     previous: Option<Captured<Blob>>,
-    staged: Option<Staged<Blob>>,
+    recorded: Recorded,
+    /// With what was mapped at the cut.
+    staged: Option<(Staged<Blob>, Maps)>,
     /// Open files that no tree has, with their numbers; at a dump.
     open: Vec<(u32, i32, Number)>,
     /// Numbers here of the files in the trees, with those of the capture; at a restore.
@@ -76,19 +86,33 @@ impl ContentSource for Source<'_> {
     }
 }
 
-/// Files that the application writes outside the roots, and inodes that it has mapped shared and writable.
+/// Files that the application writes outside the roots, and inodes that it has mapped shared.
 struct Written {
     extra: Vec<PathBuf>,
     open: Vec<(u32, i32, Number)>,
-    mapped: BTreeSet<(u64, u64)>,
+    maps: Maps,
 }
 
 impl Files {
     /// A manager for `roots`; `excludes` are never touched; `replaced` is where a restore moves what it
     /// replaces.
     #[must_use]
-    pub fn new(roots: Vec<PathBuf>, excludes: Vec<PathBuf>, replaced: Option<PathBuf>) -> Self {
-        Self { roots, excludes, replaced, previous: None, staged: None, open: Vec::new(), placed: Vec::new() }
+    pub(crate) fn new(
+        roots: Vec<PathBuf>,
+        excludes: Vec<PathBuf>,
+        replaced: Option<PathBuf>,
+        changes: ChangesCell,
+    ) -> Self {
+        Self {
+            roots,
+            excludes,
+            replaced,
+            previous: None,
+            recorded: Recorded::new(changes),
+            staged: None,
+            open: Vec::new(),
+            placed: Vec::new(),
+        }
     }
 
     fn is_protected(&self, path: &std::path::Path) -> bool {
@@ -96,19 +120,21 @@ impl Files {
     }
 
     fn written(&self, cx: &DumpCx) -> RmResult<Written> {
+        let table = self.recorded.table();
         let mut extra = BTreeSet::new();
-        let mut mapped = BTreeSet::new();
         let mut open = Vec::new();
+        let mut maps = Maps::default();
         for (index, process) in cx.processes.iter().enumerate() {
             self.written_by(index as u32, &process.remote, &mut extra, &mut open)?;
-            self.mapped_by(&process.remote, &mut extra, &mut mapped)?;
+            let own = table.as_ref().map(|table| (process.remote.page.changes_at(), table.number()));
+            self.mapped_by(&process.remote, own, &mut extra, &mut maps)?;
         }
         let pages: Vec<PathBuf> = cx.processes.iter().map(|process| page_path(&process.remote)).collect();
         // Devices have neither content nor a place in a tree, maps of anonymous inodes no path; control pages are holo's.
         extra
             .retain(|path| path.is_absolute() && (!path.starts_with("/dev") || path.starts_with("/dev/shm")));
         extra.retain(|path| !path.starts_with("/proc") && !path.starts_with("/sys") && !pages.contains(path));
-        Ok(Written { extra: extra.into_iter().collect(), open, mapped })
+        Ok(Written { extra: extra.into_iter().collect(), open, maps })
     }
 
     fn written_by(
@@ -147,14 +173,24 @@ impl Files {
     fn mapped_by(
         &self,
         remote: &Remote,
+        own: Option<(u64, Number)>,
         extra: &mut BTreeSet<PathBuf>,
-        mapped: &mut BTreeSet<(u64, u64)>,
+        maps: &mut Maps,
     ) -> RmResult<()> {
-        let maps = fs::read(remote.proc("maps")).on("reading", "maps")?;
-        for zone in zones::parse(&maps).map_err(RmError::Unsupported)? {
-            if zone.kind == ZoneKind::FileShared && zone.prot & 2 != 0 {
+        let text = fs::read(remote.proc("maps")).on("reading", "maps")?;
+        for zone in zones::parse(&text).map_err(RmError::Unsupported)? {
+            if zone.kind != ZoneKind::FileShared {
+                continue;
+            }
+            let number = (zone.device, zone.inode);
+            if zone.start == remote.page.changes_at() {
+                maps.recording += usize::from(own == Some((zone.start, number)));
+                continue;
+            }
+            maps.shared.insert(number);
+            if zone.prot & 2 != 0 {
                 let path = PathBuf::from(std::ffi::OsStr::from_bytes(&zone.path));
-                mapped.insert((zone.device, zone.inode));
+                maps.mapped.insert(number);
                 if !self.is_protected(&path) {
                     extra.insert(path);
                 }
@@ -183,6 +219,40 @@ impl Files {
     }
 }
 
+impl Files {
+    /// Maps the table of file changes in the clone, where the application had it.
+    fn go_on_recording(&self, cx: &mut SwitchCx) -> RmResult<()> {
+        const PROT_RW: u64 = 3;
+        const MAP_SHARED_FIXED: u64 = 0x11;
+        const MAP_PRIVATE_FIXED_ANONYMOUS: u64 = 0x32;
+        const O_RDWR_CLOEXEC: u64 = 0o2_000_002;
+        let Some((CHANGES_VERSION, _)) = cx.image.section(CHANGES) else { return Ok(()) };
+        let all: Vec<u64> = cx.section(CHANGES, CHANGES_VERSION)?;
+        let table = self.recorded.table();
+        let bytes = CHANGES_BYTES as u64;
+        for (remote, at) in cx.tree.iter().zip(all).filter(|(_, at)| *at != 0) {
+            let mapped = table.as_ref().is_some_and(|table| {
+                let mut path = table.path().as_os_str().as_bytes().to_vec();
+                path.push(0);
+                let name = remote.page.put(0, &path);
+                let Ok(fd) = remote.call(sysno::open, &[name, O_RDWR_CLOEXEC]) else { return false };
+                let done = remote.call(sysno::mmap, &[at, bytes, PROT_RW, MAP_SHARED_FIXED, fd, 0]);
+                let _ = remote.call(sysno::close, &[fd]);
+                done.is_ok()
+            });
+            remote.page.set_changes_at(at);
+            if !mapped {
+                // It must find something there; zeros tell it to record nothing.
+                let nowhere = u64::MAX;
+                remote
+                    .call(sysno::mmap, &[at, bytes, PROT_RW, MAP_PRIVATE_FIXED_ANONYMOUS, nowhere, 0])
+                    .on("mapping", "a table of file changes")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The control page is mapped shared, too, but is holo's.
 fn page_path(remote: &Remote) -> PathBuf {
     use std::os::fd::AsRawFd;
@@ -200,6 +270,7 @@ impl ResourceManager for Files {
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         let written = self.written(cx)?;
+        self.recorded.cut(&written.maps, cx.processes.len());
         let none = holo_cfor::Tree::default();
         let previous = self.previous.as_ref();
         let tree = holo_cfor::scan_since(
@@ -210,22 +281,21 @@ impl ResourceManager for Files {
         )
         .map_err(failed)?;
         cx.remote.page.keep_alive();
-        let hint = |inode: &holo_cfor::Inode| {
-            let key = (inode.identity.dev, inode.identity.ino);
-            if written.mapped.contains(&key) { Hint::Mapped } else { Hint::Attributes }
-        };
-        let staged = holo_cfor::stage(tree, previous, &hint, cx.staging_dir).map_err(failed)?;
+        let recorded = &self.recorded;
+        let staged = holo_cfor::stage(tree, previous, &|inode| recorded.hint(inode), cx.staging_dir);
+        let staged = staged.map_err(failed)?;
         for remark in &staged.tree().remarks {
             cx.remarks.push(format!("{}: {}", String::from_utf8_lossy(&remark.path), remark.what));
         }
-        self.staged = Some(staged);
+        self.staged = Some((staged, written.maps));
         self.open = written.open;
         Ok(())
     }
 
     fn post_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         let bad = |what: &str| RmError::BadSection { kind: NAME, what: what.into() };
-        let staged = self.staged.take().ok_or_else(|| bad("nothing was staged"))?;
+        self.recorded.tidy();
+        let (staged, maps) = self.staged.take().ok_or_else(|| bad("nothing was staged"))?;
         cx.files_changed = staged.changed() as u64;
         let writer = cx.writer.as_mut().ok_or_else(|| bad("no image"))?;
         // After a failure all is stored anew.
@@ -240,7 +310,10 @@ impl ResourceManager for Files {
         cx.put(NAME, VERSION, &blob)?;
         let inodes = self.identities(cx, &captured);
         cx.put(INODES, INODES_VERSION, &inodes)?;
+        let at: Vec<u64> = cx.processes.iter().map(|process| process.remote.page.changes_at()).collect();
+        cx.put(CHANGES, CHANGES_VERSION, &at)?;
         self.previous = Some(captured);
+        self.recorded.settle(maps);
         Ok(())
     }
 
@@ -285,6 +358,7 @@ impl ResourceManager for Files {
 
     // After all others: descriptors are open and the library is in memory.
     fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        self.go_on_recording(cx)?;
         let Some((INODES_VERSION, _)) = cx.image.section(INODES) else { return Ok(()) };
         let inodes: Inodes = cx.section(INODES, INODES_VERSION)?;
         for (remote, class_at) in cx.tree.iter().zip(&inodes.class_at) {

@@ -1,7 +1,8 @@
 //! A starting process joins: it gets its control page and the call-site tables of its libc, ld.so and what else makes system
 //! calls.
 
-use holo_abi::join::{Join, MAGIC, MODULES_MAX, REFUSED, REFUSED_QUIETLY, Welcome};
+use crate::changes::Table;
+use holo_abi::join::{CHANGES, Join, MAGIC, MODULES_MAX, REFUSED, REFUSED_QUIETLY, Welcome};
 use holo_rm::page::Page;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use parking_lot::Mutex;
@@ -70,6 +71,7 @@ pub fn welcome(
     stream: &UnixStream,
     page: &Page,
     tables: &[Option<Arc<File>>; MODULES_MAX],
+    changes: Option<&Table>,
 ) -> io::Result<()> {
     let mut fds = vec![page.fd().as_raw_fd()];
     let mut answer = empty();
@@ -78,6 +80,10 @@ pub fn welcome(
             answer.tables |= 1 << index;
             fds.push(table.as_raw_fd());
         }
+    }
+    if let Some(changes) = changes {
+        answer.tables |= CHANGES;
+        fds.push(changes.fd().as_raw_fd());
     }
     send(stream, &answer, &fds)
 }

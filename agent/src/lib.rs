@@ -16,6 +16,7 @@
 
 pub mod app;
 pub mod apps;
+pub mod changes;
 pub mod config;
 pub mod dump;
 mod ended;
@@ -30,5 +31,6 @@ pub mod kinds;
 pub mod members;
 pub mod ports;
 pub mod record;
+mod recorded;
 pub mod restore;
 pub mod server;

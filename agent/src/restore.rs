@@ -84,6 +84,7 @@ pub fn ready(app: &App, epoch: Option<u64>, aside: Option<u64>, stdio: &[OwnedFd
     let mut work = app.work();
     // What the managers knew of the epoch before is of another past now.
     work.registry.clear();
+    app.begin_changes();
     let mut kinds = registry(files(app), roots(app), app.config.engine);
     let prepared = prepare(&image, &order, &mut kinds).map_err(|cause| {
         forget_pages(&page);

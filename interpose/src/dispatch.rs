@@ -1,8 +1,8 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
 use crate::{
-    exec, filters, inodes, ipc, members, moves, signals, socket_waits, start, trace, transfers, traps, user,
-    waits,
+    changes, descriptors, exec, filters, inodes, ipc, members, moves, signals, socket_waits, start, trace,
+    transfers, traps, user, waits,
 };
 use core::sync::atomic::Ordering;
 use holo_abi::control::exiting;
@@ -105,6 +105,8 @@ core::arch::global_asm!(
 unsafe extern "C" fn dispatch(regs: *mut Regs) {
     // SAFETY: the gate's frame on this thread's stack, ours until we return.
     let regs = unsafe { &mut *regs };
+    // Also what is left of one that a park cut short.
+    changes::on_call(regs);
     // SAFETY: own thread's words.
     let moved = transfers::take(unsafe { &mut *tls() });
     if moved != 0 {
@@ -155,6 +157,8 @@ fn decide(regs: &mut Regs) -> Verdict {
             Verdict::Forward
         }
         sysno::getppid => shown_ppid(),
+        sysno::dup2 | sysno::dup3 => changes::on_dup(regs),
+        sysno::fcntl => changes::on_fcntl(regs),
         sysno::madvise => on_madvise(regs.args[2]),
         sysno::mlock | sysno::mlock2 | sysno::munlock | sysno::mlockall | sysno::munlockall => {
             moves::advised();
@@ -210,6 +214,8 @@ fn on_madvise(advice: u64) -> Verdict {
 /// A child that shares our memory must not be taken for us; one of a trapped call is trapped too.
 fn on_clone(regs: &mut Regs) -> Verdict {
     const VFORK_FLAGS: u64 = 0x4100;
+    const CLONE_VM: u64 = 0x100;
+    const CLONE_FILES: u64 = 0x400;
     const CLONE_THREAD: u64 = 0x1_0000;
     let flags = match regs.rax.cast_signed() {
         sysno::clone => regs.args[0],
@@ -219,6 +225,11 @@ fn on_clone(regs: &mut Regs) -> Verdict {
     };
     if flags & CLONE_THREAD == 0 {
         members::changes();
+    }
+    // Descriptors without our memory. Memory without our descriptors is a `vfork`, which `signals` knows, or rare.
+    let shares = flags & (CLONE_VM | CLONE_FILES);
+    if shares == CLONE_FILES || shares == CLONE_VM && !signals::is_vfork(flags) {
+        descriptors::share();
     }
     if !filters::on() {
         signals::on_clone(flags);

@@ -4,7 +4,7 @@
 //! `vfork` child shares the parent's memory, and nothing may be left on a stack that both use.
 
 use crate::dispatch::Verdict;
-use crate::{filters, members, signals, start, user};
+use crate::{changes, filters, members, signals, start, user};
 use holo_abi::sysno;
 use holo_sys::gate::{DEFERRED, RESTART, Regs, holo_block};
 use holo_sys::{sys, tls::tls};
@@ -40,6 +40,7 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
         regs.args[environment] = built;
     }
     members::changes();
+    changes::on_exec(false);
     if filters::on() {
         // It gets no park signal, which would have to be held.
         return Verdict::Forward;
@@ -62,6 +63,7 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
             // SAFETY: `regs` is the frame of the call that we are in.
             DEFERRED => unsafe { signals::raise_deferred(regs) },
             failed => {
+                changes::on_exec(true);
                 signals::block_park(false);
                 return Verdict::Handled(failed);
             }

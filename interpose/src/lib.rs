@@ -9,6 +9,7 @@
 //! | `socket_waits` | calls whose time-out is the socket's |
 //! | `inodes` | files keep the identity that the application knows |
 //! | `ipc` | System V objects that were asked for |
+//! | `changes`, `descriptors` | files that the application is about to change |
 //! | `signals` | the application's handlers: deferral, true contexts |
 //! | `park` | the barrier's end in each thread |
 //! | `filters` | `seccomp` of the application's own |
@@ -22,6 +23,8 @@
 // Errors live on the constructor's stack for a moment; there is no allocator to box them with.
 #![allow(clippy::result_large_err)]
 
+mod changes;
+mod descriptors;
 mod dispatch;
 mod early;
 mod exec;

@@ -1,6 +1,6 @@
 //! The barrier's end in each thread: how it waits, and how no call shows that it did.
 
-use crate::{filters, signals, start, transfers};
+use crate::{changes, filters, signals, start, transfers};
 use core::sync::atomic::Ordering;
 use holo_abi::control::{Control, Slot, cut, slot};
 use holo_abi::sysno;
@@ -45,6 +45,7 @@ pub(crate) fn on_park(frame: &mut UContext, words: &mut Tls) {
         serve::holo_serve(raw, (&raw const page.header).cast_mut());
     }
     slot.state.store(slot::FREE, Ordering::Release);
+    changes::again(&frame.context, words);
 }
 
 /// A call that the park interrupted is made again: its frame is set back to the call. (Where `SA_RESTART`

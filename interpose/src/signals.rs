@@ -19,7 +19,7 @@
 //! interrupted code.
 
 use crate::dispatch::Verdict;
-use crate::{park, transfers, traps, user, waits};
+use crate::{changes, park, transfers, traps, user, waits};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 use holo_abi::{PARK_COOKIE, PARK_SIGNAL, sysno};
@@ -368,6 +368,7 @@ unsafe extern "C" fn signal_after(frame: *mut UContext, saved: *const Saved) {
     } else {
         context.rip = saved.context.rip;
     }
+    changes::again(&frame.context, words);
 }
 
 fn unsafe_copy(info: &SigInfo) -> [u64; 16] {
@@ -511,18 +512,30 @@ fn in_child(signal: i32, new: Option<&Action>, old_at: u64, rsp: u64) -> Verdict
 
 /// The application is about to make a thread or process.
 pub(crate) fn on_clone(flags: u64) {
-    const CLONE_VM: u64 = 0x100;
-    const CLONE_SIGHAND: u64 = 0x800;
-    const CLONE_SETTLS: u64 = 0x8_0000;
     // SAFETY: own thread's words.
     let words = unsafe { &mut *tls() };
     if in_sharing_child(words) {
         return;
     }
-    if flags & (CLONE_VM | CLONE_SIGHAND | CLONE_SETTLS) == CLONE_VM {
+    if is_vfork(flags) {
         // SAFETY: no memory is passed.
         words.sharer = unsafe { sys!(sysno::gettid) }.cast_unsigned();
     }
+}
+
+/// Does a child of these `clone` flags share our memory, and the words of its maker?
+pub(crate) fn is_vfork(flags: u64) -> bool {
+    const CLONE_VM: u64 = 0x100;
+    const CLONE_SIGHAND: u64 = 0x800;
+    const CLONE_SETTLS: u64 = 0x8_0000;
+    flags & (CLONE_VM | CLONE_SIGHAND | CLONE_SETTLS) == CLONE_VM
+}
+
+/// Is this a `vfork` child, which shares its parent's memory but not its descriptors?
+#[inline]
+pub(crate) fn is_sharing_child() -> bool {
+    // SAFETY: own thread's words.
+    in_sharing_child(unsafe { &mut *tls() })
 }
 
 /// Is this a `vfork` child, and not the thread that the words belong to?

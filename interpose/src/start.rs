@@ -4,7 +4,7 @@
 //! Whatever fails, the program runs on as if holo were not there; it is told once, on standard error.
 
 use crate::early::Early;
-use crate::{dispatch, inodes, signals, symbols, trace, traps, vdso};
+use crate::{changes, dispatch, inodes, signals, symbols, trace, traps, vdso};
 use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use holo_abi::control::{CONTROL_BYTES, Control};
@@ -343,6 +343,8 @@ struct Joined {
     modules: Modules,
     /// Open table files, -1: none.
     tables: [i64; join::MODULES_MAX],
+    /// The table of file changes, -1: none.
+    changes: i32,
 }
 
 fn socket_path(environment: &Environment) -> [u8; 108] {
@@ -418,7 +420,11 @@ fn join(environment: &Environment) -> Result<Joined, Refusal> {
             next += 1;
         }
     }
-    Ok(Joined { page: page as *mut Control, modules, tables })
+    let mut changes = -1;
+    if welcome.tables & join::CHANGES != 0 && next < fds.len() {
+        changes = fds[next];
+    }
+    Ok(Joined { page: page as *mut Control, modules, tables, changes })
 }
 
 fn number(text: &[u8]) -> u64 {
@@ -433,8 +439,8 @@ fn close_all(fds: &[i32]) {
     }
 }
 
-/// The control page and the tables.
-const DESCRIPTORS: usize = 1 + join::MODULES_MAX;
+/// The control page, the call-site tables and the table of file changes.
+const DESCRIPTORS: usize = 2 + join::MODULES_MAX;
 
 /// Sends the packet and receives the answer with its descriptors.
 fn converse(path: &[u8; 108], hello: &Join) -> Result<(Welcome, [i32; DESCRIPTORS]), Refusal> {
@@ -527,7 +533,13 @@ impl Joined {
         if wanted & ways::SITES != 0 {
             active |= self.patch(header, wanted & ways::TRAPS != 0);
         }
+        if self.changes >= 0 {
+            let sites = active & ways::SITES != 0 && self.tables[0] >= 0;
+            let sites = sites && header.sites_left.load(Ordering::Relaxed) == 0;
+            header.changes_at = changes::start(self.changes, sites);
+        }
         close_all(&self.tables.map(|table| table as i32));
+        close_all(&[self.changes]);
         if wanted & ways::TRAPS != 0 && traps::start(self.modules.holo) {
             active |= ways::TRAPS;
         }

@@ -12,6 +12,12 @@ pub struct Ranges {
 }
 
 impl Ranges {
+    /// No bytes.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { ends: BTreeMap::new() }
+    }
+
     /// Adds `len` bytes at `at`. What would go past the last offset there is ends there.
     pub fn insert(&mut self, at: u64, len: u64) {
         if len == 0 {

@@ -277,6 +277,8 @@ pub struct Header {
     pub lifts_asked: AtomicU32,
     /// Raised before each call that changes flags of zones (`madvise`, `mlock`).
     pub advised: AtomicU32,
+    /// Where the process mapped the table of file changes ([`super::changes`]); 0: it records nothing.
+    pub changes_at: u64,
 }
 
 /// What [`Header::exiting`] says for an exit code: 0 is for a process that has not called `exit_group`.

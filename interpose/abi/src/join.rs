@@ -1,8 +1,8 @@
 //! The packets between a starting process and its agent, over the agent's unix stream socket.
 //!
 //! The library sends one [`Join`]; the agent answers one [`Welcome`] with, as `SCM_RIGHTS`, the control
-//! page and then one file per site table. Everything else is a `holo-api` conversation, which starts with
-//! other bytes.
+//! page, then one file per site table and, if the application has roots, its table of file changes. Everything else
+//! is a `holo-api` conversation, which starts with other bytes.
 
 /// First bytes of a [`Join`].
 pub const MAGIC: [u8; 8] = *b"HOLOJN01";
@@ -17,6 +17,9 @@ pub const MODULES_MAX: usize = 4;
 pub const REFUSED: u32 = 1;
 /// Runs untouched and says nothing: the agent shows the reason at the application that it belongs to.
 pub const REFUSED_QUIETLY: u32 = 2;
+
+/// Bit of [`Welcome::tables`]: the application's table of file changes follows.
+pub const CHANGES: u32 = 1 << 31;
 
 /// "I am a process that wants to be protected."
 #[repr(C)]
@@ -48,7 +51,7 @@ pub struct Welcome {
     pub refused: u32,
     /// The agent's pid, for `PR_SET_PTRACER`.
     pub agent_pid: u32,
-    /// Bit i: a table file for module i follows the control page.
+    /// Bit i: a table file for module i follows the control page. [`CHANGES`]: the table of file changes comes last.
     pub tables: u32,
     /// UTF-8, zero-padded.
     pub reason: [u8; 256],

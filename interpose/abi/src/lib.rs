@@ -7,6 +7,7 @@
 //! Policy for versions: [`VERSION`] changes whenever a layout does; both sides refuse a stranger.
 #![no_std]
 
+pub mod changes;
 pub mod control;
 pub mod join;
 pub mod sites;

@@ -242,6 +242,19 @@ impl Page {
         unsafe { (*self.header()).address }
     }
 
+    /// Where the process has the table of file changes; 0: nowhere.
+    #[must_use]
+    pub fn changes_at(&self) -> u64 {
+        // SAFETY: a plain word.
+        unsafe { (*self.header()).changes_at }
+    }
+
+    /// Notes where the process has the table of file changes. Only before it runs.
+    pub fn set_changes_at(&self, at: u64) {
+        // SAFETY: a plain word that the process has not read yet.
+        unsafe { (*self.header()).changes_at = at };
+    }
+
     /// Address in the process of a slot.
     #[must_use]
     pub fn slot_address(&self, index: usize) -> u64 {

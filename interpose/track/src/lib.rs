@@ -4,5 +4,6 @@
 #![no_std]
 
 pub mod actions;
+pub mod changes;
 pub mod environ;
 pub mod timeout;

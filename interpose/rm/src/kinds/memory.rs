@@ -117,11 +117,12 @@ fn layout(cx: &DumpCx) -> RmResult<(Layout, u64)> {
     Ok((Layout { words, auxv }, field(22)))
 }
 
-fn read_zones(pid: i32, page_at: u64) -> RmResult<Vec<Zone>> {
+/// All but holo's own, which begin at `own`.
+fn read_zones(pid: i32, own: [u64; 2]) -> RmResult<Vec<Zone>> {
     let path = format!("/proc/{pid}/maps");
     let text = fs::read(&path).on("reading", &path)?;
     let mut all = zones::parse(&text).map_err(RmError::Unsupported)?;
-    all.retain(|zone| zone.start != page_at && zone.kind != ZoneKind::Vsyscall);
+    all.retain(|zone| !own.contains(&zone.start) && zone.kind != ZoneKind::Vsyscall);
     super::aio::check(pid, &all)?;
     Ok(all)
 }
@@ -192,11 +193,11 @@ impl Memory {
 
     /// Takes a snapshot, and copies what fork left out or wiped, and what others may take from the snapshot.
     fn fork(&mut self, cx: &DumpCx, all: &mut [Zone]) -> RmResult<()> {
-        let page_at = cx.remote.page.address();
+        let own = [cx.remote.page.address(), cx.remote.page.changes_at()];
         let left_out = LeftOut::of(cx.remote, all)?;
         let snapshot = Snapshot::take(cx.remote)?;
         drop(left_out);
-        let there = read_zones(snapshot.pid, page_at)?;
+        let there = read_zones(snapshot.pid, own)?;
         self.changing.cut(all);
         let wiped = if cx.remote.page.control().header.wipe_on_fork.load(Ordering::Relaxed) == 0 {
             Vec::new()
@@ -270,9 +271,9 @@ impl ResourceManager for Memory {
         self.parts_us.clear();
         self.copied.clear();
         self.by_hand.clear();
-        let page_at = cx.remote.page.address();
+        let own = [cx.remote.page.address(), cx.remote.page.changes_at()];
         self.advised = cx.remote.page.control().header.advised.load(Ordering::SeqCst);
-        let mut all = read_zones(cx.remote.pid, page_at)?;
+        let mut all = read_zones(cx.remote.pid, own)?;
         let (layout, started) = layout(cx)?;
         let objects = self.copy_objects(cx, &all)?;
         self.copy_nameless(cx, &all)?;

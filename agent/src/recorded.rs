@@ -1,0 +1,92 @@
+//! What is known of how files were changed since the epoch before, and when that is not enough to go by.
+//!
+//! Ranges are gone by only if every process of the application records, every program that was started has joined, and
+//! nobody has the file mapped shared. All else is told by attributes, as without a recorder: a file whose attributes
+//! have changed and of which nothing was recorded is copied whole.
+
+use crate::app::ChangesCell;
+use crate::changes::{Found, Number, Table};
+use holo_cfor::log::Ranges;
+use holo_cfor::{Hint, Inode};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// What processes have mapped.
+#[derive(Default)]
+pub(crate) struct Maps {
+    /// Files that they may store to.
+    pub(crate) mapped: BTreeSet<Number>,
+    /// All shared files.
+    pub(crate) shared: BTreeSet<Number>,
+    /// Processes that have the table of file changes.
+    pub(crate) recording: usize,
+}
+
+/// What is known of changes since the epoch before.
+pub(crate) struct Recorded {
+    cell: ChangesCell,
+    /// The table at the last cut.
+    table: Option<Arc<Table>>,
+    /// Programs that had not joined then.
+    strangers: u32,
+    found: Found,
+    /// Files that were mapped at one of the cuts, writable or not.
+    mapped: BTreeSet<Number>,
+    shared: BTreeSet<Number>,
+}
+
+impl Recorded {
+    pub(crate) fn new(cell: ChangesCell) -> Self {
+        let (found, mapped, shared) = (Found::default(), BTreeSet::new(), BTreeSet::new());
+        Self { cell, table: None, strangers: 0, found, mapped, shared }
+    }
+
+    /// The table of the instance that runs now.
+    pub(crate) fn table(&self) -> Option<Arc<Table>> {
+        self.cell.lock().clone()
+    }
+
+    /// Takes what was recorded up to this cut of so many processes.
+    pub(crate) fn cut(&mut self, maps: &Maps, processes: usize) {
+        let table = self.table();
+        let is_same = match (&table, &self.table) {
+            (Some(now), Some(before)) => Arc::ptr_eq(now, before),
+            (None, _) | (_, None) => false,
+        };
+        let mut found = table.as_ref().map_or_else(Found::default, |table| table.cut());
+        let strangers = table.as_ref().map_or(0, |table| table.strangers());
+        found.is_incomplete |= !is_same || maps.recording < processes || strangers != self.strangers;
+        (self.table, self.strangers) = (table, strangers);
+        self.found.add(found);
+        self.mapped.extend(&maps.mapped);
+        self.shared.extend(&maps.shared);
+    }
+
+    /// What is known of a file.
+    pub(crate) fn hint(&self, inode: &Inode) -> Hint<'_> {
+        static NOTHING: Ranges = Ranges::new();
+        let key = (inode.identity.dev, inode.identity.ino);
+        let change = self.found.files.get(&key);
+        if self.mapped.contains(&key) || change.is_some_and(|change| change.is_whole) {
+            return Hint::Mapped;
+        }
+        let is_recorded = self.table.as_ref().is_some_and(|table| table.has_device(key.0));
+        if !is_recorded || self.found.is_incomplete || self.shared.contains(&key) {
+            return Hint::Attributes;
+        }
+        Hint::Written(change.map_or(&NOTHING, |change| &change.ranges))
+    }
+
+    /// The application runs again.
+    pub(crate) fn tidy(&self) {
+        if let Some(table) = &self.table {
+            table.tidy();
+        }
+    }
+
+    /// The epoch has all of it.
+    pub(crate) fn settle(&mut self, maps: Maps) {
+        self.found = Found::default();
+        (self.mapped, self.shared) = (maps.mapped, maps.shared);
+    }
+}

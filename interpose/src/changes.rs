@@ -1,0 +1,339 @@
+//! Records which files the application is about to change, and where, before each call that does.
+//!
+//! The agent shares the table (`holo_abi::changes`) with all processes of an application that has roots; without it none
+//! of these calls comes here. Names and attributes are not recorded: the agent looks at them anyway.
+//!
+//! A call is recorded when it enters the dispatcher. It may be made much later: a park, and with it the cut, or a handler
+//! of the application may come first. Then it is recorded again, see [`again`].
+
+use crate::descriptors::{self, Target};
+use crate::dispatch::Verdict;
+use crate::{filters, user};
+use core::sync::atomic::{AtomicPtr, Ordering};
+use holo_abi::changes::{CHANGES_BYTES, Changes, MAGIC, flags};
+use holo_abi::sysno;
+use holo_sys::frame::Context;
+use holo_sys::gate::{self, CLASS, Regs, SLOW, Zone};
+use holo_sys::tls::Tls;
+use holo_sys::{patch, sys};
+use holo_track::changes::{self, Slot};
+
+static TABLE: AtomicPtr<Changes> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Calls that change content, or what descriptors lead to.
+const CALLS: &[i64] = &[
+    sysno::write,
+    sysno::writev,
+    sysno::pwrite64,
+    sysno::pwritev,
+    sysno::pwritev2,
+    sysno::sendfile,
+    sysno::splice,
+    sysno::copy_file_range,
+    sysno::ftruncate,
+    sysno::truncate,
+    sysno::fallocate,
+    sysno::open,
+    sysno::openat,
+    sysno::openat2,
+    sysno::creat,
+    sysno::ioctl,
+    sysno::mmap,
+    sysno::io_submit,
+    sysno::close,
+    sysno::close_range,
+    sysno::dup2,
+    sysno::dup3,
+    sysno::fcntl,
+];
+
+const AT_FDCWD: u64 = (-100i64).cast_unsigned();
+const O_TRUNC: u64 = 0o1000;
+const F_SETFL: u64 = 4;
+const SEEK_CUR: u64 = 1;
+/// Also a bit of `MAP_SHARED_VALIDATE`.
+const MAP_SHARED: u64 = 1;
+const MAP_ANONYMOUS: u64 = 0x20;
+const RWF_APPEND: u64 = 0x10;
+/// `FALLOC_FL_COLLAPSE_RANGE`, `FALLOC_FL_INSERT_RANGE`: what follows moves.
+const FALLOC_MOVES: u64 = 0x08 | 0x20;
+/// `FIONREAD`, `FIONBIO`, `FIONCLEX`, `FIOCLEX`, `TCGETS`, `TIOCGWINSZ`, `FS_IOC_GETFLAGS`, `FS_IOC_FIEMAP`: ask, or are
+/// about the descriptor.
+const IOCTLS_HARMLESS: [u64; 8] = [0x541b, 0x5421, 0x5450, 0x5451, 0x5401, 0x5413, 0x8008_6601, 0xc020_660b];
+/// Vectors that are added up; a longer list is everything behind its start.
+const VECTORS_MAX: u64 = 16;
+/// Asynchronous writes.
+const IOCB_PWRITE: u16 = 1;
+const IOCB_PWRITEV: u16 = 8;
+
+fn table() -> Option<&'static Changes> {
+    // SAFETY: a mapping that stays; its words are atomics, or constant.
+    let table = unsafe { TABLE.load(Ordering::Relaxed).as_ref()? };
+    // A restore that cannot map the table leaves zeros in its place.
+    (table.magic == MAGIC).then_some(table)
+}
+
+/// The table, to record in. Under a filter no call may be made to ask for what is to be recorded: nobody goes by the table then.
+fn open() -> Option<&'static Changes> {
+    let table = table()?;
+    if filters::on() {
+        table.blind.store(1, Ordering::Relaxed);
+        return None;
+    }
+    Some(table)
+}
+
+/// Maps the table in `fd` and marks the calls; returns where it is. In the constructor.
+pub(crate) fn start(fd: i32, sites: bool) -> u64 {
+    // SAFETY: a fresh shared mapping of the agent's file.
+    let at = unsafe { sys!(sysno::mmap, 0, CHANGES_BYTES, 3, 1, fd, 0) };
+    if at < 0 {
+        return 0;
+    }
+    TABLE.store(at as *mut Changes, Ordering::Relaxed);
+    let Some(table) = table() else { return 0 };
+    table.joined.fetch_add(1, Ordering::Relaxed);
+    if !sites {
+        table.blind.store(1, Ordering::Relaxed);
+    }
+    for nr in CALLS {
+        // SAFETY: one byte, in the constructor.
+        unsafe { (&raw mut CLASS).cast::<u8>().add(*nr as usize).write_volatile(SLOW) };
+    }
+    at as u64
+}
+
+/// A program is about to be started by `exec`, which must join; or was not, after all.
+pub(crate) fn on_exec(failed: bool) {
+    let Some(table) = table() else { return };
+    if failed {
+        table.started.fetch_sub(1, Ordering::Relaxed);
+    } else {
+        table.started.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Records a call that is about to be made.
+pub(crate) fn on_call(regs: &Regs) {
+    if let Some(table) = open() {
+        note(table, regs.rax.cast_signed(), &regs.args, regs.rsp);
+    }
+}
+
+/// `dup2`, `dup3`: the new number leads elsewhere from one moment to the next.
+pub(crate) fn on_dup(regs: &Regs) -> Verdict {
+    if open().is_none() {
+        return Verdict::Forward;
+    }
+    let [old, new, how, ..] = regs.args;
+    // SAFETY: no memory is passed.
+    let ret = unsafe { sys!(regs.rax.cast_signed(), old, new, how) };
+    descriptors::forget(new);
+    Verdict::Handled(ret)
+}
+
+/// `fcntl(F_SETFL)`: the file may have become one that appends, also for others who have it.
+pub(crate) fn on_fcntl(regs: &Regs) -> Verdict {
+    let [fd, operation, wanted, ..] = regs.args;
+    let Some(table) = open().filter(|_| u64::from(operation as u32) == F_SETFL) else {
+        return Verdict::Forward;
+    };
+    if descriptors::target(table, fd) == Target::Other {
+        return Verdict::Forward;
+    }
+    // SAFETY: no memory is passed.
+    let ret = unsafe { sys!(sysno::fcntl, fd, F_SETFL, wanted) };
+    table.generation.fetch_add(1, Ordering::Relaxed);
+    Verdict::Handled(ret)
+}
+
+/// The thread was away, parked or in a handler, and goes on at `context`: if it is about to make a call that was recorded,
+/// that is recorded again.
+pub(crate) fn again(context: &Context, words: &Tls) {
+    let Some(table) = open() else { return };
+    let regs = match gate::zone(context.rip) {
+        Zone::Block { .. } if !words.regs.is_null() => {
+            // SAFETY: in the dispatcher, `regs` is the gate's frame.
+            let regs = unsafe { &*words.regs };
+            if regs.rcx != regs.raw {
+                return;
+            }
+            return note(table, regs.rax.cast_signed(), &regs.args, regs.rsp);
+        }
+        Zone::Jump | Zone::Own { after: false } => context,
+        Zone::Outside if patch::find(context.rip).is_some_and(|found| found.offset <= 0) => context,
+        Zone::Block { .. }
+        | Zone::Enter
+        | Zone::Save
+        | Zone::Exit
+        | Zone::Own { after: true }
+        | Zone::Outside => {
+            return;
+        }
+    };
+    let args = [regs.rdi, regs.rsi, regs.rdx, regs.r8_15[2], regs.r8_15[0], regs.r8_15[1]];
+    note(table, regs.rax.cast_signed(), &args, regs.rsp);
+}
+
+/// Where a write begins.
+enum From {
+    /// The descriptor's own position.
+    Position,
+    At(u64),
+    End,
+}
+
+fn note(table: &Changes, nr: i64, args: &[u64; 6], rsp: u64) {
+    let [fd, second, third, fourth, fifth, sixth] = *args;
+    match nr {
+        sysno::write => write(table, fd, From::Position, third),
+        sysno::pwrite64 => write(table, fd, From::At(fourth), third),
+        sysno::writev => vectors(table, fd, From::Position, (second, third), rsp),
+        sysno::pwritev => vectors(table, fd, From::At(fourth), (second, third), rsp),
+        sysno::pwritev2 => {
+            let from = match fourth {
+                _ if sixth & RWF_APPEND != 0 => From::End,
+                u64::MAX => From::Position,
+                at => From::At(at),
+            };
+            vectors(table, fd, from, (second, third), rsp);
+        }
+        sysno::sendfile => write(table, fd, From::Position, fourth),
+        sysno::splice | sysno::copy_file_range => write(table, third, at_pointer(fourth, rsp), fifth),
+        sysno::ftruncate => to_end(table, fd, second),
+        sysno::truncate => path(table, AT_FDCWD, fd, second),
+        sysno::creat => path(table, AT_FDCWD, fd, 0),
+        sysno::open if second & O_TRUNC != 0 => path(table, AT_FDCWD, fd, 0),
+        sysno::openat if third & O_TRUNC != 0 => path(table, fd, second, 0),
+        sysno::openat2 if user::read::<u64>(third, rsp).is_ok_and(|how| how & O_TRUNC != 0) => {
+            path(table, fd, second, 0);
+        }
+        sysno::fallocate if second & FALLOC_MOVES != 0 => to_end(table, fd, third),
+        sysno::fallocate => write(table, fd, From::At(third), fourth),
+        sysno::ioctl if !IOCTLS_HARMLESS.contains(&(second & 0xffff_ffff)) => mark(table, fd, flags::WHOLE),
+        sysno::mmap if fourth & (MAP_SHARED | MAP_ANONYMOUS) == MAP_SHARED => {
+            mark(table, fifth, flags::MAPPED)
+        }
+        sysno::io_submit => submitted(table, second, third, rsp),
+        sysno::close | sysno::dup2 | sysno::dup3 => {
+            descriptors::forget(if nr == sysno::close { fd } else { second });
+        }
+        sysno::close_range => descriptors::forget_range(fd, second),
+        _ => {}
+    }
+}
+
+fn at_pointer(at: u64, rsp: u64) -> From {
+    match at {
+        0 => From::Position,
+        // A bad pointer is the kernel's to refuse.
+        at => user::read::<u64>(at, rsp).map_or(From::Position, From::At),
+    }
+}
+
+fn write(table: &Changes, fd: u64, from: From, len: u64) {
+    let (slot, append) = match descriptors::target(table, fd) {
+        Target::Other => return,
+        Target::Full => return changes::overflow(changes::bank(table)),
+        Target::File { slot, append } => (slot, append),
+    };
+    let bank = changes::bank(table);
+    match from {
+        // Also with an offset: the kernel ignores it then.
+        From::Position if append => at_end(bank, slot, fd),
+        From::End => at_end(bank, slot, fd),
+        // New or emptied since the cut: wherever it is, it is recorded. Asking would cost more than all else.
+        From::Position if changes::is_in_tail(bank, slot, 0) => {}
+        From::Position => {
+            // SAFETY: no memory is passed.
+            let at = unsafe { sys!(sysno::lseek, fd, 0, SEEK_CUR) };
+            if at >= 0 {
+                changes::range(bank, slot, at.cast_unsigned(), len);
+            }
+        }
+        From::At(at) => {
+            changes::range(bank, slot, at, len);
+            if append {
+                at_end(bank, slot, fd);
+            }
+        }
+    }
+}
+
+fn at_end(bank: &holo_abi::changes::Bank, slot: usize, fd: u64) {
+    if changes::is_appended(bank, slot) {
+        return;
+    }
+    let mut stat = [0u64; 18];
+    // SAFETY: a buffer of the size of `struct stat`.
+    let failed = unsafe { sys!(sysno::fstat, fd, stat.as_mut_ptr()) };
+    changes::append(bank, slot, if failed < 0 { 0 } else { stat[6] });
+}
+
+fn vectors(table: &Changes, fd: u64, from: From, (at, count): (u64, u64), rsp: u64) {
+    if descriptors::target(table, fd) == Target::Other {
+        return;
+    }
+    let mut len = 0u64;
+    if count > VECTORS_MAX {
+        len = u64::MAX;
+    }
+    for number in 0..count.min(VECTORS_MAX) {
+        let vector = user::read::<[u64; 2]>(at.wrapping_add(number * 16), rsp);
+        len = len.saturating_add(vector.map_or(u64::MAX, |vector| vector[1]));
+    }
+    write(table, fd, from, len);
+}
+
+/// All behind `at` changes.
+fn to_end(table: &Changes, fd: u64, at: u64) {
+    match descriptors::target(table, fd) {
+        Target::Other => {}
+        Target::Full => changes::overflow(changes::bank(table)),
+        Target::File { slot, .. } => changes::tail(changes::bank(table), slot, at),
+    }
+}
+
+fn mark(table: &Changes, fd: u64, bits: u64) {
+    match descriptors::target(table, fd) {
+        Target::Other => {}
+        Target::Full => changes::overflow(changes::bank(table)),
+        Target::File { slot, .. } => changes::mark(changes::bank(table), slot, bits),
+    }
+}
+
+/// A file is cut to `size` by its name.
+fn path(table: &Changes, dir: u64, name: u64, size: u64) {
+    const S_IFMT: u32 = 0o170_000;
+    const S_IFREG: u32 = 0o100_000;
+    let mut stat = [0u64; 18];
+    // SAFETY: a buffer of the size of `struct stat`; the kernel checks the name.
+    let failed = unsafe { sys!(sysno::newfstatat, dir, name, stat.as_mut_ptr(), 0) };
+    if failed < 0 || stat[3] as u32 & S_IFMT != S_IFREG {
+        return;
+    }
+    let bank = changes::bank(table);
+    match changes::slot(table, stat[0], stat[1]) {
+        Slot::Elsewhere => {}
+        Slot::At(slot) => changes::tail(bank, slot, size),
+        Slot::Full => changes::overflow(bank),
+    }
+}
+
+/// Asynchronous requests: their descriptors, operations and ranges.
+fn submitted(table: &Changes, count: u64, list: u64, rsp: u64) {
+    const LIST_MAX: u64 = 1 << 16;
+    for number in 0..count.min(LIST_MAX) {
+        let request = user::read::<u64>(list.wrapping_add(number * 8), rsp);
+        let Ok([_, _, operation, _, len, at, ..]) = request.and_then(|at| user::read::<[u64; 8]>(at, rsp))
+        else {
+            return;
+        };
+        let fd = operation >> 32;
+        match operation as u16 {
+            IOCB_PWRITE => write(table, fd, From::At(at), len),
+            IOCB_PWRITEV => write(table, fd, From::At(at), u64::MAX),
+            _ => {}
+        }
+    }
+}
