@@ -3,7 +3,7 @@
  * change every round; a store through one mapping must show through the other. */
 #include "work.h"
 enum { KIB = 1024, SIZE = 256 * KIB, PAGE = 4096 };
-static char *anonymous, *file_private, *file_shared, *memfd_a, *memfd_b, *shm, *shared_anonymous, *read_only, *guarded, *guarded_shared, *sparse, *huge, *low;
+static char *anonymous, *file_private, *file_shared, *memfd_a, *memfd_b, *shm, *shared_anonymous, *read_only, *guarded, *guarded_shared, *sparse, *huge, *low, *zeroes;
 static uint64_t seed;
 
 static char *map(void *at, size_t bytes, int protection, int flags, int fd) {
@@ -47,6 +47,7 @@ static void fill(void) {
     for (int i = 0; i < 16; i++) work_fill(sparse + ((size_t)i << 32), PAGE, seed + 8 + i);
     work_fill(huge, 4 * KIB * KIB, seed + 30);
     work_fill(low, SIZE, seed + 31);
+    work_fill(zeroes, PAGE, seed + 34);                /* the other half stays empty */
 }
 
 static void expect(int fd) {
@@ -74,6 +75,8 @@ static void expect(int fd) {
     CHECK(sparse[5 * PAGE] == 0 && sparse[((size_t)7 << 32) + 9 * PAGE] == 0, "an untouched page is not zero");
     work_expect(huge, 4 * KIB * KIB, seed + 30, "huge-page advice");
     work_expect(low, SIZE, seed + 31, "zone below 4 GiB");
+    work_expect(zeroes, PAGE, seed + 34, "private /dev/zero");
+    for (int i = PAGE; i < 2 * PAGE; i++) CHECK(zeroes[i] == 0, "an untouched page of /dev/zero is not zero");
     protection(anonymous, "rw-p", "anonymous");
     protection(read_only, "r--p", "read-only");
     protection(guarded, "---p", "guard below");
@@ -114,6 +117,9 @@ int main(int argc, char **argv) {
     huge = map(NULL, 4 * KIB * KIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     madvise(huge, 4 * KIB * KIB, MADV_HUGEPAGE);
     low = map(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1);
+    int zero_fd = OK(open("/dev/zero", O_RDWR));
+    zeroes = map(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, zero_fd);
+    close(zero_fd);
     while (work_more()) {
         seed += 1000;
         fill();

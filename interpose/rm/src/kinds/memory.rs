@@ -241,7 +241,8 @@ impl Memory {
     fn hash(&mut self, path: &[u8]) -> Option<(u64, [u8; 32])> {
         use std::os::unix::fs::MetadataExt;
         let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
-        let meta = fs::metadata(path).ok()?;
+        // A device has no content that could differ, and /dev/zero no end.
+        let meta = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
         let key = (meta.dev(), meta.ino(), meta.size(), meta.mtime_nsec() + meta.mtime() * 1_000_000_000);
         if let Some(hash) = self.hashes.get(&key) {
             return Some((meta.size(), *hash));
