@@ -1,8 +1,10 @@
 //! What does not belong: moved to where its owner finds it, or removed.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{RenameFlags, readlinkat, renameat2};
@@ -106,16 +108,19 @@ impl<S: ContentSource> Applier<'_, S> {
     ) -> Result<(), Refused> {
         let path = to_path(place.full);
         let below = path.parent().and_then(|p| p.strip_prefix("/").ok()).unwrap_or(&path);
-        let home = self.replaced.unwrap_or(Path::new("/")).join(below);
+        let top = self.replaced.unwrap_or(Path::new("/"));
+        let mut home = top.join(below);
+        let told = home.clone();
         let failed = |what: &str, cause: std::io::Error| {
-            (place.full.to_vec(), format!("{what} {}: {cause}", home.display()))
+            (place.full.to_vec(), format!("{what} {}: {cause}", told.display()))
         };
-        fs::create_dir_all(&home).map_err(|cause| failed("make", cause))?;
+        if fs::create_dir_all(&home).is_err() {
+            home = make_home(top, below).map_err(|cause| failed("make", cause))?;
+        }
         let dir = Dir::open(&home).map_err(|cause| failed("open", cause.into()))?;
         let name = path.file_name().map_or(place.name, |name| name.as_bytes());
         for count in 0..SAME_NAME_MAX {
-            let free =
-                if count == 0 { name.to_vec() } else { [name, format!(".~{count}~").as_bytes()].concat() };
+            let free = numbered(name, count);
             match put(&dir, &free) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EEXIST) => (),
@@ -129,6 +134,31 @@ impl<S: ContentSource> Applier<'_, S> {
     pub(super) fn erase(&self, place: Place<'_>) -> Result<(), Refused> {
         erase(place.dir, place.name, place.dev, DEPTH_MAX).map_err(place.refused("remove"))
     }
+}
+
+/// The name of the `count`th thing that was called `name`.
+fn numbered(name: &[u8], count: u32) -> Vec<u8> {
+    if count == 0 { name.to_vec() } else { [name, format!(".~{count}~").as_bytes()].concat() }
+}
+
+/// Makes the directories `below` under `top`, beside what is kept there and is no directory.
+fn make_home(top: &Path, below: &Path) -> io::Result<PathBuf> {
+    fs::create_dir_all(top)?;
+    let mut home = top.to_owned();
+    for name in below.iter() {
+        let mut counts = 0..SAME_NAME_MAX;
+        home = loop {
+            let count = counts.next().ok_or(io::ErrorKind::AlreadyExists)?;
+            let made = home.join(OsStr::from_bytes(&numbered(name.as_bytes(), count)));
+            match fs::create_dir(&made) {
+                Ok(()) => break made,
+                Err(_) if fs::symlink_metadata(&made).is_ok_and(|meta| meta.is_dir()) => break made,
+                Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(cause) => return Err(cause),
+            }
+        };
+    }
+    Ok(home)
 }
 
 fn erase(dir: &Dir, name: &[u8], dev: u64, depth: u32) -> nix::Result<()> {

@@ -111,6 +111,7 @@ impl Bench {
     }
 
     /// Captures `a`, applies it to `b`, expects no errors.
+    #[allow(dead_code)]
     pub fn transfer(&mut self, replaced: bool) -> Report {
         let captured = self.capture(None, &|_| Hint::Attributes);
         let targets = self.targets(replaced);
