@@ -13,7 +13,7 @@ static size_t words, pages_each;
 static void *change(void *arg) {
     size_t part = (size_t)arg, all = words / 512;
     for (uint64_t n = 1;; n++) {
-        for (size_t i = 0; i < pages_each; i++) memory[((part * pages_each + i) * 7919 + n) % all * 512] += n;
+        for (size_t i = 0; i < pages_each; i++) memory[(part * pages_each + i) * 7919 % all * 512] += n;
         usleep(10000);
     }
     return NULL;

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     hash::{Hash, Hasher},
+    sync::OnceLock,
     thread,
 };
 
@@ -24,6 +25,9 @@ const PAGES_PER_THREAD_MIN: usize = 64;
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PageKey([u8; 16]);
 
+/// Processors that this process may use. Asking takes two dozen system calls, longer than naming a few pages.
+static CORES: OnceLock<usize> = OnceLock::new();
+
 impl PageKey {
     /// The page of zeros; it is never stored.
     pub const ZERO: PageKey = PageKey([0; 16]);
@@ -44,7 +48,7 @@ impl PageKey {
     /// If the length is not a multiple of [`PAGE_BYTES`].
     pub fn of_all(pages: &[u8]) -> Vec<PageKey> {
         let pages = as_pages(pages);
-        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let cores = *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from));
         let threads = cores.min(pages.len() / PAGES_PER_THREAD_MIN).max(1);
         let mut keys = vec![PageKey::ZERO; pages.len()];
         let share = pages.len().div_ceil(threads).max(1);

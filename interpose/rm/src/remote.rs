@@ -115,10 +115,24 @@ impl Remote {
     /// # Errors
     /// Only that the thread does not answer.
     pub fn run_in(&self, slot: usize, calls: &mut [Call], stop: bool) -> io::Result<()> {
+        self.run_while(slot, calls, stop, &|| !self.ended())
+    }
+
+    /// [`Self::run_in`] for a thread of another process with the same page, which `lives` knows.
+    ///
+    /// # Errors
+    /// Only that the thread does not answer.
+    pub fn run_while(
+        &self,
+        slot: usize,
+        calls: &mut [Call],
+        stop: bool,
+        lives: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
         for part in calls.chunks_mut(holo_abi::control::BATCH_CALLS) {
             self.page.keep_alive();
             self.page.start(slot, part, stop);
-            let done = self.finish(slot, part)?;
+            let done = self.finish(slot, part, lives)?;
             if stop && (done < part.len() || part.iter().any(|call| outcome(call).is_err())) {
                 return Ok(());
             }
@@ -133,16 +147,16 @@ impl Remote {
     pub fn run_at(&self, calls_at: u64, count: usize) -> io::Result<()> {
         self.page.keep_alive();
         self.page.start_at(self.leader, calls_at, count);
-        self.finish(self.leader, &mut []).map(|_| ())
+        self.finish(self.leader, &mut [], &|| !self.ended()).map(|_| ())
     }
 
     /// Waits for a list, as long as there is somebody to run it.
-    fn finish(&self, slot: usize, part: &mut [Call]) -> io::Result<usize> {
+    fn finish(&self, slot: usize, part: &mut [Call], lives: &dyn Fn() -> bool) -> io::Result<usize> {
         let since = Instant::now();
         loop {
             match self.page.finish(slot, part, LIFE_CHECK) {
                 Err(cause) if cause.kind() == io::ErrorKind::TimedOut && since.elapsed() < CALL_PATIENCE => {
-                    if self.ended() {
+                    if !lives() {
                         return Err(io::Error::from_raw_os_error(libc::ESRCH));
                     }
                 }

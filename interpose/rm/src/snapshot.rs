@@ -164,8 +164,13 @@ impl Snapshot {
     /// # Errors
     /// It does not answer.
     pub fn run(&self, remote: &Remote, calls: &mut [holo_abi::control::Call]) -> io::Result<()> {
-        remote.run_in(self.slot, calls, false)
+        // The process that it was taken of may have ended by now.
+        remote.run_while(self.slot, calls, false, &|| is_alive(self.pid))
     }
+}
+
+fn is_alive(pid: i32) -> bool {
+    state_and_parent(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
 impl Drop for Snapshot {
@@ -175,9 +180,7 @@ impl Drop for Snapshot {
         unsafe { libc::kill(self.pid, libc::SIGKILL) };
         // Nobody takes it for a process of the application while it dies.
         let until = std::time::Instant::now() + Duration::from_secs(1);
-        while state_and_parent(self.pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
-            && std::time::Instant::now() < until
-        {
+        while is_alive(self.pid) && std::time::Instant::now() < until {
             std::thread::sleep(Duration::from_micros(100));
         }
         unhide(self.pid);

@@ -177,7 +177,7 @@ fn stops() {
         "stop in ms                     engine        first     p50     p99 |   park   scan   copy  kinds unpark (p50)"
     );
     for (name, processes, threads, mib, pages) in
-        [("8 processes, 64 threads, 1 GiB", 8, 64, 1024, 1000), ("1 process, 4 GiB", 1, 1, 4096, 10_485)]
+        [("8 processes, 64 threads, 1 GiB", 8, 64, 1024, 1000), ("1 process, 1 GiB, 1 %", 1, 1, 1024, 2_621)]
     {
         for engine in ["userfaultfd", "full-scan"] {
             let mut node = Node::without_agent(Who::Me);

@@ -316,7 +316,11 @@ impl ResourceManager for Memory {
             return Err(RmError::BadSection { kind: NAME, what: "nothing was captured".into() });
         };
         let flags_of = snapshot.as_ref().map_or(cx.remote.pid, |snapshot| snapshot.pid);
-        self.flags.add(flags_of, self.advised, &mut state.zones);
+        if !self.flags.add(flags_of, self.advised, &mut state.zones) {
+            let ended = format!("process {} ended while its memory was stored", cx.remote.pid);
+            cx.unsettled.push(ended.clone());
+            return Err(RmError::Unsupported(ended));
+        }
         let copied = std::mem::take(&mut self.copied);
         let plan = self.plan.take();
         let mut keep = plan.as_ref().map(|plan| plan.keep.clone()).unwrap_or_default();

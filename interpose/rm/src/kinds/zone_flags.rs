@@ -22,18 +22,22 @@ pub(crate) struct Flags {
 }
 
 impl Flags {
-    /// Adds the flags of the zones of a process, of which `advised` calls that change flags are known.
-    pub(crate) fn add(&mut self, pid: i32, advised: u32, all: &mut [Zone]) {
+    /// Adds the flags of the zones of a process, of which `advised` calls that change flags are known. False: it has ended.
+    pub(crate) fn add(&mut self, pid: i32, advised: u32, all: &mut [Zone]) -> bool {
         if self.are_those_of(all) && self.advised == advised && self.age < AGE_MAX {
             self.age += 1;
             all.iter_mut().zip(&self.of).for_each(|(zone, known)| zone.flags.clone_from(&known.1));
-            return;
+            return true;
         }
-        if let Ok(smaps) = fs::read(format!("/proc/{pid}/smaps")) {
-            zones::add_flags(all, &smaps);
-            let of = all.iter().map(|zone| ((zone.start, zone.end), zone.flags.clone())).collect();
-            *self = Self { advised, age: 0, of };
-        }
+        // That of a zombie is empty.
+        let Some(smaps) = fs::read(format!("/proc/{pid}/smaps")).ok().filter(|smaps| !smaps.is_empty())
+        else {
+            return false;
+        };
+        zones::add_flags(all, &smaps);
+        let of = all.iter().map(|zone| ((zone.start, zone.end), zone.flags.clone())).collect();
+        *self = Self { advised, age: 0, of };
+        true
     }
 
     fn are_those_of(&self, all: &[Zone]) -> bool {
