@@ -23,7 +23,7 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
     let mappings = shared.clone();
     let ipc = Ipc::default();
     let tracking = Tracking::by(engine);
-    Registry::new()
+    let registry = Registry::new()
         // First: who is there. The clone's processes are made before all kinds.
         .application(Box::new(Tree))
         // Before processes and descriptors: a working directory may be one that this puts in place, and so are the files that they
@@ -48,5 +48,9 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
         // Armed (POST, reverse order) when threads are there and before signals that are pending.
         .process(|| Box::new(Timers))
         // Last: from here on the process has its shape.
-        .process(|| Box::new(Threads))
+        .process(|| Box::new(Threads));
+    match std::env::var_os("HOLO_FAULTS") {
+        Some(orders) => registry.failing(orders.as_ref()),
+        None => registry,
+    }
 }

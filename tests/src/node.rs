@@ -2,7 +2,7 @@
 
 use crate::{command, paths, process, wait};
 use nix::sys::signal::Signal;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -57,7 +57,7 @@ pub struct Node {
     mark: String,
     agent: Option<Child>,
     agent_args: Vec<String>,
-    agent_env: Vec<(&'static str, &'static str)>,
+    agent_env: Vec<(&'static str, OsString)>,
     /// Kept until the node is dropped; none if somebody else owns the directory.
     _scratch: Option<TempDir>,
 }
@@ -205,8 +205,8 @@ impl Node {
     }
 
     /// A variable for the agent at its next start.
-    pub fn set_agent_env(&mut self, name: &'static str, value: &'static str) {
-        self.agent_env.push((name, value));
+    pub fn set_agent_env(&mut self, name: &'static str, value: impl Into<OsString>) {
+        self.agent_env.push((name, value.into()));
     }
 
     /// Starts the agent and waits until it answers.
@@ -220,7 +220,7 @@ impl Node {
         let err = log.try_clone().unwrap_or_else(|e| panic!("log of {}: {e}", self.name));
         let mut command = self.command(paths::bin("holod"));
         command.arg("--state-dir").arg(self.inside("state")).arg("--socket").arg(self.socket());
-        command.envs(self.agent_env.iter().copied());
+        command.envs(self.agent_env.iter().map(|(name, value)| (name, value)));
         command.args(&self.agent_args).stdin(Stdio::null()).stdout(log).stderr(err);
         self.agent = Some(command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")));
         self.wait_agent();
@@ -291,6 +291,10 @@ impl Node {
             let _ = agent.wait();
         }
         process::sweep(&self.mark(), &self.outside("data"));
+        // Control pages are not below the state directory.
+        if let Ok(id) = std::fs::read_to_string(self.inside("state").join("id")) {
+            let _ = std::fs::remove_dir_all(format!("/dev/shm/holo-{id}"));
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod barrier;
 pub mod clone;
+pub mod faults;
 pub mod filters;
 mod grow;
 pub mod install;

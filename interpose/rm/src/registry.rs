@@ -1,7 +1,10 @@
 //! The kinds of one application: some are one for all of it, most are one for each process.
 
+use crate::faults::Faulty;
 use crate::manager::{ResourceManager, RmResult};
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
 type Make = Box<dyn Fn() -> Box<dyn ResourceManager> + Send>;
 
@@ -37,6 +40,25 @@ impl Registry {
     pub fn process(mut self, make: impl Fn() -> Box<dyn ResourceManager> + Send + 'static) -> Self {
         self.0.push(Entry::Processes { make: Box::new(make), each: BTreeMap::new() });
         self
+    }
+
+    /// Every kind fails when the file `orders` says so, see [`crate::faults`].
+    #[must_use]
+    pub fn failing(self, orders: &Path) -> Self {
+        let orders: Arc<Path> = orders.into();
+        let wrap = |entry| match entry {
+            Entry::Application(manager) => {
+                Entry::Application(Box::new(Faulty::new(manager, Arc::clone(&orders), false)))
+            }
+            Entry::Processes { make, each } => {
+                let orders = Arc::clone(&orders);
+                let make = move || -> Box<dyn ResourceManager> {
+                    Box::new(Faulty::new(make(), Arc::clone(&orders), true))
+                };
+                Entry::Processes { make: Box::new(make), each }
+            }
+        };
+        Self(self.0.into_iter().map(wrap).collect())
     }
 
     /// Whether there are none.

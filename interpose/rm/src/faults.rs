@@ -1,0 +1,113 @@
+//! Failures made on purpose, so that tests can see what a kind that fails in some phase leaves behind.
+//!
+//! The agent wraps every kind if `HOLO_FAULTS` names a file when it starts. While the file says `KIND PHASE before`, or `after`,
+//! that phase of that kind fails: before it has done anything, or when it has done all. Of kinds that are one for each process the
+//! last process's fails, when the others are done.
+
+use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A kind that fails when it is told to.
+pub struct Faulty {
+    inner: Box<dyn ResourceManager>,
+    /// Says what is to fail.
+    orders: Arc<Path>,
+    /// One for each process.
+    each: bool,
+}
+
+impl Faulty {
+    /// Wraps a kind, of which there is one for `each` process or one for all.
+    #[must_use]
+    pub fn new(inner: Box<dyn ResourceManager>, orders: Arc<Path>, each: bool) -> Self {
+        Self { inner, orders, each }
+    }
+
+    fn fail(&self, phase: &str, when: &str, last: bool) -> RmResult<()> {
+        let order = std::fs::read_to_string(&self.orders).unwrap_or_default();
+        let own = format!("{} {phase} {when}", self.inner.name());
+        if order.trim() == own && (last || !self.each) {
+            return Err(RmError::Kernel {
+                operation: "failing by order in",
+                object: own,
+                source: std::io::Error::from_raw_os_error(libc::EIO),
+            });
+        }
+        Ok(())
+    }
+
+    fn dumping(
+        &mut self,
+        phase: &str,
+        cx: &mut DumpCx,
+        act: fn(&mut dyn ResourceManager, &mut DumpCx) -> RmResult<()>,
+    ) -> RmResult<()> {
+        let last = cx.index + 1 == cx.processes.len();
+        self.fail(phase, "before", last)?;
+        act(self.inner.as_mut(), cx)?;
+        self.fail(phase, "after", last)
+    }
+
+    fn switching(
+        &mut self,
+        phase: &str,
+        cx: &mut SwitchCx,
+        act: fn(&mut dyn ResourceManager, &mut SwitchCx) -> RmResult<()>,
+    ) -> RmResult<()> {
+        let last = cx.index + 1 == cx.tree.len();
+        self.fail(phase, "before", last)?;
+        act(self.inner.as_mut(), cx)?;
+        self.fail(phase, "after", last)
+    }
+}
+
+impl ResourceManager for Faulty {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        self.dumping("pre_dump", cx, |inner, cx| inner.pre_dump(cx))
+    }
+
+    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        self.dumping("dump", cx, |inner, cx| inner.dump(cx))
+    }
+
+    fn post_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        self.dumping("post_dump", cx, |inner, cx| inner.post_dump(cx))
+    }
+
+    fn sealed(&mut self) {
+        self.inner.sealed();
+    }
+
+    fn engine(&self) -> Option<&'static str> {
+        self.inner.engine()
+    }
+
+    fn parts_us(&self) -> &[(String, u64)] {
+        self.inner.parts_us()
+    }
+
+    fn abort_dump(&mut self, cx: &mut DumpCx) {
+        self.inner.abort_dump(cx);
+    }
+
+    fn pre_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        self.switching("pre_switch", cx, |inner, cx| inner.pre_switch(cx))
+    }
+
+    fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        self.switching("switch", cx, |inner, cx| inner.switch(cx))
+    }
+
+    fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        self.switching("post_switch", cx, |inner, cx| inner.post_switch(cx))
+    }
+
+    fn abort_switch(&mut self, cx: &mut SwitchCx) {
+        self.inner.abort_switch(cx);
+    }
+}
