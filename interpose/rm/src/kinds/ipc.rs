@@ -9,9 +9,10 @@ use super::tree::{self, TreeState};
 use crate::grow::{before_its_end, end, fork_of};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, section};
 use crate::remote::{Remote, call, outcome};
+use crate::tree::Process;
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -196,15 +197,29 @@ pub(super) fn long(bytes: &[u8], at: usize) -> i64 {
     i64::from(word(bytes, at)) | i64::from(word(bytes, at + 4)) << 32
 }
 
-/// Whether a process of the application has this id as it sees itself, and had it at this time, in seconds since the epoch: kernel
-/// objects remember ids of users that ended long ago.
-pub(crate) fn is_user(cx: &DumpCx, pid: i32, at_s: i64) -> bool {
-    const TICKS_PER_S: i64 = 100;
-    let process = cx.processes.iter().find(|process| pid > 0 && process.pid == pid);
-    let Some(since) = process.and_then(|process| started(process.remote.pid)) else { return false };
-    let booted_s = (clock_ns(libc::CLOCK_REALTIME) - clock_ns(libc::CLOCK_BOOTTIME)) / 1_000_000_000;
-    // Both are cut to whole seconds.
-    at_s + 2 >= booted_s + since.cast_signed() / TICKS_PER_S
+/// When processes of an application started, in seconds since the epoch, by pid as they see themselves: kernel objects remember ids
+/// of users that ended long ago.
+pub(super) struct Starts(BTreeMap<i32, i64>);
+
+impl Starts {
+    pub(super) fn of(cx: &DumpCx) -> Self {
+        const TICKS_PER_S: i64 = 100;
+        let booted_s = (clock_ns(libc::CLOCK_REALTIME) - clock_ns(libc::CLOCK_BOOTTIME)) / 1_000_000_000;
+        let since = |ticks: u64| booted_s + ticks.cast_signed() / TICKS_PER_S;
+        let start = |process: &Process| Some((process.pid, since(started(process.remote.pid)?)));
+        Self(cx.processes.iter().filter_map(start).collect())
+    }
+
+    /// Whether one of them has this id, and had it at this time.
+    pub(super) fn has(&self, pid: i32, at_s: i64) -> bool {
+        // Times are cut to whole seconds.
+        self.0.get(&pid).is_some_and(|since| at_s + 2 >= *since)
+    }
+
+    /// Whether one of them was there at this time.
+    pub(super) fn any(&self, at_s: i64) -> bool {
+        self.0.values().any(|since| at_s + 2 >= *since)
+    }
 }
 
 /// When a process started, in ticks since the boot; none if it is not there.

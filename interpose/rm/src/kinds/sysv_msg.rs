@@ -3,7 +3,7 @@
 //! Messages are copied with `MSG_COPY`, which takes nothing out and leaves no trace. Who waits for room or for a
 //! message waits again by itself.
 
-use super::ipc::{self, Ipc, is_user, long, stranger, word};
+use super::ipc::{self, Ipc, Starts, long, stranger, word};
 use super::kernel::Bytes;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, decode};
 use crate::remote::{Remote, call, outcome};
@@ -190,12 +190,16 @@ impl SysvMsg {
             }
         }
         self.known.retain(|id| all.contains_key(id));
+        if all.is_empty() {
+            return Vec::new();
+        }
+        let starts = Starts::of(cx);
         let mut out = Vec::new();
         for (id, ds) in all {
             let queue = Queue::parse(*id, ds);
             if self.known.contains(id)
-                || is_user(cx, queue.sender, long(ds, STIME_AT))
-                || is_user(cx, queue.receiver, long(ds, RTIME_AT))
+                || starts.has(queue.sender, long(ds, STIME_AT))
+                || starts.has(queue.receiver, long(ds, RTIME_AT))
             {
                 out.push(queue);
             }
