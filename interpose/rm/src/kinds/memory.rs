@@ -73,6 +73,8 @@ pub struct Memory {
     flags: Flags,
     /// Calls that change flags, at the cut.
     advised: u32,
+    /// Flags were read in the stop.
+    flagged: bool,
     state: Option<MemoryState>,
     snapshot: Option<Snapshot>,
     /// Copied in the stop: space, address, bytes.
@@ -300,7 +302,11 @@ impl ResourceManager for Memory {
             }
             None => Vec::new(),
         };
-        let (kernels, zones) = all.into_iter().partition(Zone::is_kernels);
+        let (kernels, mut zones): (Vec<_>, Vec<_>) = all.into_iter().partition(Zone::is_kernels);
+        // Without a snapshot there may be nobody left to ask: many new processes live for a moment only.
+        self.flagged = self.snapshot.is_none()
+            && self.flags.is_new()
+            && self.flags.add(cx.remote.pid, self.advised, &mut zones);
         self.state = Some(MemoryState {
             zones,
             layout,
@@ -316,7 +322,7 @@ impl ResourceManager for Memory {
             return Err(RmError::BadSection { kind: NAME, what: "nothing was captured".into() });
         };
         let flags_of = snapshot.as_ref().map_or(cx.remote.pid, |snapshot| snapshot.pid);
-        if !self.flags.add(flags_of, self.advised, &mut state.zones) {
+        if !self.flagged && !self.flags.add(flags_of, self.advised, &mut state.zones) {
             let ended = format!("process {} ended while its memory was stored", cx.remote.pid);
             cx.unsettled.push(ended.clone());
             return Err(RmError::Unsupported(ended));

@@ -40,6 +40,11 @@ impl Flags {
         true
     }
 
+    /// They were never read.
+    pub(crate) fn is_new(&self) -> bool {
+        self.of.is_empty()
+    }
+
     fn are_those_of(&self, all: &[Zone]) -> bool {
         self.of.len() == all.len()
             && self.of.iter().zip(all).all(|(known, zone)| known.0 == (zone.start, zone.end))
