@@ -13,6 +13,7 @@ use holo_abi::sysno;
 use holo_cfor::{Captured, ContentSink, ContentSource, Part, Staged, Targets};
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, BlobPart, EpochReader, EpochWriter};
+use holo_rm::install::{Install, install};
 use holo_rm::kinds::zones::{self, ZoneKind};
 use holo_rm::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use holo_rm::remote::Remote;
@@ -46,6 +47,8 @@ pub struct Files {
     excludes: Vec<PathBuf>,
     replaced: Option<PathBuf>,
     previous: Option<Captured<Blob>>,
+    /// No image has it (yet): if the next epoch comes first, that one was aborted.
+    unsealed: bool,
     recorded: Recorded,
     /// With what was mapped at the cut.
     staged: Option<(Staged<Blob>, Maps)>,
@@ -108,6 +111,7 @@ impl Files {
             excludes,
             replaced,
             previous: None,
+            unsealed: false,
             recorded: Recorded::new(changes),
             staged: None,
             open: Vec::new(),
@@ -224,21 +228,29 @@ impl Files {
     fn go_on_recording(&self, cx: &mut SwitchCx) -> RmResult<()> {
         const PROT_RW: u64 = 3;
         const MAP_SHARED_FIXED: u64 = 0x11;
-        const MAP_PRIVATE_FIXED_ANONYMOUS: u64 = 0x32;
         const O_RDWR_CLOEXEC: u64 = 0o2_000_002;
+        const MAP_PRIVATE_FIXED_ANONYMOUS: u64 = 0x32;
         let Some((CHANGES_VERSION, _)) = cx.image.section(CHANGES) else { return Ok(()) };
         let all: Vec<u64> = cx.section(CHANGES, CHANGES_VERSION)?;
         let table = self.recorded.table();
         let bytes = CHANGES_BYTES as u64;
         for (remote, at) in cx.tree.iter().zip(all).filter(|(_, at)| *at != 0) {
-            let mapped = table.as_ref().is_some_and(|table| {
-                let mut path = table.path().as_os_str().as_bytes().to_vec();
-                path.push(0);
-                let name = remote.page.put(0, &path);
-                let Ok(fd) = remote.call(sysno::open, &[name, O_RDWR_CLOEXEC]) else { return false };
-                let done = remote.call(sysno::mmap, &[at, bytes, PROT_RW, MAP_SHARED_FIXED, fd, 0]);
+            let place = cx.channel_fd + 1;
+            let map = |fd: u64| {
+                let done = remote.call(sysno::mmap, &[at, bytes, PROT_RW, MAP_SHARED_FIXED, fd, 0]).is_ok();
                 let _ = remote.call(sysno::close, &[fd]);
-                done.is_ok()
+                done
+            };
+            let mapped = table.as_ref().is_some_and(|table| {
+                // The process may be another user by now; where its limit of descriptors is low it opens the file itself.
+                let list = [Install { fd: table.fd(), at: place, cloexec: true }];
+                let name = || {
+                    let mut path = table.path().as_os_str().as_bytes().to_vec();
+                    path.push(0);
+                    remote.page.put(0, &path)
+                };
+                install(&cx.way(), remote, &list).is_ok() && map(place as u64)
+                    || remote.call(sysno::open, &[name(), O_RDWR_CLOEXEC]).is_ok_and(map)
             });
             remote.page.set_changes_at(at);
             if !mapped {
@@ -269,6 +281,9 @@ impl ResourceManager for Files {
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        if std::mem::take(&mut self.unsealed) {
+            self.previous = None;
+        }
         let written = self.written(cx)?;
         self.recorded.cut(&written.maps, cx.processes.len());
         let none = holo_cfor::Tree::default();
@@ -312,9 +327,13 @@ impl ResourceManager for Files {
         cx.put(INODES, INODES_VERSION, &inodes)?;
         let at: Vec<u64> = cx.processes.iter().map(|process| process.remote.page.changes_at()).collect();
         cx.put(CHANGES, CHANGES_VERSION, &at)?;
-        self.previous = Some(captured);
+        (self.previous, self.unsealed) = (Some(captured), true);
         self.recorded.settle(maps);
         Ok(())
+    }
+
+    fn sealed(&mut self) {
+        self.unsealed = false;
     }
 
     fn abort_dump(&mut self, _: &mut DumpCx) {

@@ -1,5 +1,6 @@
 //! The process itself: identity, directories, limits, credentials, what `prctl` set.
 
+use super::kernel::bytes_of;
 use crate::filters::has_own;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::remote::{call, outcome};
@@ -13,6 +14,8 @@ use std::sync::atomic::Ordering;
 const NAME: &str = "process";
 const VERSION: u16 = 1;
 const LIMITS: u64 = 16;
+/// Where in the scratch page they are read to.
+const LIMITS_AT: usize = 64;
 
 /// `prctl` options that are read and set alike: get, set.
 const OPTIONS: &[(u64, u64)] = &[(7, 8), (27, 28), (30, 29), (42, 41)];
@@ -199,10 +202,16 @@ impl ResourceManager for Process {
             call(sysno::getpgid, &[0]),
             call(sysno::getsid, &[0]),
         ]);
+        // By itself: of another user's process only who may change limits can ask.
+        let limit_at = |resource: u64| LIMITS_AT + resource as usize * 16;
+        let limit = |resource| {
+            call(sysno::prlimit64, &[0, resource, 0, remote.page.scratch_address(limit_at(resource))])
+        };
+        calls.extend((0..LIMITS).map(limit));
         remote.run(&mut calls, false).on("asking", "the process")?;
         let base = OPTIONS.len();
         let value = |index: usize| outcome(&calls[index]).unwrap_or(0);
-        let scratch = remote.page.take(0, 64);
+        let scratch = remote.page.take(0, limit_at(LIMITS));
         let word = |at: usize| i64::from_le_bytes(scratch[at..at + 8].try_into().unwrap_or([0; 8]));
         let clock = |index: usize| word(16 + index * 16) * 1_000_000_000 + word(24 + index * 16);
         let link = |name: &str| {
@@ -215,15 +224,11 @@ impl ResourceManager for Process {
         if cwd.ends_with(b" (deleted)") {
             return Err(RmError::Unsupported("the working directory was removed".into()));
         }
+        for made in &calls[base + 10..] {
+            outcome(made).on("asking", "for a limit")?;
+        }
         let limits = (0..LIMITS)
-            .map(|resource| {
-                let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-                // SAFETY: writes one limit.
-                unsafe {
-                    libc::syscall(libc::SYS_prlimit64, remote.pid, resource, 0usize, &raw mut limit);
-                }
-                (limit.rlim_cur, limit.rlim_max)
-            })
+            .map(|resource| [0, 8].map(|part| word(limit_at(resource) + part).cast_unsigned()).into())
             .collect();
         let four = |name: &str| {
             let ids = numbers::<u32>(status(&text, name));
@@ -336,21 +341,20 @@ impl ResourceManager for Process {
 
     fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
         let state: ProcessState = cx.section(NAME, VERSION)?;
+        let remote = cx.remote;
         for (resource, (soft, hard)) in state.limits.iter().enumerate() {
-            let mut limit = libc::rlimit64 { rlim_cur: *soft, rlim_max: *hard };
-            // SAFETY: a complete limit.
-            let set = |limit: &libc::rlimit64| unsafe {
-                libc::syscall(libc::SYS_prlimit64, cx.remote.pid, resource, std::ptr::from_ref(limit), 0usize)
+            let set = |soft: u64, hard: u64| {
+                let at = remote.page.put(0, bytes_of(&[soft, hard]));
+                remote.call(sysno::prlimit64, &[0, resource as u64, at, 0])
             };
-            if set(&limit) == 0 {
+            if set(*soft, *hard).is_ok() {
                 continue;
             }
-            let mut ours = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: writes one limit.
-            unsafe { libc::syscall(libc::SYS_prlimit64, cx.remote.pid, resource, 0usize, &raw mut ours) };
-            limit =
-                libc::rlimit64 { rlim_cur: (*soft).min(ours.rlim_max), rlim_max: (*hard).min(ours.rlim_max) };
-            set(&limit);
+            let at = remote.page.scratch_address(16);
+            remote.call(sysno::prlimit64, &[0, resource as u64, 0, at]).on("asking", "for a limit")?;
+            let ours = remote.page.take(16, 16);
+            let most = u64::from_le_bytes(ours[8..].try_into().unwrap_or([0; 8]));
+            set((*soft).min(most), (*hard).min(most)).on("setting", format!("limit {resource}"))?;
             cx.remarks.push(format!("limit {resource} is lower on this node"));
         }
         // A clone in a user namespace of its own has every capability there; the application had none.
