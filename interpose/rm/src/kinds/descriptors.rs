@@ -278,6 +278,7 @@ impl ResourceManager for Descriptors {
                 install(&cx.way(), &cx.tree[one.process as usize], &list)?;
             }
         }
+        place::lock(&self.state, cx)?;
         mqueue::notify(&self.state.queues, cx)?;
         // Last, since time runs from here.
         for (index, timer) in &self.state.timers {
