@@ -80,13 +80,17 @@ fn left(node: &Node) -> Left {
     }
 }
 
-fn is_as_before(node: &Node, before: &Left, after: &str) {
+/// Looks again and again, each time after `again`: what is held for processes that have ended is given back at the next epoch.
+fn is_as_before(node: &Node, before: &Left, after: &str, again: impl Fn()) {
     let no_more = |now: &Left| {
         now.descriptors <= before.descriptors
             && now.control_pages <= before.control_pages
             && now.staged <= before.staged
     };
-    let now = wait::try_until(Duration::from_secs(10), || no_more(&left(node)).then_some(()));
+    let now = wait::try_until(Duration::from_secs(10), || {
+        again();
+        no_more(&left(node)).then_some(())
+    });
     assert!(now.is_some(), "left after {after}: {:?}, before: {before:?}", left(node));
 }
 
@@ -109,8 +113,9 @@ fn checkpoints() {
             }
         }
         order(&node, "");
-        app.checkpoint(&node);
-        is_as_before(&node, &before, kind);
+        is_as_before(&node, &before, kind, || {
+            app.checkpoint(&node);
+        });
         wait::until(LIMIT, "no process more", || {
             (process::tree(app.real_pids(&node)[0]).len() <= processes).then_some(())
         });
@@ -141,7 +146,7 @@ fn restores() {
                     assert!(refused.stderr.contains(&fault), "{fault}: {}", refused.stderr);
                 }
             }
-            is_as_before(&node, &before, kind);
+            is_as_before(&node, &before, kind, || {});
             wait::until(LIMIT, &format!("no process after {kind}"), || {
                 (process::marked(&node.mark()).len() <= alone).then_some(())
             });
