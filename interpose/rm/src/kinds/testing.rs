@@ -296,6 +296,7 @@ impl TestClone {
             monotonic_offset_ns: 0,
         };
         super::place::place(&captured.state, &remade.made, &remade.replaced, &cx).unwrap();
+        super::place::lock(&captured.state, &cx).unwrap();
         self.remote.call(holo_abi::sysno::close, &[CHANNEL as u64]).unwrap();
         capture(self.remote.pid).unwrap()
     }
