@@ -6,10 +6,11 @@ use crate::ended;
 use crate::guard::Guard;
 use crate::join;
 use crate::members::Leaf;
-use crate::record::{Instance, Record, start_time};
+use crate::record::{Instance, Record};
 use holo_api::local::{AppInfo, AppOptions, ErrorKind};
 use holo_image::Store;
 use holo_rm::page::Page;
+use holo_rm::tree::start_time;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -59,11 +60,12 @@ fn make_dirs(config: &Config) -> io::Result<Paths> {
     };
     make(&state)?;
     let state = state.canonicalize()?;
+    let pages = page_dir(&state)?;
     let paths = Paths {
         records: state.join("records"),
-        pages: page_dir(&state)?,
+        changes: pages.join("changes"),
+        pages,
         sites: state.join("sites"),
-        changes: state.join("changes"),
         staging: state.join("staging"),
         replaced: state.join("replaced"),
         output: state.join("output"),
@@ -83,8 +85,8 @@ fn make_dirs(config: &Config) -> io::Result<Paths> {
     Ok(paths)
 }
 
-/// Control pages lie in shared memory where there is some: a page of a file on a disk would be written back
-/// again and again. The directory is this state directory's own, whatever other nodes share.
+/// Control pages and tables of file changes lie in shared memory where there is some: pages of a file on a disk would be
+/// written back again and again, and the application's stores to them would wait for that. The directory is this state directory's own, whatever other nodes share.
 fn page_dir(state: &Path) -> io::Result<PathBuf> {
     let shared = Path::new("/dev/shm");
     if nix::unistd::access(shared, nix::unistd::AccessFlags::W_OK).is_err() {

@@ -119,7 +119,7 @@ mod tests {
             let fd = pidfd(pid);
             drop(child.stdin.take());
             let until = Instant::now() + Duration::from_secs(5);
-            while crate::record::start_time(pid).is_some() {
+            while holo_rm::tree::start_time(pid).is_some() {
                 assert!(Instant::now() < until);
                 thread::sleep(Duration::from_millis(2));
             }

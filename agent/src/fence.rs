@@ -251,8 +251,8 @@ impl App {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::record::start_time;
     use holo_abi::control::cut;
+    use holo_rm::tree::start_time;
     use std::process::Command;
 
     // Goal: threads that gave up waiting, since this agent was held up, do not run on as if they were parked.

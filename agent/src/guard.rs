@@ -15,7 +15,8 @@
 //! The guard ends when no agent lives and nothing is left to be watched.
 
 use crate::family;
-use crate::record::{Instance, start_time};
+use crate::record::Instance;
+use holo_rm::tree::start_time;
 use parking_lot::Mutex;
 use std::fs::{File, OpenOptions};
 use std::io;

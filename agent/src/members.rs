@@ -10,9 +10,9 @@
 //! A forked process has its parent's control page, at the same place; one that executed a program gets its own when it
 //! joins. Walking costs time, so that it is done only when a page says that a process was made since.
 
-use crate::record::start_time;
 use holo_rm::barrier::inner_tid;
 use holo_rm::page::Page;
+use holo_rm::tree::start_time;
 use holo_rm::tree::{Census, Seat, children, is_hidden, look, share_memory, state_and_parent};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

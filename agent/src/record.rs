@@ -129,17 +129,6 @@ impl Record {
     }
 }
 
-/// Start time of a process, in clock ticks; `None` if it is gone or a zombie.
-#[must_use]
-pub fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
-    if matches!(fields.first(), Some(&"Z" | &"X")) {
-        return None;
-    }
-    fields.get(19)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -169,11 +158,5 @@ mod tests {
         let new = Record { name: "a".into(), argv: vec![b"x".to_vec()], run: 7, ..Record::default() };
         assert_eq!(decode(&bytes).unwrap(), new);
         assert!(decode(&bytes[..bytes.len() - 1]).is_err());
-    }
-
-    #[test]
-    fn only_living_processes_have_a_start() {
-        assert!(start_time(std::process::id() as i32).is_some());
-        assert_eq!(start_time(i32::MAX), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Which of this process's descriptors lead to files whose changes are recorded: asked of the kernel once.
 //!
-//! What is known of a descriptor is forgotten when its number is closed or replaced, before and after the call: who asked
-//! the kernel in between has seen the old file, and [`remember`] refuses it.
+//! What is known of a descriptor is forgotten before its number is closed, and before and after it is replaced: who asked the
+//! kernel meanwhile has seen the old file, and its answer is not kept, since the word that it found is no longer there.
 
 use crate::signals;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

@@ -2,10 +2,11 @@
 
 use super::{App, END_PAUSE, Failure};
 use crate::members::Leaf;
-use crate::record::{Instance, start_time};
+use crate::record::Instance;
 use crate::{dump, ended};
 use holo_api::local::ErrorKind;
 use holo_rm::page::Page;
+use holo_rm::tree::start_time;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::Child;
 use std::sync::Arc;

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+const CLONE_VM: u64 = 0x100;
 const CLONE_PARENT: u64 = 0x8000;
 const SIGCHLD: u64 = 17;
 const WALL: u64 = 0x4000_0000;
@@ -63,15 +64,20 @@ pub(crate) fn spare_pids(states: &[ProcessState], tree: &TreeState, tids: &BTree
 
 /// Forks a child of `parent` (or, with `orphan`, of init) that is `inner` to itself and serves calls.
 fn fork(ground: &Ground, parent: &Remote, inner: i32, orphan: bool) -> RmResult<Remote> {
-    if orphan { clone_of(parent, inner, ground.init, CLONE_PARENT, 0) } else { fork_of(parent, inner) }
+    if orphan { clone_of(parent, Some(inner), ground.init, CLONE_PARENT, 0) } else { fork_of(parent, inner) }
 }
 
 /// Forks a child of `parent` that is `inner` to itself and serves calls.
 pub(crate) fn fork_of(parent: &Remote, inner: i32) -> RmResult<Remote> {
-    clone_of(parent, inner, parent.pid, 0, SIGCHLD)
+    clone_of(parent, Some(inner), parent.pid, 0, SIGCHLD)
 }
 
-fn clone_of(parent: &Remote, inner: i32, of: i32, flags: u64, signal: u64) -> RmResult<Remote> {
+/// Makes a child of `parent` for a moment, which shares its memory, with any pid that is free.
+pub(crate) fn any_child(parent: &Remote) -> RmResult<Remote> {
+    clone_of(parent, None, parent.pid, CLONE_VM, 0)
+}
+
+fn clone_of(parent: &Remote, wanted: Option<i32>, of: i32, flags: u64, signal: u64) -> RmResult<Remote> {
     let page = &parent.page;
     let index = page.reserve().ok_or_else(|| RmError::Unsupported("no free slot for a process".into()))?;
     // SAFETY: reserved by us.
@@ -82,16 +88,21 @@ fn clone_of(parent: &Remote, inner: i32, of: i32, flags: u64, signal: u64) -> Rm
     let mut arguments = [0u64; 11];
     arguments[0] = flags;
     arguments[4] = signal;
-    arguments[8] = page.put(256, &inner.to_le_bytes());
-    arguments[9] = 1;
+    if let Some(pid) = wanted {
+        arguments[8] = page.put(256, &pid.to_le_bytes());
+        arguments[9] = 1;
+    }
     let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_le_bytes()).collect();
     let at = page.put(0, &bytes);
-    let what = || format!("process {inner}");
+    let what = || wanted.map_or_else(|| "a process".to_owned(), |pid| format!("process {pid}"));
     let made = parent.call(CALL_CLONE, &[at, bytes.len() as u64, page.slot_address(index)]);
-    if let Err(cause) = made {
-        page.state(index).store(slot::FREE, Ordering::SeqCst);
-        return Err(cause).on("making", what());
-    }
+    let inner = match made {
+        Ok(pid) => pid as i32,
+        Err(cause) => {
+            page.state(index).store(slot::FREE, Ordering::SeqCst);
+            return Err(cause).on("making", what());
+        }
+    };
     page.wait_state(index, PATIENCE, |now| now == slot::DONE).on("starting", what())?;
     let pid = child_of(of, inner).ok_or_else(|| RmError::Unsupported(format!("{} is gone", what())))?;
     Remote::new(Arc::clone(page), pid, index).on("opening", what())

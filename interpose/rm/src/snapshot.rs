@@ -12,7 +12,7 @@
 use crate::barrier::inner_tid;
 use crate::manager::{Context, RmError, RmResult};
 use crate::remote::{Remote, call, outcome, read_memory};
-use crate::tree::{hide, state_and_parent, unhide};
+use crate::tree::{hide, is_alive, outer_tid, unhide};
 use holo_abi::control::{CALL_CLONE, slot};
 use holo_abi::sysno;
 use std::fs;
@@ -47,21 +47,6 @@ fn child(parent: i32, thread: i32, inner: i32) -> io::Result<i32> {
         .filter_map(|word| word.parse().ok())
         .find(|pid| inner_tid(*pid, *pid) == inner)
         .ok_or_else(|| io::Error::other(format!("no child {inner} of {thread}")))
-}
-
-/// The id on this node of the thread that is `inner` to itself.
-pub(crate) fn outer_tid(pid: i32, inner: i32) -> io::Result<i32> {
-    if inner_tid(pid, pid) == inner {
-        return Ok(pid);
-    }
-    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-        if let Some(tid) = entry?.file_name().to_str().and_then(|name| name.parse().ok())
-            && inner_tid(pid, tid) == inner
-        {
-            return Ok(tid);
-        }
-    }
-    Err(io::Error::other(format!("no thread {inner} in {pid}")))
 }
 
 impl Snapshot {
@@ -167,10 +152,6 @@ impl Snapshot {
         // The process that it was taken of may have ended by now.
         remote.run_while(self.slot, calls, false, &|| is_alive(self.pid))
     }
-}
-
-fn is_alive(pid: i32) -> bool {
-    state_and_parent(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
 impl Drop for Snapshot {

@@ -4,6 +4,7 @@ use crate::page::Page;
 use crate::remote::Remote;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A process that belongs to the application.
@@ -82,6 +83,37 @@ pub fn state_and_parent(pid: i32) -> Option<(char, i32)> {
     let mut fields = stat.rsplit_once(") ")?.1.split_whitespace();
     let state = fields.next()?.chars().next()?;
     Some((state, fields.next()?.parse().ok()?))
+}
+
+/// When a process or thread started, in ticks since the boot; none if it is not there or has ended.
+#[must_use]
+pub fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split_whitespace();
+    if matches!(fields.next(), Some("Z" | "X")) {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// Whether a process or thread is there and has not ended.
+pub(crate) fn is_alive(pid: i32) -> bool {
+    state_and_parent(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+}
+
+/// The id on this node of the thread that is `inner` to itself.
+pub(crate) fn outer_tid(pid: i32, inner: i32) -> io::Result<i32> {
+    if crate::barrier::inner_tid(pid, pid) == inner {
+        return Ok(pid);
+    }
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        if let Some(tid) = entry?.file_name().to_str().and_then(|name| name.parse().ok())
+            && crate::barrier::inner_tid(pid, tid) == inner
+        {
+            return Ok(tid);
+        }
+    }
+    Err(io::Error::other(format!("no thread {inner} in {pid}")))
 }
 
 /// The child of `pid` that is `inner` to itself.

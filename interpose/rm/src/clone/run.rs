@@ -1,12 +1,13 @@
 //! The last step of a restore: every thread of every process returns into its frame.
 
 use super::{PATIENCE, Prepared, Restored, Running, TICKS_RUNNING, page_path};
-use crate::barrier::{inner_tid, tid_in};
+use crate::barrier::tid_in;
 use crate::kinds::process::{ProcessState, drop_capabilities};
 use crate::kinds::threads::ThreadsState;
 use crate::manager::{Context, RmError, RmResult};
 use crate::page::Page;
 use crate::remote::{Remote, call};
+use crate::tree::{is_alive, outer_tid};
 use holo_abi::control::{CALL_SIGRETURN, slot};
 use holo_abi::sysno;
 use std::io;
@@ -122,15 +123,8 @@ fn wait_left(remote: &Remote, index: usize) -> io::Result<()> {
 
 /// Whether the thread of a slot has ended.
 fn is_gone(remote: &Remote, index: usize) -> bool {
-    let tid = tid_in(&remote.page, index);
-    let Ok(tasks) = std::fs::read_dir(remote.proc("task")) else { return true };
-    let live = |task: i32| {
-        let stat = std::fs::read_to_string(remote.proc(&format!("task/{task}/stat"))).unwrap_or_default();
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        !matches!(state, None | Some('Z' | 'X')) && inner_tid(remote.pid, task) == tid
-    };
-    let names = tasks.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    !names.into_iter().any(live)
+    // A thread has a directory of its own, though it is not listed.
+    !outer_tid(remote.pid, tid_in(&remote.page, index)).is_ok_and(is_alive)
 }
 
 /// Only root's agent can make processes of others; each thread has credentials of its own.

@@ -1,8 +1,7 @@
 //! Contexts of asynchronous I/O (`io_setup`): not made again yet.
 //!
 //! A context is known by the address of its ring, and how many requests of it are in flight is told by nobody: what was
-//! submitted is counted in the kernel alone, and libaio submits by calls outside libc. One that were lost with a restore would be
-//! waited for in vain.
+//! submitted is counted in the kernel alone. One that were lost with a restore would be waited for in vain.
 
 use super::zones::Zone;
 use crate::manager::{RmError, RmResult};

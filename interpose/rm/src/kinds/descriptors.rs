@@ -93,7 +93,7 @@ impl Descriptors {
     /// A manager that shares objects with the one of memory, and tells `ipc` of message queues.
     #[must_use]
     pub fn new(shared: SharedObjects, ipc: Ipc) -> Self {
-        Self { shared, ipc, state: State::default(), made: BTreeMap::new(), watched: Names::new() }
+        Self { shared, ipc, state: State::default(), made: BTreeMap::new(), watched: Names::default() }
     }
 }
 

@@ -146,7 +146,7 @@ pub(crate) fn reopen_of_thread(
 ) -> RmResult<Option<OwnedFd>> {
     let path = file.place(pids);
     let Some((pid, tid, rest)) = of_thread(&path) else { return Ok(None) };
-    let outer = crate::snapshot::outer_tid(pid, tid).on("finding", format!("thread {tid}"))?;
+    let outer = crate::tree::outer_tid(pid, tid).on("finding", format!("thread {tid}"))?;
     let path = PathBuf::from(format!("/proc/{pid}/task/{outer}")).join(rest);
     let asked = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
     let fd = kernel::open(&path, asked, 0).on("opening", path.display())?;

@@ -9,7 +9,7 @@ use super::tree::{self, TreeState};
 use crate::grow::{before_its_end, end, fork_of};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, section};
 use crate::remote::{Remote, call, outcome};
-use crate::tree::Process;
+use crate::tree::start_time;
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -197,35 +197,38 @@ pub(super) fn long(bytes: &[u8], at: usize) -> i64 {
     i64::from(word(bytes, at)) | i64::from(word(bytes, at + 4)) << 32
 }
 
-/// When processes of an application started, in seconds since the epoch, by pid as they see themselves: kernel objects remember ids
-/// of users that ended long ago.
-pub(super) struct Starts(BTreeMap<i32, i64>);
-
-impl Starts {
-    pub(super) fn of(cx: &DumpCx) -> Self {
-        const TICKS_PER_S: i64 = 100;
-        let booted_s = (clock_ns(libc::CLOCK_REALTIME) - clock_ns(libc::CLOCK_BOOTTIME)) / 1_000_000_000;
-        let since = |ticks: u64| booted_s + ticks.cast_signed() / TICKS_PER_S;
-        let start = |process: &Process| Some((process.pid, since(started(process.remote.pid)?)));
-        Self(cx.processes.iter().filter_map(start).collect())
-    }
-
-    /// Whether one of them has this id, and had it at this time.
-    pub(super) fn has(&self, pid: i32, at_s: i64) -> bool {
-        // Times are cut to whole seconds.
-        self.0.get(&pid).is_some_and(|since| at_s + 2 >= *since)
-    }
-
-    /// Whether one of them was there at this time.
-    pub(super) fn any(&self, at_s: i64) -> bool {
-        self.0.values().any(|since| at_s + 2 >= *since)
-    }
+/// Whether a process of the application is `pid` to itself, and was at this time (in seconds since the epoch): kernel objects
+/// remember ids of users that ended long ago.
+pub(super) fn is_ours(cx: &DumpCx, pid: i32, at_s: i64) -> bool {
+    let process = cx.processes.iter().find(|process| process.pid == pid);
+    process.and_then(|process| start_s(process.remote.pid)).is_some_and(|since| at_s >= since)
 }
 
-/// When a process started, in ticks since the boot; none if it is not there.
-fn started(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.split_whitespace().nth(19)?.parse().ok()
+/// Since when the application has processes, in seconds since the epoch.
+pub(super) fn since_s(cx: &DumpCx) -> i64 {
+    cx.processes.iter().filter_map(|process| start_s(process.remote.pid)).min().unwrap_or(0)
+}
+
+/// When a process started, in seconds since the epoch, rather a little early: times are cut to whole seconds.
+fn start_s(pid: i32) -> Option<i64> {
+    const TICKS_PER_S: i64 = 100;
+    let booted_s = (clock_ns(libc::CLOCK_REALTIME) - clock_ns(libc::CLOCK_BOOTTIME)) / 1_000_000_000;
+    Some(booted_s + start_time(pid)?.cast_signed() / TICKS_PER_S - 2)
+}
+
+/// Notes in `known` the ids of a sort that the processes' pages tell of, and forgets those that are not in `all`.
+pub(super) fn note<T>(cx: &DumpCx, sort: u64, all: &BTreeMap<i32, T>, known: &mut BTreeSet<i32>) {
+    for process in cx.processes {
+        let page = &process.remote.page;
+        for id in page.objects(sort).collect::<Vec<_>>() {
+            if all.contains_key(&id) {
+                known.insert(id);
+            } else {
+                page.forget_object(sort, id);
+            }
+        }
+    }
+    known.retain(|id| all.contains_key(id));
 }
 
 /// A process outside the application among those that used an object. Only one that is older than the application is
@@ -240,6 +243,6 @@ pub(super) fn stranger(cx: &DumpCx, pids: &[i32]) -> Option<i32> {
     if others.is_empty() {
         return None;
     }
-    let oldest = cx.processes.iter().filter_map(|process| started(process.remote.pid)).min()?;
-    others.into_iter().find(|pid| started(*pid).is_some_and(|since| since < oldest))
+    let oldest = cx.processes.iter().filter_map(|process| start_time(process.remote.pid)).min()?;
+    others.into_iter().find(|pid| start_time(*pid).is_some_and(|since| since < oldest))
 }

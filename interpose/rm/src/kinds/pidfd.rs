@@ -1,24 +1,18 @@
 //! Descriptors of processes: of the application's own, of those that have ended, and of those that nobody knows any more.
 
-use super::kernel::{bytes_of, owned};
+use super::kernel::owned;
 use super::open::{Dumping, Each, Making, Open};
 use crate::barrier::inner_tid;
+use crate::grow::{any_child, end};
 use crate::manager::{Context, RmError, RmResult};
-use crate::remote::{Remote, call};
+use crate::remote::Remote;
 use crate::tree::{child_of, state_and_parent};
-use holo_abi::control::{CALL_CLONE, slot as state};
-use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 /// What the kernel calls `PIDFD_THREAD`.
 const OF_THREAD: i32 = libc::O_EXCL;
-
-/// A process ends within this time.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whom a descriptor leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,32 +58,12 @@ fn pidfd(pid: i32, flags: i32) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) } as i32)
 }
 
-/// One of a process that was reaped, in the clone's namespace: of others the kernel says that they are no processes.
+/// One of a process that was reaped: of others the kernel says that they are no processes.
 fn of_nobody(clone: &Remote, flags: i32) -> RmResult<OwnedFd> {
-    let page = &clone.page;
-    let slot = page.reserve().ok_or_else(|| RmError::Unsupported("no free slot for a process".into()))?;
-    // SAFETY: reserved by us; nobody else looks at it.
-    unsafe {
-        (*page.slot(slot)).leave = 1;
-        (*page.slot(slot)).generation = 0;
-    }
-    let made: io::Result<OwnedFd> = (|| {
-        // As `struct clone_args`: it shares memory, and ends without a signal.
-        let mut arguments = [0u64; 11];
-        arguments[0] = libc::CLONE_VM as u64;
-        let at = page.put(0, bytes_of(&arguments));
-        let size = size_of_val(&arguments) as u64;
-        let child = clone.call(CALL_CLONE, &[at, size, page.slot_address(slot)])?;
-        page.wait_state(slot, PATIENCE, |now| now == state::DONE)?;
-        let number = clone.call(sysno::pidfd_open, &[child, flags.cast_unsigned().into()]);
-        page.start(slot, &[call(sysno::exit_group, &[0])], false);
-        clone.call(sysno::wait4, &[child, 0, libc::__WALL as u64, 0])?;
-        let number = number?;
-        let made = clone.borrow_fd(number as i32)?;
-        clone.call(sysno::close, &[number])?;
-        Ok(made)
-    })();
-    page.state(slot).store(state::FREE, Ordering::SeqCst);
+    let moment = any_child(clone)?;
+    let made = pidfd(moment.pid, flags);
+    let inner = inner_tid(moment.pid, moment.pid);
+    end(&moment, Some((clone, inner)))?;
     made.on("making", "a descriptor of a process that is gone")
 }
 

@@ -207,6 +207,7 @@ impl ResourceManager for Process {
         let limit = |resource| {
             call(sysno::prlimit64, &[0, resource, 0, remote.page.scratch_address(limit_at(resource))])
         };
+        let limits_from = calls.len();
         calls.extend((0..LIMITS).map(limit));
         remote.run(&mut calls, false).on("asking", "the process")?;
         let base = OPTIONS.len();
@@ -224,7 +225,7 @@ impl ResourceManager for Process {
         if cwd.ends_with(b" (deleted)") {
             return Err(RmError::Unsupported("the working directory was removed".into()));
         }
-        for made in &calls[base + 10..] {
+        for made in &calls[limits_from..] {
             outcome(made).on("asking", "for a limit")?;
         }
         let limits = (0..LIMITS)

@@ -99,7 +99,7 @@ impl ResourceManager for Signals {
         for (index, slot) in cx.slots.iter().enumerate() {
             // SAFETY: filled in by the parked thread.
             let inner = unsafe { (*page.slot(*slot)).tid } as i32;
-            let tid = crate::snapshot::outer_tid(cx.remote.pid, inner).on("finding", "a thread")?;
+            let tid = crate::tree::outer_tid(cx.remote.pid, inner).on("finding", "a thread")?;
             let status = cx.remote.proc_text(&format!("task/{tid}/status")).on("reading", "status")?;
             let own = pending_bits(&status, "SigPnd");
             if own != 0 {

@@ -90,8 +90,8 @@ pub(crate) fn connect(fd: &impl AsRawFd, name: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As `connect`, also `TimedOut` after two seconds.
 pub(crate) fn connect_untold(fd: &impl AsRawFd, name: &[u8]) -> io::Result<()> {
-    let flags = flags_of(fd)?;
-    set_flags(fd, flags | libc::O_NONBLOCK)?;
+    let flags = kernel::fcntl(fd, libc::F_GETFL, 0)?;
+    kernel::fcntl(fd, libc::F_SETFL, i64::from(flags | libc::O_NONBLOCK))?;
     match connect(fd, name) {
         Err(cause) if cause.raw_os_error() != Some(libc::EINPROGRESS) => return Err(cause),
         _ => {}
@@ -100,19 +100,9 @@ pub(crate) fn connect_untold(fd: &impl AsRawFd, name: &[u8]) -> io::Result<()> {
         return Err(io::ErrorKind::TimedOut.into());
     }
     match super::sockopts::get_int(fd, libc::SOL_SOCKET, libc::SO_ERROR)? {
-        0 => set_flags(fd, flags),
+        0 => kernel::fcntl(fd, libc::F_SETFL, i64::from(flags)).map(|_| ()),
         code => Err(io::Error::from_raw_os_error(code)),
     }
-}
-
-fn flags_of(fd: &impl AsRawFd) -> io::Result<i32> {
-    // SAFETY: no memory is passed.
-    checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })
-}
-
-fn set_flags(fd: &impl AsRawFd, flags: i32) -> io::Result<()> {
-    // SAFETY: no memory is passed.
-    checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(|_| ())
 }
 
 pub(crate) fn listen(fd: &impl AsRawFd, backlog: u32) -> io::Result<()> {

@@ -3,7 +3,7 @@
 //! Messages are copied with `MSG_COPY`, which takes nothing out and leaves no trace. Who waits for room or for a
 //! message waits again by itself.
 
-use super::ipc::{self, Ipc, Starts, long, stranger, word};
+use super::ipc::{self, Ipc, is_ours, long, stranger, word};
 use super::kernel::Bytes;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, decode};
 use crate::remote::{Remote, call, outcome};
@@ -179,27 +179,13 @@ impl SysvMsg {
 
     /// The queues of the application.
     fn ours(&mut self, cx: &DumpCx, all: &BTreeMap<i32, Vec<u8>>) -> Vec<Queue> {
-        for process in cx.processes {
-            let page = &process.remote.page;
-            for id in page.objects(object::QUEUE).collect::<Vec<_>>() {
-                if all.contains_key(&id) {
-                    self.known.insert(id);
-                } else {
-                    page.forget_object(object::QUEUE, id);
-                }
-            }
-        }
-        self.known.retain(|id| all.contains_key(id));
-        if all.is_empty() {
-            return Vec::new();
-        }
-        let starts = Starts::of(cx);
+        ipc::note(cx, object::QUEUE, all, &mut self.known);
         let mut out = Vec::new();
         for (id, ds) in all {
             let queue = Queue::parse(*id, ds);
             if self.known.contains(id)
-                || starts.has(queue.sender, long(ds, STIME_AT))
-                || starts.has(queue.receiver, long(ds, RTIME_AT))
+                || is_ours(cx, queue.sender, long(ds, STIME_AT))
+                || is_ours(cx, queue.receiver, long(ds, RTIME_AT))
             {
                 out.push(queue);
             }

@@ -10,7 +10,7 @@
 //! (n, -32768, IPC_NOWAIT)          ERANGE: it would be out of range; EAGAIN: it would not
 //! ```
 
-use super::ipc::{self, Ipc, Starts, long, stranger, word};
+use super::ipc::{self, Ipc, is_ours, long, stranger, word};
 use super::sysv_undo::{self, Undo};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, decode};
 use crate::remote::{Remote, call, outcome};
@@ -130,28 +130,17 @@ impl SysvSem {
 
     /// The sets of the application.
     fn ours(&mut self, cx: &DumpCx, all: &BTreeMap<i32, Vec<u8>>) -> RmResult<Vec<i32>> {
-        for process in cx.processes {
-            let page = &process.remote.page;
-            for id in page.objects(object::SEMAPHORES).collect::<Vec<_>>() {
-                if all.contains_key(&id) {
-                    self.known.insert(id);
-                } else {
-                    page.forget_object(object::SEMAPHORES, id);
-                }
+        ipc::note(cx, object::SEMAPHORES, all, &mut self.known);
+        let others: Vec<_> = all.iter().filter(|(id, _)| !self.known.contains(id)).collect();
+        let since_s = if others.is_empty() { 0 } else { ipc::since_s(cx) };
+        for (&id, ds) in others {
+            let at_s = long(ds, OTIME_AT).max(long(ds, CTIME_AT));
+            if at_s < since_s {
+                continue;
             }
-        }
-        self.known.retain(|id| all.contains_key(id));
-        let others = all.iter().filter(|(id, _)| !self.known.contains(id));
-        let mut others: Vec<_> = others.map(|(id, ds)| (*id, ds)).collect();
-        if !others.is_empty() {
-            let starts = Starts::of(cx);
-            let at_s = |ds: &[u8]| long(ds, OTIME_AT).max(long(ds, CTIME_AT));
-            others.retain(|(_, ds)| starts.any(at_s(ds)));
-            for (id, ds) in others {
-                let users = pids(cx.remote, id, long(ds, NSEMS_AT).clamp(0, ASKED_MAX as i64) as u64)?;
-                if users.iter().any(|pid| starts.has(*pid, at_s(ds))) {
-                    self.known.insert(id);
-                }
+            let users = pids(cx.remote, id, long(ds, NSEMS_AT).clamp(0, ASKED_MAX as i64) as u64)?;
+            if users.iter().any(|pid| is_ours(cx, *pid, at_s)) {
+                self.known.insert(id);
             }
         }
         Ok(self.known.iter().copied().collect())

@@ -78,7 +78,7 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
     let page = Arc::new(Page::create().on("making", "page")?);
     let remote = Remote::new(page, pid, 0).on("opening", pid)?;
     let (mut sections, mut remarks, mut staged) = (Sections::default(), Vec::new(), Vec::new());
-    let mut names = Names::new();
+    let mut names = Names::default();
     watched::search(&remote, &mut names);
     let processes = [Process { remote, pid, slots: vec![0] }];
     let mut cx = DumpCx {

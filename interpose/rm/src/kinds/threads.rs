@@ -2,7 +2,7 @@
 
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::remote::call;
-use crate::snapshot::outer_tid;
+use crate::tree::outer_tid;
 use holo_abi::control::{CALL_CLONE, slot};
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
