@@ -226,7 +226,7 @@ fn not_running(app: &App) -> Failure {
 fn unparked(seats: &[Seat]) -> io::Result<Vec<Process>> {
     let ready = seats.iter().filter_map(|seat| Some((seat, seat.page.clone()?)));
     let process = |(seat, page): (&Seat, Arc<Page>)| match Remote::new(page, seat.pid, 0) {
-        Ok(remote) => Some(Ok(Process { remote, pid: seat.inner, slots: Vec::new() })),
+        Ok(remote) => Some(Ok(Process { remote, pid: seat.inner, slots: Vec::new(), stopped: false })),
         // It has ended since it was seen.
         Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => None,
         Err(cause) => Some(Err(cause)),
@@ -296,7 +296,8 @@ fn phases<'a>(
     for still in parked.processes.iter().filter(|still| !still.slots.is_empty()) {
         let remote = Remote::new(Arc::clone(&still.page), still.pid, still.slots[0]);
         let remote = remote.map_err(|cause| failed(&cause))?;
-        processes.push(Process { remote, pid: still.inner, slots: still.slots.clone() });
+        let (pid, slots, stopped) = (still.inner, still.slots.clone(), still.stopped);
+        processes.push(Process { remote, pid, slots, stopped });
     }
     if processes.is_empty() {
         return Err(not_running(app));
@@ -335,10 +336,10 @@ fn phases<'a>(
             stop
         }
     };
-    drop(alive);
     // Snapshots wait while others are stored.
     let pages = processes.iter().map(|process| Arc::clone(&process.remote.page)).collect();
     let _alive = Alive::start(pages, STORE_MAX);
+    drop(alive);
     let mut meta = EpochMeta {
         at_unix_ns,
         node: app.node.clone(),

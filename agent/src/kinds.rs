@@ -7,6 +7,7 @@ use holo_rm::kinds::memory::Memory;
 use holo_rm::kinds::process::Process;
 use holo_rm::kinds::shared::SharedObjects;
 use holo_rm::kinds::signals::Signals;
+use holo_rm::kinds::stops::Stops;
 use holo_rm::kinds::sysv_msg::SysvMsg;
 use holo_rm::kinds::sysv_sem::SysvSem;
 use holo_rm::kinds::sysv_shm::SysvShm;
@@ -26,6 +27,8 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
     let registry = Registry::new()
         // First: who is there. The clone's processes are made before all kinds.
         .application(Box::new(Tree))
+        // What of them is stopped: likewise.
+        .application(Box::new(Stops))
         // Before processes and descriptors: a working directory may be one that this puts in place, and so are the files that they
         // open.
         .application(Box::new(files))

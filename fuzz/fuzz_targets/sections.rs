@@ -2,11 +2,18 @@
 #![no_main]
 
 use holo_image::wire::{self, Kind};
+use holo_rm::kinds::stops::StopsState;
 use holo_rm::kinds::{sysv_msg, sysv_sem};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let frame = wire::encode_raw(bytes, Kind::new(32, 1));
+    let kind = Kind::new(32, 1);
+    let frame = wire::encode_raw(bytes, kind);
     let _ = sysv_sem::is_sound(&frame, 3);
     let _ = sysv_msg::is_sound(&frame);
+    if let Ok(state) = wire::decode::<StopsState>(&frame, kind, 1 << 20)
+        && state.check(&[1, 2, 3]).is_ok()
+    {
+        assert!(state.stops.len() <= 3);
+    }
 });

@@ -27,6 +27,14 @@ pub fn state(pid: u32) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
+/// Who traces a process, if anybody does.
+#[must_use]
+pub fn tracer(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    line.trim().parse().ok().filter(|tracer| *tracer != 0)
+}
+
 /// Runs, sleeps or is stopped: neither gone nor dead and unreaped.
 #[must_use]
 pub fn alive(pid: u32) -> bool {

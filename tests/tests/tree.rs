@@ -4,13 +4,16 @@
 
 use holo_tests::app::{App, Program};
 use holo_tests::node::{Node, Who, hand_over};
-use holo_tests::{command, compile, wait};
+use holo_tests::{command, compile, process, wait};
+use nix::sys::signal::Signal;
+use std::process::Stdio;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 holo_tests::workloads! {
     tree: Workload::new("tree.c");
+    stopped: Workload::new("stopped.c");
     python: Workload::script("/usr/bin/python3", "processes.py");
 }
 
@@ -30,18 +33,56 @@ fn good_end(node: &Node, mut app: App) {
     assert_eq!(holo_tests::workload::result(node), "ok\n");
 }
 
-/// A process that is stopped cannot park: said so, and all go on; when it runs again so do checkpoints.
+/// Somebody debugs a worker: epochs are refused with the reason, no signal of ours comes to the debugger, and they are taken
+/// again when it has gone.
 #[test]
-fn a_stopped_process_is_told_of() {
+fn a_traced_process_is_left_alone() {
+    let node = Node::start(Who::Me);
+    let app = start(&node, "tree.c");
+    let worker = *app.real_pids(&node).get(1).expect("a worker");
+    let record = node.outside("data/trace");
+    let mut strace = node.command("strace");
+    strace.args(["-f", "-e", "trace=none", "-o"]).arg(&record).args(["-p", &worker.to_string()]);
+    let mut strace = strace.stderr(Stdio::null()).spawn().expect("strace");
+    let is_traced = || process::tracer(worker).is_some_and(|tracer| tracer == strace.id());
+    wait::until(LIMIT, "the tracer", || is_traced().then_some(()));
+    for _ in 0..5 {
+        let refused = app.try_checkpoint(&node).expect_err("an epoch of a traced process");
+        assert!(refused.code() == 5 && refused.stderr.contains("is traced by"), "{}", refused.stderr);
+    }
+    assert_eq!(app.state(&node), "unprotected");
+    let before = holo_tests::workload::progress(&node);
+    wait::until(LIMIT, "progress", || (holo_tests::workload::progress(&node) > before + 3).then_some(()));
+    process::signal_all(&[worker], Signal::SIGURG);
+    let sees = || std::fs::read_to_string(&record).is_ok_and(|seen| seen.contains("SIGURG"));
+    wait::until(LIMIT, "the signal", || sees().then_some(()));
+    process::signal_all(&[strace.id()], Signal::SIGTERM);
+    command::wait_child(&mut strace, LIMIT, "strace");
+    let seen = std::fs::read_to_string(&record).expect("what strace saw");
+    // Signal 33 has this name.
+    assert!(!seen.contains("SIGRT_1") && !seen.contains("SIGSTOP"), "{seen}");
+    app.checkpoint(&node);
+    assert_eq!(app.state(&node), "running");
+    good_end(&node, app);
+}
+
+/// A worker that others wait for is stopped from outside: epochs are taken, it stays stopped, and all go on afterwards.
+#[test]
+fn a_stopped_process_is_captured() {
     let node = Node::start(Who::Me);
     let app = start(&node, "tree.c");
     // Not the first, which waits for what it asks; a worker that lives all the time.
-    let pids = app.real_pids(&node);
-    let worker = pids.get(1).expect("a worker").to_string();
-    command::run_ok(node.command("kill").args(["-STOP", &worker]), LIMIT);
-    let refused = app.try_checkpoint(&node).expect_err("a checkpoint with a stopped process");
-    assert!(refused.code() == 5 && refused.stderr.contains("stopped state"), "{}", refused.stderr);
-    command::run_ok(node.command("kill").args(["-CONT", &worker]), LIMIT);
+    let worker = *app.real_pids(&node).get(1).expect("a worker");
+    command::run_ok(node.command("kill").args(["-STOP", &worker.to_string()]), LIMIT);
+    wait::until(LIMIT, "the stop", || (process::state(worker) == Some('T')).then_some(()));
+    for _ in 0..5 {
+        app.checkpoint(&node);
+        assert_eq!(process::state(worker), Some('T'));
+    }
+    let before = holo_tests::workload::progress(&node);
+    command::run_ok(node.command("kill").args(["-CONT", &worker.to_string()]), LIMIT);
+    let moves = || holo_tests::workload::progress(&node) > before + 3;
+    wait::until(LIMIT, "progress", || moves().then_some(()));
     app.checkpoint(&node);
     good_end(&node, app);
 }

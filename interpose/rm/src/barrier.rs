@@ -2,7 +2,8 @@
 
 use crate::filters;
 use crate::page::{Page, wait};
-use crate::tree::{Census, Seat};
+use crate::stopped::Stopped;
+use crate::tree::{Census, Seat, state_and_parent};
 use holo_abi::control::{SLOTS_MAX, cut, slot};
 use holo_abi::{PARK_COOKIE, PARK_SIGNAL};
 use std::collections::{HashMap, HashSet};
@@ -79,6 +80,7 @@ impl Cut {
         let generation = cut::generation(header.cut.load(Ordering::SeqCst)) + 1;
         let word = cut::word(generation, cut::PARK);
         page.keep_alive();
+        page.set_patience(true);
         header.cut.store(word, Ordering::SeqCst);
         Self { page: Arc::clone(page), word }
     }
@@ -112,7 +114,9 @@ impl Cut {
     fn end(&self, state: u64) -> bool {
         let done = cut::word(cut::generation(self.word), state);
         let cut = &self.page.control().header.cut;
-        cut.compare_exchange(self.word, done, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        let ended = cut.compare_exchange(self.word, done, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        self.page.set_patience(false);
+        ended
     }
 }
 
@@ -127,6 +131,8 @@ pub struct Still {
     pub page: Arc<Page>,
     /// Slots of its threads, the thread-group leader's first if it lives.
     pub slots: Vec<usize>,
+    /// It is stopped (job control), and is to be so when it is let go.
+    pub stopped: bool,
 }
 
 /// All threads of an application, parked. Dropping it lets them go without keeping what was read.
@@ -134,12 +140,13 @@ pub struct Parked {
     cuts: Vec<Cut>,
     /// Its processes, in the order of the census.
     pub processes: Vec<Still>,
+    stopped: Vec<Stopped>,
     /// When the order was given.
     pub since: Instant,
     released: bool,
 }
 
-fn tasks(pid: i32) -> io::Result<Vec<i32>> {
+pub(crate) fn tasks(pid: i32) -> io::Result<Vec<i32>> {
     let mut out = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
         if let Some(tid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
@@ -188,9 +195,10 @@ fn signal(pid: i32, tid: i32) -> io::Result<()> {
 /// # Errors
 /// [`BarrierError`]; then all threads run on.
 pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierError> {
-    wait_for_starters(census, deadline / 2)?;
+    let stopped = wait_for_starters(census, deadline / 2)?;
     let since = Instant::now();
-    let mut parked = Parked { cuts: Vec::new(), processes: Vec::new(), since, released: false };
+    let mut parked =
+        Parked { cuts: Vec::new(), processes: Vec::new(), stopped: Vec::new(), since, released: false };
     let mut signalled = HashSet::new();
     loop {
         let seats = census.seats();
@@ -223,7 +231,12 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
                 }
             }
             let slots = parked.cuts[cut].arrived(seat.inner);
-            if slots.len() < live.len() && late {
+            let (missed, is_stopped) = (slots.len() < live.len(), parked.is_stopped(seat.pid));
+            if missed && !is_stopped && (stopped.contains(&seat.pid) || late && any_stopped(seat.pid, &live))
+            {
+                parked.stopped.push(Stopped::park(seat.pid, live.clone()));
+            }
+            if missed && late {
                 // A leader that called pthread_exit stays as a zombie; it cannot park and need not.
                 live.retain(|tid| !matches!(thread_state(seat.pid, *tid), None | Some('Z' | 'X')));
                 if live.is_empty() {
@@ -239,13 +252,16 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
                 let tid = live.iter().copied().find(|tid| !here.contains(&inner_tid(seat.pid, *tid)));
                 missing = Some(Missing { pid: seat.pid, tid: tid.unwrap_or(seat.pid), starting: false });
             }
-            parked.processes.push(Still { pid: seat.pid, inner: seat.inner, page: Arc::clone(page), slots });
+            let stopped = parked.is_stopped(seat.pid);
+            let (pid, inner, page) = (seat.pid, seat.inner, Arc::clone(page));
+            parked.processes.push(Still { pid, inner, page, slots, stopped });
         }
         if parked.processes.is_empty() && missing.is_none() {
             return Err(gone(first.pid, io::Error::from_raw_os_error(libc::ESRCH)));
         }
-        // What was listed may have made another thread or process since; only a list without news counts.
-        if missing.is_none() && parked.is_all_of(&census.seats(), &signalled) {
+        // What was listed may have made another thread or process since; only a list without news counts. One that was
+        // stopped after it had parked, by another one of ours, serves no calls; there is nobody left who could do that.
+        if missing.is_none() && parked.is_all_of(&census.seats(), &signalled) && !parked.attach_stopped() {
             break;
         }
         for cut in &parked.cuts {
@@ -260,6 +276,7 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
         }
     }
     census.settled();
+    parked.ask_stopped();
     for process in &mut parked.processes {
         let leader = process.slots.iter().position(|index| tid_in(&process.page, *index) == process.inner);
         if let Some(at) = leader {
@@ -305,6 +322,16 @@ fn name_of(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
+fn any_stopped(pid: i32, tids: &[i32]) -> bool {
+    tids.iter().any(|tid| thread_state(pid, *tid) == Some('T'))
+}
+
+/// Processes that are stopped by job control.
+fn stopped_of(seats: &[Seat]) -> HashSet<i32> {
+    let stopped = |pid: &i32| state_and_parent(*pid).is_some_and(|(state, _)| state == 'T');
+    seats.iter().map(|seat| seat.pid).filter(stopped).collect()
+}
+
 /// Whether libholo is not ready in a process: without its handler our signal would end it.
 fn is_starting(seat: &Seat) -> bool {
     seat.page.as_ref().is_none_or(|page| page.control().header.ways.load(Ordering::SeqCst) == 0)
@@ -314,16 +341,18 @@ fn is_starting(seat: &Seat) -> bool {
 ///
 /// Where there is always another one, as under a shell or `make`, the barrier is closed all the same: when all others are
 /// parked there will be no more of them, and those that are left arrive.
-fn wait_for_starters(census: &dyn Census, patience: Duration) -> Result<(), BarrierError> {
+///
+/// Gives those that are stopped by job control.
+fn wait_for_starters(census: &dyn Census, patience: Duration) -> Result<HashSet<i32>, BarrierError> {
     let since = Instant::now();
     let mut seen: HashMap<i32, Instant> = HashMap::new();
     loop {
         let now = Instant::now();
-        let starting: Vec<i32> =
-            census.seats().iter().filter(|seat| is_starting(seat)).map(|seat| seat.pid).collect();
+        let seats = census.seats();
+        let starting: Vec<i32> = seats.iter().filter(|seat| is_starting(seat)).map(|seat| seat.pid).collect();
         seen.retain(|pid, _| starting.contains(pid));
         if starting.is_empty() {
-            return Ok(());
+            return Ok(stopped_of(&seats));
         }
         for pid in &starting {
             if now - *seen.entry(*pid).or_insert(now) >= patience {
@@ -332,7 +361,7 @@ fn wait_for_starters(census: &dyn Census, patience: Duration) -> Result<(), Barr
         }
         // None of the first is left, and there are others.
         if now - since >= patience / 4 && seen.values().all(|first| *first > since + patience / 8) {
-            return Ok(());
+            return Ok(stopped_of(&seats));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -385,6 +414,44 @@ impl Parked {
         })
     }
 
+    fn is_stopped(&self, pid: i32) -> bool {
+        self.stopped.iter().any(|stopped| stopped.pid == pid)
+    }
+
+    /// Takes processes that were stopped when they had parked; whether there were any.
+    fn attach_stopped(&mut self) -> bool {
+        let before = self.stopped.len();
+        for process in self.processes.iter_mut().filter(|process| !process.stopped) {
+            if state_and_parent(process.pid).is_some_and(|(state, _)| state == 'T')
+                && let Ok(tids) = tasks(process.pid)
+            {
+                process.stopped = true;
+                self.stopped.push(Stopped::park(process.pid, tids));
+            }
+        }
+        self.stopped.len() > before
+    }
+
+    /// Who is stopped, now that nobody of the application can stop another or let it go on: one that was when we looked
+    /// may run again, with the next stop signal on its way.
+    fn ask_stopped(&mut self) {
+        for (stopped, now) in self.stopped.iter().zip(Stopped::ask(&self.stopped)) {
+            if let Some(process) = self.processes.iter_mut().find(|process| process.pid == stopped.pid) {
+                process.stopped = now;
+            }
+        }
+    }
+
+    /// Lets all go; on how many pages the cut still stood.
+    fn end(&mut self, state: u64) -> usize {
+        self.stopped.iter().for_each(Stopped::hold);
+        let won = self.cuts.iter().map(|cut| cut.end(state)).filter(|won| *won).count();
+        self.cuts.iter().for_each(Cut::let_go);
+        self.stopped.iter().for_each(Stopped::follow);
+        self.stopped.clear();
+        won
+    }
+
     /// Until a thread arrives somewhere, or a moment has passed.
     fn wait_for_one(&self) {
         match self.cuts.as_slice() {
@@ -404,8 +471,7 @@ impl Parked {
     /// [`BarrierError::GivenUp`]: they ran before, so what was read since the park is void.
     pub fn release(mut self) -> Result<Duration, BarrierError> {
         self.released = true;
-        let won = self.cuts.iter().map(|cut| cut.end(cut::RELEASE)).filter(|won| *won).count();
-        self.cuts.iter().for_each(Cut::let_go);
+        let won = self.end(cut::RELEASE);
         if won == self.cuts.len() { Ok(self.since.elapsed()) } else { Err(BarrierError::GivenUp) }
     }
 }
@@ -417,10 +483,7 @@ fn is_dead(pid: i32, tid: i32) -> bool {
 impl Drop for Parked {
     fn drop(&mut self) {
         if !self.released {
-            for cut in &self.cuts {
-                cut.end(cut::ABORTED);
-            }
-            self.cuts.iter().for_each(Cut::let_go);
+            self.end(cut::ABORTED);
         }
     }
 }

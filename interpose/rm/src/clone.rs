@@ -12,12 +12,14 @@ mod run;
 use crate::grow::{Ground, grow, spare_pids};
 use crate::install::Channel;
 use crate::kinds::process::{ProcessState, clock_ns};
+use crate::kinds::stops::{self, StopsState, stop_all};
 use crate::kinds::threads::ThreadsState;
 use crate::kinds::tree::{self, TreeState};
 use crate::manager::{Context, ResourceManager, RmError, RmResult, SwitchCx, section, section_of};
 use crate::page::Page;
 use crate::registry::Registry;
 use crate::remote::{Remote, call};
+use crate::stopped::Stopped;
 use holo_abi::control::{CONTROL_BYTES, Control, Header, cut, slot};
 use holo_abi::sysno;
 use holo_image::{Blob, EpochReader};
@@ -258,6 +260,7 @@ struct Image {
     tree: TreeState,
     states: Vec<ProcessState>,
     threads: Vec<ThreadsState>,
+    stops: StopsState,
 }
 
 impl Image {
@@ -275,7 +278,24 @@ impl Image {
             states.push(state);
             threads.push(section_of(image, "threads", index, 1)?);
         }
-        Ok(Self { tree, states, threads })
+        let stops: StopsState = section(image, stops::NAME, stops::VERSION)?;
+        stops.check(&states.iter().map(|state| state.pid).collect::<Vec<_>>())?;
+        Ok(Self { tree, states, threads, stops })
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        self.states.iter().map(|state| state.pid).collect()
+    }
+
+    /// For each process the place of its parent, if that is of the application.
+    fn parents(&self) -> Vec<Option<usize>> {
+        let pids = self.pids();
+        let parent = |(index, state): (usize, &ProcessState)| {
+            let place = pids.iter().position(|pid| *pid == state.ppid);
+            // The first process's parent is shown to it, and may by chance have the number of another.
+            place.filter(|place| index > 0 && *place != index)
+        };
+        self.states.iter().enumerate().map(parent).collect()
     }
 
     fn tids(&self) -> BTreeSet<i32> {
@@ -300,6 +320,7 @@ pub struct Prepared {
     slots: Vec<Vec<usize>>,
     pages: Vec<Arc<Page>>,
     page_path: PathBuf,
+    stopped: Vec<Stopped>,
     clone: Clone,
     image: Image,
     remarks: Vec<String>,
@@ -333,9 +354,11 @@ pub fn prepare(image: &EpochReader, order: &Order, registry: &mut Registry) -> R
         channel: Channel { ours: &ours, theirs: channel_fd },
     };
     let remotes = grow(&ground).map_err(|cause| clone.obituary(cause))?;
+    let stopped = stop_all(&told.stops, &told.pids(), &told.parents(), &remotes)
+        .map_err(|cause| clone.obituary(cause))?;
     let mut slots: Vec<Vec<usize>> = remotes.iter().map(|remote| vec![remote.leader]).collect();
     let mut remarks = Vec::new();
-    let pids: Vec<i32> = told.states.iter().map(|state| state.pid).collect();
+    let pids = told.pids();
     let mut run = |phase: Phase, registry: &mut Registry| {
         let mut step = |manager: &mut dyn ResourceManager, index: usize| {
             pages.iter().for_each(|page| page.keep_alive());
@@ -383,7 +406,8 @@ pub fn prepare(image: &EpochReader, order: &Order, registry: &mut Registry) -> R
     for (branch, state) in told.tree.processes.iter().zip(&told.states) {
         hand_over(&pages[branch.page as usize], state, told.tree.pages[branch.page as usize]);
     }
-    Ok(Prepared { remotes, slots, pages, page_path: order.page_path.to_owned(), clone, image: told, remarks })
+    let page_path = order.page_path.to_owned();
+    Ok(Prepared { remotes, slots, pages, page_path, stopped, clone, image: told, remarks })
 }
 
 #[derive(Clone, Copy)]

@@ -134,7 +134,7 @@ fn wait_for_end(pid: i32) -> RmResult<()> {
 }
 
 /// Takes the signal of a child's end away: the application had it before.
-fn forget_child_signal(parent: &Remote) -> RmResult<()> {
+pub(crate) fn forget_child_signal(parent: &Remote) -> RmResult<()> {
     let set = parent.page.put(0, &(1u64 << (SIGCHLD - 1)).to_le_bytes());
     let at_once = parent.page.put(8, &[0; 16]);
     // Nothing may be there: an error is an answer, too.

@@ -16,5 +16,6 @@ pub mod registry;
 pub mod remote;
 pub mod snapshot;
 pub mod staging;
+mod stopped;
 pub mod track;
 pub mod tree;

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const TICK_NS: u64 = 25_000_000;
 /// Ticks that a parked thread waits for a sign of life: half a second.
 const TICKS_MAX: u32 = 20;
+/// Ticks that a snapshot waits, ten seconds: it holds nobody up, and is lost on a busy machine otherwise.
+const TICKS_SNAPSHOT: u32 = 400;
 
 /// A mapped control page.
 pub struct Page {
@@ -289,6 +291,12 @@ impl Page {
             std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), bytes);
         }
         out
+    }
+
+    /// How long those wait that have no sign of life from us: threads that are to park, or what is left after a stop.
+    pub(crate) fn set_patience(&self, parking: bool) {
+        // SAFETY: a plain word that parked threads read.
+        unsafe { (*self.header()).ticks_max = if parking { TICKS_MAX } else { TICKS_SNAPSHOT } };
     }
 
     /// A sign of life to the parked threads.

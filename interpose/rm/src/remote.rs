@@ -5,6 +5,7 @@
 //! made by a thread of the process itself.
 
 use crate::page::Page;
+use crate::tree::state_and_parent;
 use holo_abi::control::Call;
 use holo_abi::sysno;
 use std::fs;
@@ -158,6 +159,12 @@ impl Remote {
                 Err(cause) if cause.kind() == io::ErrorKind::TimedOut && since.elapsed() < CALL_PATIENCE => {
                     if !lives() {
                         return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                    }
+                    // By somebody outside, since it was parked: it answers when it is let go on. A snapshot does not stop.
+                    // SAFETY: a plain word, written before the slot was in use.
+                    let is_parked = unsafe { (*self.page.slot(slot)).generation } != 0;
+                    if is_parked && state_and_parent(self.pid).is_some_and(|(state, _)| state == 'T') {
+                        return Err(io::Error::other(format!("process {} was stopped meanwhile", self.pid)));
                     }
                 }
                 done => return done,

@@ -42,6 +42,8 @@ pub struct Process {
     pub pid: i32,
     /// Slots of its threads, the thread-group leader's first if it lives.
     pub slots: Vec<usize>,
+    /// It is stopped (job control).
+    pub stopped: bool,
 }
 
 /// Pids of snapshots that live: they look like processes of the application and are not.

@@ -1,12 +1,13 @@
 //! The last step of a restore: every thread of every process returns into its frame.
 
 use super::{PATIENCE, Prepared, Restored, Running, TICKS_RUNNING, page_path};
-use crate::barrier::tid_in;
+use crate::barrier::{tasks, tid_in};
 use crate::kinds::process::{ProcessState, drop_capabilities};
 use crate::kinds::threads::ThreadsState;
 use crate::manager::{Context, RmError, RmResult};
 use crate::page::Page;
 use crate::remote::{Remote, call};
+use crate::stopped::Stopped;
 use crate::tree::{is_alive, outer_tid};
 use holo_abi::control::{CALL_SIGRETURN, slot};
 use holo_abi::sysno;
@@ -58,6 +59,12 @@ impl Prepared {
         for ((remote, slots), (state, threads)) in all() {
             ready(remote, slots, state, threads)?;
         }
+        for stopped in &self.stopped {
+            let tids = tasks(stopped.pid).on("listing threads of", stopped.pid)?;
+            if !stopped.hold_with(tids) {
+                return Err(RmError::Unsupported(format!("process {} is not held", stopped.pid)));
+            }
+        }
         for ((remote, slots), (_, threads)) in all() {
             let frames = threads.threads.iter().map(|thread| thread.frame);
             let own = &slots[usize::from(threads.leader_gone)..];
@@ -65,6 +72,7 @@ impl Prepared {
                 remote.page.start(*index, &[call(CALL_SIGRETURN, &[frame])], false);
             }
         }
+        self.stopped.iter().for_each(Stopped::follow);
         let mut first = None;
         for ((remote, slots), (_, threads)) in all() {
             for index in &slots[usize::from(threads.leader_gone)..] {

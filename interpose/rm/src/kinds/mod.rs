@@ -44,6 +44,7 @@ pub mod signals;
 mod sockdiag;
 mod sockets;
 mod sockopts;
+pub mod stops;
 pub mod sysv_msg;
 pub mod sysv_sem;
 pub mod sysv_shm;

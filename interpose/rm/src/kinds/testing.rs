@@ -80,7 +80,7 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
     let (mut sections, mut remarks, mut staged) = (Sections::default(), Vec::new(), Vec::new());
     let mut names = Names::default();
     watched::search(&remote, &mut names);
-    let processes = [Process { remote, pid, slots: vec![0] }];
+    let processes = [Process { remote, pid, slots: vec![0], stopped: false }];
     let mut cx = DumpCx {
         remote: &processes[0].remote,
         slots: &[0],
