@@ -15,6 +15,7 @@ holo_tests::workloads! {
     tree: Workload::new("tree.c");
     stopped: Workload::new("stopped.c");
     python: Workload::script("/usr/bin/python3", "processes.py");
+    sharing: Workload::new("sharing.c");
 }
 
 fn start(node: &Node, source: &'static str) -> App {

@@ -26,6 +26,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const CLONE_VM: u64 = 0x100;
+const CLONE_FS: u64 = 0x200;
+const CLONE_FILES: u64 = 0x400;
 const CLONE_PARENT: u64 = 0x8000;
 const SIGCHLD: u64 = 17;
 const WALL: u64 = 0x4000_0000;
@@ -156,6 +158,33 @@ impl Growing<'_> {
         &self.ground.states[index]
     }
 
+    /// Whom a process shares with, and what.
+    fn sharing(&self, index: usize) -> Option<(usize, u64)> {
+        let one = self.ground.tree.shared.iter().find(|one| one.process as usize == index)?;
+        let files = if one.files { CLONE_FILES } else { 0 };
+        let directory = if one.directory { CLONE_FS } else { 0 };
+        Some((one.with as usize, files | directory))
+    }
+
+    /// Forks a process of the application, child of `parent`, or of init if that is none of the application's.
+    fn birth(&self, index: usize, parent: Option<&Remote>) -> RmResult<Remote> {
+        let (pid, ground) = (self.state(index).pid, self.ground);
+        let signal = ground.tree.processes[index].exit_signal as u64;
+        let (with, flags) = match self.sharing(index) {
+            Some((with, flags)) => (Some(self.made(with)?), flags),
+            None => (None, 0),
+        };
+        let Some(parent) = parent else {
+            return clone_of(with.unwrap_or(ground.seed), Some(pid), ground.init, flags | CLONE_PARENT, 0);
+        };
+        match with {
+            Some(sibling) if sibling.pid != parent.pid => {
+                clone_of(sibling, Some(pid), parent.pid, flags | CLONE_PARENT, 0)
+            }
+            _ => clone_of(parent, Some(pid), parent.pid, flags, signal),
+        }
+    }
+
     fn made(&self, index: usize) -> RmResult<&Remote> {
         self.made[index].as_ref().ok_or_else(|| RmError::Unsupported("a process was not made".into()))
     }
@@ -164,8 +193,14 @@ impl Growing<'_> {
     fn plant(&mut self, index: usize, alive: &BTreeMap<i32, usize>) -> RmResult<bool> {
         let (pid, sid) = (self.state(index).pid, self.state(index).sid);
         let ground = self.ground;
-        let (remote, inherited) = if sid == pid || sid == 0 {
-            (fork(ground, ground.seed, pid, true)?, 0)
+        let partner = self.sharing(index).map(|(with, _)| with);
+        if partner.is_some_and(|with| self.made[with].is_none()) {
+            return Ok(false);
+        }
+        let (remote, inherited) = if let Some(with) = partner {
+            (self.birth(index, None)?, self.state(with).sid)
+        } else if sid == pid || sid == 0 {
+            (self.birth(index, None)?, 0)
         } else if let Some(leader) = alive.get(&sid) {
             let Some(leader_remote) = self.made[*leader].as_ref() else { return Ok(false) };
             // By a child of the leader that ends at once.
@@ -219,7 +254,7 @@ impl Growing<'_> {
                         format!("process {kid_pid} is in session {kid_sid}, its parent {pid} never was");
                     return Err(RmError::Unsupported(why));
                 }
-                self.made[*kid] = Some(fork(self.ground, self.made(index)?, kid_pid, false)?);
+                self.made[*kid] = Some(self.birth(*kid, Some(self.made(index)?))?);
                 born.push((*kid, now));
             }
         }

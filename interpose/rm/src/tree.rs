@@ -78,24 +78,47 @@ pub fn children(pid: i32) -> Vec<i32> {
     out
 }
 
+/// What `/proc/<pid>/stat` tells of a process or thread; ids are those of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// State letter.
+    pub state: char,
+    /// Parent.
+    pub parent: i32,
+    /// Session.
+    pub session: i32,
+    /// When it started, in ticks since the boot.
+    pub started: u64,
+    /// The signal that its parent gets when it ends, 0: none.
+    pub exit_signal: i32,
+}
+
+/// Reads it; none if it is gone.
+#[must_use]
+pub fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // By the numbers of proc(5), which begin with 1; the second one is the name, which may contain anything.
+    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).copied();
+    Some(Stat {
+        state: field(3)?.chars().next()?,
+        parent: field(4)?.parse().ok()?,
+        session: field(6)?.parse().ok()?,
+        started: field(22)?.parse().ok()?,
+        exit_signal: field(38)?.parse().ok()?,
+    })
+}
+
 /// State letter and parent of a process; none if it is gone.
 #[must_use]
 pub fn state_and_parent(pid: i32) -> Option<(char, i32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.next()?.parse().ok()?))
+    stat(pid).map(|stat| (stat.state, stat.parent))
 }
 
 /// When a process or thread started, in ticks since the boot; none if it is not there or has ended.
 #[must_use]
 pub fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split_whitespace();
-    if matches!(fields.next(), Some("Z" | "X")) {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+    stat(pid).filter(|stat| !matches!(stat.state, 'Z' | 'X')).map(|stat| stat.started)
 }
 
 /// Whether a process or thread is there and has not ended.

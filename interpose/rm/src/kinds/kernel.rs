@@ -123,6 +123,10 @@ pub(crate) fn write_all(fd: &impl AsRawFd, mut bytes: &[u8]) -> io::Result<()> {
 pub(crate) mod compare {
     /// Two descriptor numbers: the same description?
     pub(crate) const FILE: i32 = 0;
+    /// All descriptors of two processes.
+    pub(crate) const FILES: i32 = 2;
+    /// Their directory, root and file mode mask.
+    pub(crate) const FS: i32 = 3;
     /// A descriptor number with a member of an epoll set.
     pub(crate) const EPOLL_TFD: i32 = 7;
 }

@@ -39,6 +39,7 @@ mod round_trip;
 #[cfg(test)]
 mod round_trip_sockets;
 pub mod shared;
+pub mod sharing;
 mod signalfd;
 pub mod signals;
 mod sockdiag;

@@ -2,8 +2,9 @@
 //!
 //! Parents, groups and sessions are in each process's own state; `grow.rs` for how they are made again.
 
+use super::sharing::{self, Sharing};
 use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use crate::tree::{children, state_and_parent};
+use crate::tree::{children, stat, state_and_parent};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::sync::Arc;
@@ -11,11 +12,9 @@ use std::sync::Arc;
 /// Name of the kind and of its section.
 pub const NAME: &str = "tree";
 /// Version of the section.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Processes of one application.
 pub const PROCESSES_MAX: usize = 4096;
-const KCMP_FILES: i32 = 2;
-const KCMP_FS: i32 = 3;
 
 /// A process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +23,8 @@ pub struct Branch {
     pub pid: i32,
     /// Its control page, an index of [`TreeState::pages`].
     pub page: u32,
+    /// The signal that its parent gets when it ends, 0: none.
+    pub exit_signal: i32,
 }
 
 /// A child that has ended.
@@ -50,6 +51,8 @@ pub struct TreeState {
     pub pages: Vec<i32>,
     /// Zombies.
     pub ended: Vec<Ended>,
+    /// Processes that share descriptors or directory with one before them.
+    pub shared: Vec<Sharing>,
 }
 
 impl TreeState {
@@ -67,6 +70,15 @@ impl TreeState {
         pids.sort_unstable();
         if pids[0] < 1 || pids.windows(2).any(|pair| pair[0] == pair[1]) {
             return bad("a pid that is none, or twice".into());
+        }
+        let disordered = |one: &&Sharing| {
+            one.with >= one.process || one.process as usize >= self.processes.len()
+        };
+        if let Some(one) = self.shared.iter().find(disordered) {
+            return bad(format!("process {} shares with {} of {}", one.process, one.with, self.processes.len()));
+        }
+        if let Some(one) = self.processes.iter().find(|one| !(0..=64).contains(&one.exit_signal)) {
+            return bad(format!("process {} ends with signal {}", one.pid, one.exit_signal));
         }
         let strange = |process: &&Branch| process.page as usize >= self.pages.len();
         match self.processes.iter().find(strange) {
@@ -101,19 +113,6 @@ fn ended(pid: i32, parent: i32) -> Vec<Ended> {
         .collect()
 }
 
-/// Processes that share more than their memory are not made again yet.
-fn shares(pid: i32) -> RmResult<()> {
-    let Some((_, parent)) = state_and_parent(pid) else { return Ok(()) };
-    for (kind, what) in [(KCMP_FILES, "descriptors"), (KCMP_FS, "directory")] {
-        // SAFETY: numbers only.
-        if unsafe { libc::syscall(libc::SYS_kcmp, pid, parent, kind, 0, 0) } == 0 {
-            let why = format!("process {pid} shares its {what} with its parent {parent} (clone)");
-            return Err(RmError::Unsupported(why));
-        }
-    }
-    Ok(())
-}
-
 impl ResourceManager for Tree {
     fn name(&self) -> &'static str {
         NAME
@@ -130,12 +129,12 @@ impl ResourceManager for Tree {
                 pages.push(Arc::clone(page));
                 pages.len() - 1
             });
-            state.processes.push(Branch { pid: process.pid, page: index as u32 });
+            let seen = stat(process.remote.pid);
+            let exit_signal = seen.map_or(libc::SIGCHLD, |seen| seen.exit_signal);
+            state.processes.push(Branch { pid: process.pid, page: index as u32, exit_signal });
             state.ended.extend(ended(process.remote.pid, process.pid));
-            if cx.processes.len() > 1 {
-                shares(process.remote.pid)?;
-            }
         }
+        state.shared = sharing::find(cx.processes)?;
         state.check()?;
         cx.put(NAME, VERSION, &state)
     }
@@ -172,8 +171,15 @@ mod tests {
 
     #[test]
     fn a_forged_tree_is_refused() {
-        let branch = |pid, page| Branch { pid, page };
-        let tree = |processes| TreeState { processes, pages: vec![5], ended: Vec::new() };
+        let branch = |pid, page| Branch { pid, page, exit_signal: 17 };
+        let tree = |processes| TreeState { processes, pages: vec![5], ..TreeState::default() };
+        let sharing = |process, with| {
+            let shared = vec![Sharing { process, with, files: true, directory: false }];
+            TreeState { shared, ..tree(vec![branch(5, 0), branch(6, 0)]) }
+        };
+        assert!(sharing(1, 0).check().is_ok());
+        assert!(sharing(1, 1).check().is_err());
+        assert!(sharing(2, 0).check().is_err());
         assert!(tree(vec![branch(5, 0), branch(6, 0)]).check().is_ok());
         assert!(tree(vec![]).check().is_err());
         assert!(tree(vec![branch(5, 0), branch(5, 0)]).check().is_err());

@@ -1,0 +1,87 @@
+//! Which processes share their descriptors or their directory (`clone` with `CLONE_FILES` or `CLONE_FS`).
+//!
+//! Sharing is inherited: there is no call by which a process joins what another one has. So a process is made again by one
+//! that shares with it, its parent or a sibling that is there before (`CLONE_PARENT`).
+
+use super::kernel::{compare, kcmp};
+use crate::manager::{Context, RmError, RmResult};
+use crate::tree::{Process, Stat, stat};
+use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
+
+/// What a process shares with another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sharing {
+    /// The process, by its place in the tree.
+    pub process: u32,
+    /// Its parent or a sibling, by which it is made: a place before its own.
+    pub with: u32,
+    /// Descriptors.
+    pub files: bool,
+    /// Directory, root and file mode mask.
+    pub directory: bool,
+}
+
+/// For each process the first one that has the same.
+pub(super) fn firsts(pids: &[i32], what: i32) -> RmResult<Vec<usize>> {
+    let mut failed = Ok(());
+    let mut order = |one: usize, other: usize| {
+        kcmp((pids[one], pids[other]), what, 0, 0).unwrap_or_else(|cause| {
+            failed = Err(cause);
+            Ordering::Equal
+        })
+    };
+    let mut places: Vec<usize> = (0..pids.len()).collect();
+    // Stable: of those that share, the first comes first.
+    places.sort_by(|one, other| order(*one, *other));
+    let mut firsts: Vec<usize> = (0..pids.len()).collect();
+    for pair in places.windows(2) {
+        if order(pair[0], pair[1]).is_eq() {
+            firsts[pair[1]] = firsts[pair[0]];
+        }
+    }
+    failed.on("comparing", "processes")?;
+    Ok(firsts)
+}
+
+/// Finds who shares.
+///
+/// # Errors
+/// Nobody who shares with a process can make it.
+pub(super) fn find(processes: &[Process]) -> RmResult<Vec<Sharing>> {
+    if processes.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let pids: Vec<i32> = processes.iter().map(|process| process.remote.pid).collect();
+    let files = firsts(&pids, compare::FILES)?;
+    let directory = firsts(&pids, compare::FS)?;
+    let sharers = (0..pids.len()).filter(|place| files[*place] != *place || directory[*place] != *place);
+    sharers.map(|place| sharing(place, &pids, &files, &directory)).collect()
+}
+
+fn sharing(place: usize, pids: &[i32], files: &[usize], directory: &[usize]) -> RmResult<Sharing> {
+    let (shares_files, shares_directory) = (files[place] != place, directory[place] != place);
+    let own = stat(pids[place]);
+    let session = |place: usize, seen: Stat| (seen.session != pids[place]).then_some(seen.session);
+    let makes = |with: &usize| {
+        let same = |groups: &[usize], wanted: bool| !wanted || groups[*with] == groups[place];
+        let (Some(own), Some(other)) = (own, stat(pids[*with])) else { return false };
+        let sibling = own.parent == other.parent && session(place, own) == session(*with, other);
+        same(files, shares_files) && same(directory, shares_directory) && (own.parent == pids[*with] || sibling)
+    };
+    let Some(with) = (0..place).rev().find(makes) else {
+        let first = if shares_files { files[place] } else { directory[place] };
+        let what = if shares_files { "descriptors" } else { "directory" };
+        let why = format!(
+            "process {} shares its {what} with process {} (clone), and neither its parent nor a sibling that could make it again does",
+            pids[place], pids[first]
+        );
+        return Err(RmError::Unsupported(why));
+    };
+    Ok(Sharing {
+        process: place as u32,
+        with: with as u32,
+        files: shares_files,
+        directory: shares_directory,
+    })
+}
