@@ -24,6 +24,7 @@ mod memory_restore;
 mod moments;
 mod mqueue;
 mod mqueue_peek;
+mod namespaces;
 mod netlink;
 mod objects;
 mod open;

@@ -5,9 +5,10 @@
 
 use super::kernel::{compare, kcmp};
 use crate::manager::{Context, RmError, RmResult};
-use crate::tree::{Process, Stat, stat};
+use crate::tree::{Process, Stat, is_alive, stat};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
+use std::fs;
 
 /// What a process shares with another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +37,8 @@ pub(super) fn firsts(pids: &[i32], what: i32) -> RmResult<Vec<usize>> {
     places.sort_by(|one, other| order(*one, *other));
     let mut firsts: Vec<usize> = (0..pids.len()).collect();
     for pair in places.windows(2) {
-        if order(pair[0], pair[1]).is_eq() {
+        // A process of which the first thread has ended has nothing, for the kernel, and is equal to others of that sort.
+        if order(pair[0], pair[1]).is_eq() && is_alive(pids[pair[0]]) {
             firsts[pair[1]] = firsts[pair[0]];
         }
     }
@@ -84,4 +86,29 @@ fn sharing(place: usize, pids: &[i32], files: &[usize], directory: &[usize]) -> 
         files: shares_files,
         directory: shares_directory,
     })
+}
+
+/// Threads of one process must have one table of descriptors and one directory.
+///
+/// # Errors
+/// One has its own.
+pub(super) fn check_threads(processes: &[Process]) -> RmResult<()> {
+    for process in processes {
+        let pid = process.remote.pid;
+        let names = fs::read_dir(process.remote.proc("task")).into_iter().flatten().flatten();
+        let tids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        if !is_alive(pid) {
+            continue;
+        }
+        for tid in tids.filter(|tid| *tid != pid) {
+            for (kind, what) in [(compare::FILES, "descriptors"), (compare::FS, "a directory")] {
+                // One that has ended meanwhile has nothing.
+                if kcmp((pid, tid), kind, 0, 0).is_ok_and(Ordering::is_ne) && is_alive(tid) && is_alive(pid) {
+                    let why = format!("thread {tid} of process {pid} has {what} of its own (unshare)");
+                    return Err(RmError::Unsupported(why));
+                }
+            }
+        }
+    }
+    Ok(())
 }

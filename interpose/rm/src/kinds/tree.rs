@@ -2,6 +2,7 @@
 //!
 //! Parents, groups and sessions are in each process's own state; `grow.rs` for how they are made again.
 
+use super::namespaces;
 use super::sharing::{self, Sharing};
 use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::tree::{children, stat, state_and_parent};
@@ -116,6 +117,12 @@ fn ended(pid: i32, parent: i32) -> Vec<Ended> {
 impl ResourceManager for Tree {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    /// What an application hardly ever has, and has for long if it has: not looked for in the stop.
+    fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        namespaces::check(cx.processes)?;
+        sharing::check_threads(cx.processes)
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
