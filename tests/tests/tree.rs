@@ -16,6 +16,7 @@ holo_tests::workloads! {
     stopped: Workload::new("stopped.c");
     python: Workload::script("/usr/bin/python3", "processes.py");
     sharing: Workload::new("sharing.c");
+    adopted: Workload::new("adopted.c");
 }
 
 fn start(node: &Node, source: &'static str) -> App {

@@ -6,9 +6,11 @@
 //! ```
 //!
 //! All processes are forked while they are empty, and filled afterwards. A session is inherited, so that a child whose
-//! session its parent has left is forked before the parent's `setsid`. Sessions and groups whose leader is gone get one
-//! for a moment.
+//! session its parent has left is forked before the parent's `setsid`. One that was adopted, by init or by a subreaper, is
+//! made as it once was: by a child of its session's leader that ends at once. Sessions and groups whose leader is gone
+//! get one for a moment.
 
+use crate::corpses::{bury, corpse};
 use crate::install::{Channel, Install, install};
 use crate::kinds::process::ProcessState;
 use crate::kinds::tree::{Ended, TreeState};
@@ -18,7 +20,6 @@ use crate::remote::{Remote, call};
 use crate::tree::{child_of, state_and_parent};
 use holo_abi::control::{CALL_CLONE, CALL_JUMP, CONTROL_BYTES, slot};
 use holo_abi::sysno;
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -30,7 +31,8 @@ const CLONE_FS: u64 = 0x200;
 const CLONE_FILES: u64 = 0x400;
 const CLONE_PARENT: u64 = 0x8000;
 const SIGCHLD: u64 = 17;
-const WALL: u64 = 0x4000_0000;
+const PR_SET_CHILD_SUBREAPER: u64 = 36;
+pub(crate) const WALL: u64 = 0x4000_0000;
 const MAP_SHARED_FIXED_NOREPLACE: u64 = 0x01 | 0x10_0000;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Numbers above the channel's that are used for a moment.
@@ -124,7 +126,7 @@ pub(crate) fn end(helper: &Remote, parent: Option<(&Remote, i32)>) -> RmResult<(
     Ok(())
 }
 
-fn wait_for_end(pid: i32) -> RmResult<()> {
+pub(crate) fn wait_for_end(pid: i32) -> RmResult<()> {
     let until = Instant::now() + PATIENCE;
     while state_and_parent(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X')) {
         if Instant::now() > until {
@@ -149,8 +151,14 @@ struct Growing<'a> {
     made: Vec<Option<Remote>>,
     /// Children by their parent's pid.
     kids: BTreeMap<i32, Vec<usize>>,
-    /// Leaders, for a moment, of sessions that have none.
-    leaders: BTreeMap<i32, Remote>,
+    /// Places of processes by their pids.
+    alive: BTreeMap<i32, usize>,
+    /// Leaders, for a moment, of sessions that have none, and whose children they are: init's, or those of a process.
+    leaders: BTreeMap<i32, (Remote, Option<usize>)>,
+    /// Children that are to be found ended, with the places of their parents.
+    corpses: BTreeMap<i32, (Remote, usize, Ended)>,
+    /// Those that are to be adopted, with the places of their parents; none: init.
+    orphans: Vec<(usize, Option<usize>)>,
 }
 
 impl Growing<'_> {
@@ -189,46 +197,74 @@ impl Growing<'_> {
         self.made[index].as_ref().ok_or_else(|| RmError::Unsupported("a process was not made".into()))
     }
 
-    /// One whose parent is not in the application. False: the leader of its session is to be made before.
-    fn plant(&mut self, index: usize, alive: &BTreeMap<i32, usize>) -> RmResult<bool> {
+    /// One whose parent did not make it, or not in this session. False: the leader of its session, or who shares with it, is to
+    /// be made before.
+    fn adopt(&mut self, index: usize, parent: Option<usize>) -> RmResult<bool> {
         let (pid, sid) = (self.state(index).pid, self.state(index).sid);
-        let ground = self.ground;
         let partner = self.sharing(index).map(|(with, _)| with);
         if partner.is_some_and(|with| self.made[with].is_none()) {
             return Ok(false);
         }
         let (remote, inherited) = if let Some(with) = partner {
-            (self.birth(index, None)?, self.state(with).sid)
+            let of = parent.map(|parent| self.made(parent)).transpose()?;
+            (self.birth(index, of)?, self.state(with).sid)
         } else if sid == pid || sid == 0 {
             (self.birth(index, None)?, 0)
-        } else if let Some(leader) = alive.get(&sid) {
-            let Some(leader_remote) = self.made[*leader].as_ref() else { return Ok(false) };
-            // By a child of the leader that ends at once.
-            let spare = ground.spare;
-            let middle = fork(ground, leader_remote, spare, false)?;
-            let remote = fork(ground, &middle, pid, false)?;
-            end(&middle, Some((leader_remote, spare)))?;
-            (remote, sid)
-        } else {
-            if ground.tree.ended.iter().any(|ended| ended.pid == sid) {
-                let why = format!(
-                    "process {pid} is in the session of {sid}, which has ended and was not waited for"
-                );
-                return Err(RmError::Unsupported(why));
+        } else if let Some(leader) = self.alive.get(&sid) {
+            let Some(leader) = self.made[*leader].as_ref() else { return Ok(false) };
+            (self.orphan(pid, leader, parent)?, sid)
+        } else if let Some(ended) = self.ground.tree.ended.iter().find(|ended| ended.pid == sid) {
+            if !self.make_corpse(ended)? {
+                return Ok(false);
             }
-            let leader = match self.leaders.entry(sid) {
-                Entry::Occupied(made) => made.into_mut(),
-                Entry::Vacant(place) => {
-                    let leader = fork(ground, ground.seed, sid, true)?;
-                    leader.call(sysno::setsid, &[]).on("making", format!("session {sid}"))?;
-                    place.insert(leader)
-                }
-            };
-            (fork(ground, leader, pid, true)?, sid)
+            (self.orphan(pid, &self.corpses[&sid].0, parent)?, sid)
+        } else {
+            (self.of_a_moments_session(pid, sid, parent)?, sid)
         };
         self.made[index] = Some(remote);
         self.grow(index, inherited)?;
         Ok(true)
+    }
+
+    /// Forks a process in the session of `leader` and lets it be adopted.
+    fn orphan(&self, pid: i32, leader: &Remote, parent: Option<usize>) -> RmResult<Remote> {
+        let ground = self.ground;
+        let parent = parent.map(|parent| self.made(parent)).transpose()?;
+        let adopts = |now: u64| match parent {
+            Some(parent) => parent.call(sysno::prctl, &[PR_SET_CHILD_SUBREAPER, now]).map(|_| ()),
+            None => Ok(()),
+        };
+        adopts(1).on("making", "a subreaper")?;
+        let middle = fork(ground, leader, ground.spare, false)?;
+        let made = fork(ground, &middle, pid, false);
+        end(&middle, Some((leader, ground.spare)))?;
+        adopts(0).on("making", "a subreaper")?;
+        let made = made?;
+        let wanted = parent.map_or(ground.init, |parent| parent.pid);
+        if state_and_parent(made.pid).is_some_and(|(_, parent)| parent == wanted) {
+            return Ok(made);
+        }
+        Err(RmError::Unsupported(format!("process {pid} cannot be made a child of who has adopted it")))
+    }
+
+    /// Forks a process in a session whose leader is gone.
+    fn of_a_moments_session(&mut self, pid: i32, sid: i32, parent: Option<usize>) -> RmResult<Remote> {
+        let ground = self.ground;
+        if !self.leaders.contains_key(&sid) {
+            let leader = match parent {
+                Some(parent) => fork(ground, self.made(parent)?, sid, false)?,
+                None => fork(ground, ground.seed, sid, true)?,
+            };
+            leader.call(sysno::setsid, &[]).on("making", format!("session {sid}"))?;
+            self.leaders.insert(sid, (leader, parent));
+        }
+        let (leader, of) = &self.leaders[&sid];
+        if *of != parent {
+            let why = format!("process {pid} is in session {sid}, of which others have another parent");
+            return Err(RmError::Unsupported(why));
+        }
+        let of = parent.map(|parent| self.made(parent)).transpose()?.map_or(ground.init, |parent| parent.pid);
+        clone_of(leader, Some(pid), of, CLONE_PARENT, 0)
     }
 
     /// Makes the children of a process that was forked in the session `inherited`.
@@ -250,9 +286,8 @@ impl Growing<'_> {
                 }
                 let now = if early { inherited } else { sid };
                 if !own && kid_sid != now {
-                    let why =
-                        format!("process {kid_pid} is in session {kid_sid}, its parent {pid} never was");
-                    return Err(RmError::Unsupported(why));
+                    self.orphans.push((*kid, Some(index)));
+                    continue;
                 }
                 self.made[*kid] = Some(self.birth(*kid, Some(self.made(index)?))?);
                 born.push((*kid, now));
@@ -287,70 +322,30 @@ impl Growing<'_> {
         grouped.on("putting", what()).map(|_| ())
     }
 
-    /// Makes children that are to be found ended.
-    fn corpses(&self) -> RmResult<Vec<(Remote, usize, Ended)>> {
-        let mut all = Vec::new();
-        for ended in &self.ground.tree.ended {
-            let parent = self.ground.states.iter().position(|state| state.pid == ended.ppid);
-            let bad = || RmError::Unsupported(format!("zombie {} has no parent", ended.pid));
-            let parent = parent.ok_or_else(bad)?;
-            let corpse = corpse(self.made(parent)?, ended)?;
-            all.push((corpse, parent, *ended));
+    /// Makes a child that is to be found ended, unless it is there. False: its parent is to be made before.
+    fn make_corpse(&mut self, ended: &Ended) -> RmResult<bool> {
+        if self.corpses.contains_key(&ended.pid) {
+            return Ok(true);
         }
-        Ok(all)
+        let bad = || RmError::Unsupported(format!("zombie {} has no parent", ended.pid));
+        let parent = *self.alive.get(&ended.ppid).ok_or_else(bad)?;
+        let Some(remote) = self.made[parent].as_ref() else { return Ok(false) };
+        let corpse = corpse(remote, ended)?;
+        self.corpses.insert(ended.pid, (corpse, parent, *ended));
+        Ok(true)
     }
 
-    fn bury(&self, corpses: Vec<(Remote, usize, Ended)>) -> RmResult<()> {
-        for (corpse, parent, ended) in corpses {
+    /// Ends those that are to be found ended, and those that were made for a moment.
+    fn bury(&mut self) -> RmResult<()> {
+        for (corpse, parent, ended) in std::mem::take(&mut self.corpses).into_values() {
             bury(&corpse, self.made(parent)?, &ended)?;
+        }
+        for (sid, (leader, parent)) in std::mem::take(&mut self.leaders) {
+            let parent = parent.map(|parent| self.made(parent)).transpose()?;
+            end(&leader, parent.map(|parent| (parent, sid)))?;
         }
         Ok(())
     }
-}
-
-/// Makes a child that is to be found ended.
-fn corpse(parent: &Remote, ended: &Ended) -> RmResult<Remote> {
-    let corpse = fork_of(parent, ended.pid)?;
-    if ended.sid == ended.pid {
-        corpse.call(sysno::setsid, &[]).on("making", format!("session {}", ended.sid))?;
-    } else if ended.pgid == ended.pid {
-        corpse.call(sysno::setpgid, &[0, 0]).on("making", format!("group {}", ended.pgid))?;
-    }
-    Ok(corpse)
-}
-
-/// Ends it as it had ended.
-fn bury(corpse: &Remote, parent: &Remote, ended: &Ended) -> RmResult<()> {
-    let signal = ended.status & 0x7f;
-    if signal == 0 {
-        let code = (ended.status >> 8) as u64 & 0xff;
-        corpse.page.start(corpse.leader, &[call(sysno::exit_group, &[code])], false);
-    } else {
-        let none = corpse.page.put(0, &[0; 16]);
-        // No core file, and nothing blocked.
-        let calls = [
-            call(sysno::setrlimit, &[4, none]),
-            call(sysno::rt_sigprocmask, &[2, none, 0, 8]),
-            call(sysno::kill, &[ended.pid as u64, signal as u64]),
-        ];
-        corpse.page.start(corpse.leader, &calls, false);
-    }
-    wait_for_end(corpse.pid)?;
-    corpse.page.state(corpse.leader).store(slot::FREE, Ordering::SeqCst);
-    forget_child_signal(parent)
-}
-
-/// Lets one that is found ended do something before that.
-pub(crate) fn before_its_end(
-    parent: &Remote,
-    ended: &Ended,
-    act: &mut dyn FnMut(&Remote) -> RmResult<()>,
-) -> RmResult<()> {
-    parent.call(sysno::wait4, &[ended.pid as u64, 0, WALL, 0]).on("reaping", ended.pid)?;
-    let again = corpse(parent, ended)?;
-    let done = act(&again);
-    bury(&again, parent, ended)?;
-    done
 }
 
 /// Makes all processes; each serves calls on its own page, and has nothing else yet.
@@ -361,37 +356,39 @@ pub(crate) fn grow(ground: &Ground) -> RmResult<Vec<Remote>> {
         ground,
         made: ground.states.iter().map(|_| None).collect(),
         kids: BTreeMap::new(),
+        alive,
         leaders: BTreeMap::new(),
+        corpses: BTreeMap::new(),
+        orphans: Vec::new(),
     };
-    let mut roots = Vec::new();
     for (index, state) in ground.states.iter().enumerate() {
         // The first process's parent is shown to it, and may by chance have the number of another.
-        if index > 0 && alive.contains_key(&state.ppid) && state.ppid != state.pid {
+        if index > 0 && growing.alive.contains_key(&state.ppid) && state.ppid != state.pid {
             growing.kids.entry(state.ppid).or_default().push(index);
         } else {
-            roots.push(index);
+            growing.orphans.push((index, None));
         }
     }
-    while !roots.is_empty() {
-        let before = roots.len();
+    while !growing.orphans.is_empty() {
+        let orphans = std::mem::take(&mut growing.orphans);
+        let waiting = orphans.len();
         let mut later = Vec::new();
-        for root in roots {
-            if !growing.plant(root, &alive)? {
-                later.push(root);
+        for (orphan, parent) in orphans {
+            if !growing.adopt(orphan, parent)? {
+                later.push((orphan, parent));
             }
         }
-        if later.len() == before {
-            let pid = ground.states[later[0]].pid;
+        if later.len() == waiting {
+            let pid = ground.states[later[0].0].pid;
             return Err(RmError::Unsupported(format!("the session of process {pid} cannot be made again")));
         }
-        roots = later;
+        growing.orphans.append(&mut later);
     }
-    let corpses = growing.corpses()?;
+    for ended in &ground.tree.ended {
+        growing.make_corpse(ended)?;
+    }
     growing.group()?;
-    growing.bury(corpses)?;
-    for leader in std::mem::take(&mut growing.leaders).into_values() {
-        end(&leader, None)?;
-    }
+    growing.bury()?;
     let made: Option<Vec<Remote>> = growing.made.into_iter().collect();
     let made = made.ok_or_else(|| RmError::Unsupported("the tree has processes without a root".into()))?;
     let first = ground.tree.processes[0].page;

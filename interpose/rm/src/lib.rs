@@ -5,6 +5,7 @@
 
 pub mod barrier;
 pub mod clone;
+mod corpses;
 pub mod faults;
 pub mod filters;
 mod grow;

@@ -6,7 +6,8 @@
 
 use super::process::clock_ns;
 use super::tree::{self, TreeState};
-use crate::grow::{before_its_end, end, fork_of};
+use crate::corpses::before_its_end;
+use crate::grow::{end, fork_of};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, section};
 use crate::remote::{Remote, call, outcome};
 use crate::tree::start_time;

@@ -72,7 +72,8 @@ pub(crate) fn list(processes: &[&Remote], ask: AskCloexec) -> RmResult<Listed> {
     let pids: Vec<i32> = processes.iter().map(|remote| remote.pid).collect();
     let holders = sharing::firsts(&pids, compare::FILES)?;
     // What several processes share is listed once.
-    for (process, remote) in processes.iter().enumerate().filter(|(process, _)| holders[*process] == *process) {
+    for (process, remote) in processes.iter().enumerate().filter(|(process, _)| holders[*process] == *process)
+    {
         all.append(&mut entries(process, remote)?);
     }
     let entries = all;

@@ -69,7 +69,9 @@ fn sharing(place: usize, pids: &[i32], files: &[usize], directory: &[usize]) -> 
         let same = |groups: &[usize], wanted: bool| !wanted || groups[*with] == groups[place];
         let (Some(own), Some(other)) = (own, stat(pids[*with])) else { return false };
         let sibling = own.parent == other.parent && session(place, own) == session(*with, other);
-        same(files, shares_files) && same(directory, shares_directory) && (own.parent == pids[*with] || sibling)
+        same(files, shares_files)
+            && same(directory, shares_directory)
+            && (own.parent == pids[*with] || sibling)
     };
     let Some(with) = (0..place).rev().find(makes) else {
         let first = if shares_files { files[place] } else { directory[place] };
@@ -80,12 +82,7 @@ fn sharing(place: usize, pids: &[i32], files: &[usize], directory: &[usize]) -> 
         );
         return Err(RmError::Unsupported(why));
     };
-    Ok(Sharing {
-        process: place as u32,
-        with: with as u32,
-        files: shares_files,
-        directory: shares_directory,
-    })
+    Ok(Sharing { process: place as u32, with: with as u32, files: shares_files, directory: shares_directory })
 }
 
 /// Threads of one process must have one table of descriptors and one directory.

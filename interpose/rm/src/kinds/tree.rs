@@ -72,11 +72,15 @@ impl TreeState {
         if pids[0] < 1 || pids.windows(2).any(|pair| pair[0] == pair[1]) {
             return bad("a pid that is none, or twice".into());
         }
-        let disordered = |one: &&Sharing| {
-            one.with >= one.process || one.process as usize >= self.processes.len()
-        };
+        let disordered =
+            |one: &&Sharing| one.with >= one.process || one.process as usize >= self.processes.len();
         if let Some(one) = self.shared.iter().find(disordered) {
-            return bad(format!("process {} shares with {} of {}", one.process, one.with, self.processes.len()));
+            return bad(format!(
+                "process {} shares with {} of {}",
+                one.process,
+                one.with,
+                self.processes.len()
+            ));
         }
         if let Some(one) = self.processes.iter().find(|one| !(0..=64).contains(&one.exit_signal)) {
             return bad(format!("process {} ends with signal {}", one.pid, one.exit_signal));
