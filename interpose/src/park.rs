@@ -13,6 +13,7 @@ const EINTR: u64 = (-4i64).cast_unsigned();
 const ARCH_GET_FS: u64 = 0x1003;
 const ARCH_GET_GS: u64 = 0x1004;
 const PR_GET_TID_ADDRESS: u64 = 40;
+const PR_GET_TIMERSLACK: u64 = 30;
 const FUTEX_WAKE: u64 = 1;
 
 /// Parks this thread if a cut is wanted; returns when it is let go.
@@ -114,6 +115,7 @@ fn fill(slot: &Slot, frame: &mut UContext, words: &Tls, generation: u64) {
         sys!(sysno::arch_prctl, ARCH_GET_GS, &raw mut (*raw).gs_base);
         sys!(sysno::prctl, PR_GET_TID_ADDRESS, &raw mut (*raw).tid_address);
         sys!(sysno::get_robust_list, 0, &raw mut (*raw).robust_head, &raw mut (*raw).robust_len);
+        (*raw).slack_ns = sys!(sysno::prctl, PR_GET_TIMERSLACK).max(0).cast_unsigned();
         let (rseq, len, signature) = start::rseq_of(words, (*raw).fs_base);
         (*raw).rseq = rseq;
         (*raw).rseq_len = len;

@@ -187,6 +187,8 @@ pub struct Slot {
     pub leave: u32,
     /// Process id as the app sees it: processes that were forked share their page.
     pub pid: u32,
+    /// Timer slack, nanoseconds.
+    pub slack_ns: u64,
     /// Own list.
     pub calls: [Call; SLOT_CALLS],
 }

@@ -2,6 +2,7 @@
 
 use crate::filters;
 use crate::page::{Page, wait};
+use crate::proc_file;
 use crate::stopped::Stopped;
 use crate::tree::{Census, Seat, state_and_parent};
 use holo_abi::control::{SLOTS_MAX, cut, slot};
@@ -377,9 +378,10 @@ pub fn tid_in(page: &Page, index: usize) -> i32 {
 /// The id that a thread has in its own, innermost namespace.
 #[must_use]
 pub fn inner_tid(pid: i32, tid: i32) -> i32 {
-    fs::read_to_string(format!("/proc/{pid}/task/{tid}/status"))
+    proc_file::read(format!("/proc/{pid}/task/{tid}/status"))
         .ok()
         .and_then(|status| {
+            let status = String::from_utf8_lossy(&status);
             let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
             line.split_whitespace().last()?.parse().ok()
         })

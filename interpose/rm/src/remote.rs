@@ -5,6 +5,8 @@
 //! made by a thread of the process itself.
 
 use crate::page::Page;
+use crate::proc_file;
+use crate::tasks::{self, Task};
 use crate::tree::state_and_parent;
 use holo_abi::control::Call;
 use holo_abi::sysno;
@@ -13,7 +15,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long a call list may take.
@@ -30,6 +32,8 @@ pub struct Remote {
     /// Slot of the thread that makes calls for the process.
     pub leader: usize,
     pidfd: OwnedFd,
+    tasks: OnceLock<Vec<Task>>,
+    maps: OnceLock<Vec<u8>>,
 }
 
 /// A call list entry.
@@ -65,7 +69,7 @@ impl Remote {
         }
         // SAFETY: just made.
         let pidfd = unsafe { OwnedFd::from_raw_fd(raw as i32) };
-        Ok(Self { page, pid, leader, pidfd })
+        Ok(Self { page, pid, leader, pidfd, tasks: OnceLock::new(), maps: OnceLock::new() })
     }
 
     /// `/proc/<pid>/<rest>`.
@@ -74,13 +78,44 @@ impl Remote {
         PathBuf::from(format!("/proc/{}/{rest}", self.pid))
     }
 
+    /// Its threads, as they were when they were first asked for: only while it is parked.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn tasks(&self) -> io::Result<&[Task]> {
+        if self.tasks.get().is_none() {
+            let _ = self.tasks.set(tasks::read(self.pid)?);
+        }
+        Ok(self.tasks.get().map_or(&[], Vec::as_slice))
+    }
+
+    /// Its `maps`, as they were when they were first asked for: only while it is parked, for those who leave no zone behind.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn maps(&self) -> io::Result<&[u8]> {
+        if self.maps.get().is_none() {
+            let _ = self.maps.set(proc_file::read(self.proc("maps"))?);
+        }
+        Ok(self.maps.get().map_or(&[], Vec::as_slice))
+    }
+
+    /// One of [`Self::tasks`], by the id that it sees itself.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn task(&self, inner: i32) -> io::Result<&Task> {
+        let found = self.tasks()?.iter().find(|task| task.inner == inner);
+        found.ok_or_else(|| io::Error::other(format!("no thread {inner} in {}", self.pid)))
+    }
+
     /// Reads a `/proc` file of the process.
     ///
     /// # Errors
     /// With the path.
     pub fn proc_text(&self, rest: &str) -> io::Result<String> {
         let path = self.proc(rest);
-        fs::read(&path)
+        proc_file::read(&path)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", path.display())))
     }

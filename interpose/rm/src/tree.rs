@@ -1,6 +1,7 @@
 //! The processes of an application, as they are seen from outside.
 
 use crate::page::Page;
+use crate::proc_file;
 use crate::remote::Remote;
 use std::collections::BTreeSet;
 use std::fs;
@@ -71,7 +72,8 @@ pub fn children(pid: i32) -> Vec<i32> {
     let mut out = Vec::new();
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return out };
     for task in tasks.flatten() {
-        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        let list = proc_file::read(task.path().join("children")).unwrap_or_default();
+        let list = String::from_utf8_lossy(&list);
         out.extend(list.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
     }
     out.retain(|child| !is_hidden(*child));
@@ -96,7 +98,8 @@ pub struct Stat {
 /// Reads it; none if it is gone.
 #[must_use]
 pub fn stat(pid: i32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let text = proc_file::read(format!("/proc/{pid}/stat")).ok()?;
+    let text = String::from_utf8_lossy(&text);
     // By the numbers of proc(5), which begin with 1; the second one is the name, which may contain anything.
     let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3).copied();

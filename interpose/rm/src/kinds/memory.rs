@@ -14,6 +14,7 @@ use crate::kinds::vdso::VdsoState;
 use crate::kinds::zone_flags::Flags;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
+use crate::proc_file;
 use crate::remote::{call, read_guarded};
 use crate::snapshot::Snapshot;
 use crate::track::{Tracking, ranges};
@@ -115,15 +116,18 @@ fn layout(cx: &DumpCx) -> RmResult<(Layout, u64)> {
     let brk = cx.remote.call(sysno::brk, &[0]).on("asking for", "brk")?;
     let words = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51]
         .map(|number| if number == 0 { brk } else { field(number) });
-    let auxv = fs::read(cx.remote.proc("auxv")).on("reading", "auxv")?;
+    let auxv = proc_file::read(cx.remote.proc("auxv")).on("reading", "auxv")?;
     Ok((Layout { words, auxv }, field(22)))
 }
 
 /// All but holo's own, which begin at `own`.
 fn read_zones(pid: i32, own: [u64; 2]) -> RmResult<Vec<Zone>> {
     let path = format!("/proc/{pid}/maps");
-    let text = fs::read(&path).on("reading", &path)?;
-    let mut all = zones::parse(&text).map_err(RmError::Unsupported)?;
+    parse_zones(pid, &proc_file::read(&path).on("reading", &path)?, own)
+}
+
+fn parse_zones(pid: i32, text: &[u8], own: [u64; 2]) -> RmResult<Vec<Zone>> {
+    let mut all = zones::parse(text).map_err(RmError::Unsupported)?;
     all.retain(|zone| !own.contains(&zone.start) && zone.kind != ZoneKind::Vsyscall);
     super::aio::check(pid, &all)?;
     Ok(all)
@@ -276,7 +280,7 @@ impl ResourceManager for Memory {
         self.by_hand.clear();
         let own = [cx.remote.page.address(), cx.remote.page.changes_at()];
         self.advised = cx.remote.page.control().header.advised.load(Ordering::SeqCst);
-        let mut all = read_zones(cx.remote.pid, own)?;
+        let mut all = parse_zones(cx.remote.pid, cx.remote.maps().on("reading", "maps")?, own)?;
         let (layout, started) = layout(cx)?;
         let objects = self.copy_objects(cx, &all)?;
         self.copy_nameless(cx, &all)?;

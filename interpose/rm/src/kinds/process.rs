@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 const NAME: &str = "process";
@@ -141,8 +142,13 @@ const FEATURES: [&str; 31] = [
     "rdpid",
 ];
 
-/// What this node's processor has of [`FEATURES`].
+/// What this node's processor has of [`FEATURES`]: found once, which takes longer than all else here.
 fn processor_features() -> Vec<String> {
+    static FOUND: OnceLock<Vec<String>> = OnceLock::new();
+    FOUND.get_or_init(look_for_features).clone()
+}
+
+fn look_for_features() -> Vec<String> {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags =
         text.lines().find_map(|line| line.strip_prefix("flags")?.split_once(':').map(|(_, flags)| flags));

@@ -44,10 +44,8 @@ fn actions_of_64<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<u8>, D
 #[derive(Default)]
 pub struct Signals;
 
-fn pending_bits(status: &str, name: &str) -> u64 {
-    let bits = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0) & !(1 << (PARK_SIGNAL - 1))
-}
+/// The signal that parks, in a set.
+const OURS: u64 = 1 << (PARK_SIGNAL - 1);
 
 /// Takes and queues again every signal of `set` in the thread of `slot`.
 fn look(cx: &DumpCx, slot: usize, set: u64, own: Option<u32>, out: &mut Vec<Pending>) -> RmResult<()> {
@@ -99,13 +97,12 @@ impl ResourceManager for Signals {
         for (index, slot) in cx.slots.iter().enumerate() {
             // SAFETY: filled in by the parked thread.
             let inner = unsafe { (*page.slot(*slot)).tid } as i32;
-            let tid = crate::tree::outer_tid(cx.remote.pid, inner).on("finding", "a thread")?;
-            let status = cx.remote.proc_text(&format!("task/{tid}/status")).on("reading", "status")?;
-            let own = pending_bits(&status, "SigPnd");
+            let task = cx.remote.task(inner).on("finding", "a thread")?;
+            let own = task.pending & !OURS;
             if own != 0 {
                 look(cx, *slot, own, Some(index as u32), &mut pending)?;
             }
-            let shared = pending_bits(&status, "ShdPnd");
+            let shared = task.shared_pending & !OURS;
             // By the leader: the kernel lets only it put back what another process sent.
             if index == 0 && shared != 0 {
                 look(cx, *slot, shared, None, &mut pending)?;

@@ -122,9 +122,12 @@ fn segments(remote: &Remote) -> RmResult<Vec<Segment>> {
 }
 
 /// Zones of segments, with all their flags.
-fn attached_zones(remote: &Remote) -> RmResult<Vec<Zone>> {
-    let maps = fs::read(remote.proc("maps")).on("reading", "maps")?;
-    let mut all = zones::parse(&maps).map_err(RmError::Unsupported)?;
+fn attached_zones(maps: &[u8]) -> RmResult<Vec<Zone>> {
+    // Most processes have none.
+    if !maps.windows(5).any(|part| part == b"/SYSV") {
+        return Ok(Vec::new());
+    }
+    let mut all = zones::parse(maps).map_err(RmError::Unsupported)?;
     all.retain(|zone| zone.kind == ZoneKind::SysV);
     Ok(all)
 }
@@ -215,7 +218,8 @@ fn copy(cx: &DumpCx, zones: &[&Zone], segment: &Segment) -> RmResult<File> {
 fn copy_unattached(cx: &DumpCx, segment: &Segment) -> RmResult<File> {
     let id = segment.id as u64;
     let at = cx.remote.call(sysno::shmat, &[id, 0, SHM_RDONLY]).on("attaching", segment.named())?;
-    let copied = attached_zones(cx.remote).and_then(|all| {
+    let maps = fs::read(cx.remote.proc("maps")).on("reading", "maps");
+    let copied = maps.and_then(|maps| attached_zones(&maps)).and_then(|all| {
         let own: Vec<&Zone> = all.iter().filter(|zone| zone.start == at).collect();
         copy(cx, &own, segment)
     });
@@ -290,7 +294,7 @@ impl ResourceManager for SysvShm {
         let by_id: BTreeMap<i32, &Segment> = all.iter().map(|segment| (segment.id, segment)).collect();
         let mut zones: Vec<Vec<Zone>> = Vec::new();
         for (index, process) in cx.processes.iter().enumerate() {
-            let own = attached_zones(&process.remote)?;
+            let own = attached_zones(process.remote.maps().on("reading", "maps")?)?;
             if !own.is_empty() {
                 let found = attachments(&own, &by_id, &flags(&process.remote)?)?;
                 self.state.attachments.extend(found.into_iter().map(|one| (index as u32, one)));

@@ -2,11 +2,9 @@
 
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::remote::call;
-use crate::tree::outer_tid;
 use holo_abi::control::{CALL_CLONE, slot};
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::time::Duration;
 
 const NAME: &str = "threads";
@@ -14,7 +12,6 @@ const VERSION: u16 = 1;
 const THREADS_MAX: usize = holo_abi::control::SLOTS_MAX / 2;
 const PR_SET_NAME: u64 = 15;
 const PR_SET_TIMERSLACK: u64 = 29;
-const PR_GET_TIMERSLACK: u64 = 30;
 const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_SET_FS: u64 = 0x1002;
 /// VM, FS, FILES, SIGHAND, THREAD, SYSVSEM.
@@ -79,7 +76,7 @@ pub struct Threads;
 fn capture(cx: &DumpCx, index: usize) -> RmResult<ThreadState> {
     let remote = cx.remote;
     // SAFETY: filled in by the parked thread.
-    let (tid, frame, fs_base, gs_base, tid_address, robust, rseq) = unsafe {
+    let (tid, frame, fs_base, gs_base, tid_address, robust, rseq, slack_ns) = unsafe {
         let slot = &*remote.page.slot(index);
         (
             slot.tid as i32,
@@ -89,9 +86,11 @@ fn capture(cx: &DumpCx, index: usize) -> RmResult<ThreadState> {
             slot.tid_address,
             (slot.robust_head, slot.robust_len),
             (slot.rseq, slot.rseq_len, slot.rseq_sig),
+            slot.slack_ns,
         )
     };
-    let outer = outer_tid(remote.pid, tid).on("finding", format!("thread {tid}"))?;
+    let task = remote.task(tid).on("finding", format!("thread {tid}"))?;
+    let outer = task.tid;
     let mut attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..SchedAttr::default() };
     let mut affinity = vec![0u8; 1024];
     // SAFETY: writes into structures of the given sizes.
@@ -100,8 +99,6 @@ fn capture(cx: &DumpCx, index: usize) -> RmResult<ThreadState> {
         libc::syscall(libc::SYS_sched_getaffinity, outer, affinity.len(), affinity.as_mut_ptr())
     };
     affinity.truncate(mask_bytes.max(0) as usize);
-    let comm =
-        fs::read(remote.proc(&format!("task/{outer}/comm"))).on("reading", format!("name of {tid}"))?;
     Ok(ThreadState {
         tid,
         frame,
@@ -110,10 +107,10 @@ fn capture(cx: &DumpCx, index: usize) -> RmResult<ThreadState> {
         tid_address,
         robust,
         rseq,
-        comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
+        comm: task.name.clone(),
         sched: (attr.policy, attr.nice, attr.priority, attr.flags),
         affinity,
-        slack_ns: 0,
+        slack_ns,
     })
 }
 
@@ -123,17 +120,9 @@ impl ResourceManager for Threads {
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        let page = &cx.remote.page;
-        for index in cx.slots {
-            page.start(*index, &[call(sysno::prctl, &[PR_GET_TIMERSLACK])], false);
-        }
         let mut threads = Vec::with_capacity(cx.slots.len());
         for index in cx.slots {
-            let mut slack = [call(sysno::prctl, &[PR_GET_TIMERSLACK])];
-            page.finish(*index, &mut slack, PATIENCE).on("asking", "a thread")?;
-            let mut state = capture(cx, *index)?;
-            state.slack_ns = slack[0].ret.max(0).cast_unsigned();
-            threads.push(state);
+            threads.push(capture(cx, *index)?);
         }
         let leader = cx.processes[cx.index].pid;
         let leader_gone = threads.first().is_none_or(|first| first.tid != leader);

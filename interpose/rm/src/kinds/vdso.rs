@@ -6,7 +6,8 @@
 
 use crate::kinds::zones::{self, Zone, ZoneKind};
 use crate::manager::{Context, RmError, RmResult, SwitchCx};
-use crate::remote::{Remote, call, read_memory};
+use crate::proc_file;
+use crate::remote::{Remote, call, read_many, read_memory};
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
 use std::sync::OnceLock;
@@ -121,18 +122,17 @@ fn heads() -> &'static [u64] {
 /// # Errors
 /// The process cannot be read.
 pub fn is_in_head(remote: &Remote, slots: &[usize]) -> io::Result<bool> {
-    let Some(base) = base(&fs::read(remote.proc("auxv"))?) else { return Ok(false) };
-    for index in slots {
-        // SAFETY: filled in by the parked thread.
-        let frame = unsafe { (*remote.page.slot(*index)).frame };
-        let mut rip = [0; 8];
-        remote.read(frame + RIP_AT, &mut rip)?;
-        let offset = u64::from_le_bytes(rip).wrapping_sub(base);
-        if heads().iter().any(|at| *at < offset && offset < at + JUMP_BYTES) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let Some(base) = base(&proc_file::read(remote.proc("auxv"))?) else { return Ok(false) };
+    // SAFETY: filled in by the parked threads.
+    let frames = slots.iter().map(|index| unsafe { (*remote.page.slot(*index)).frame } + RIP_AT);
+    let places: Vec<(u64, u64)> = frames.map(|at| (at, at + 8)).collect();
+    let mut all = vec![0; places.len() * 8];
+    read_many(remote.pid, &places, &mut all)?;
+    let in_head = |rip: &[u8]| {
+        let offset = u64::from_le_bytes(rip.try_into().unwrap_or([0; 8])).wrapping_sub(base);
+        heads().iter().any(|at| *at < offset && offset < at + JUMP_BYTES)
+    };
+    Ok(all.chunks_exact(8).any(in_head))
 }
 
 /// The old code with every function jumping to its namesake; `None` if one has none or no room.

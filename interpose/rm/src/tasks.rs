@@ -1,0 +1,107 @@
+//! What `/proc` says of the threads of a parked process, read once in a stop: several kinds ask for it.
+
+use crate::proc_file;
+use std::fs;
+use std::io;
+
+/// A thread.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Task {
+    /// Its id on this node.
+    pub tid: i32,
+    /// Its id as it sees itself.
+    pub inner: i32,
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Signals that wait for it.
+    pub pending: u64,
+    /// Signals that wait for any thread of its process.
+    pub shared_pending: u64,
+}
+
+/// All threads of a process.
+///
+/// # Errors
+/// The process is gone.
+pub(crate) fn read(pid: i32) -> io::Result<Vec<Task>> {
+    let mut out = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let Some(tid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // One that ended meanwhile is not there.
+        if let Ok(status) = proc_file::read(format!("/proc/{pid}/task/{tid}/status")) {
+            out.push(parse(tid, &status));
+        }
+    }
+    Ok(out)
+}
+
+fn parse(tid: i32, status: &[u8]) -> Task {
+    let mut task = Task { tid, inner: tid, ..Task::default() };
+    let text = |value: &[u8]| String::from_utf8_lossy(value).trim().to_owned();
+    let bits = |value: &[u8]| u64::from_str_radix(&text(value), 16).unwrap_or(0);
+    for line in status.split(|byte| *byte == b'\n') {
+        if let Some(name) = line.strip_prefix(b"Name:\t") {
+            task.name = unescape(name);
+        } else if let Some(ids) = line.strip_prefix(b"NSpid:") {
+            task.inner = text(ids).split_whitespace().last().and_then(|id| id.parse().ok()).unwrap_or(tid);
+        } else if let Some(set) = line.strip_prefix(b"SigPnd:") {
+            task.pending = bits(set);
+        } else if let Some(set) = line.strip_prefix(b"ShdPnd:") {
+            task.shared_pending = bits(set);
+        }
+    }
+    task
+}
+
+/// The kernel writes `\\n` for a newline and `\\\\` for a backslash.
+fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(name.len());
+    let mut rest = name.iter();
+    while let Some(byte) = rest.next() {
+        out.push(match (byte, byte == &b'\\') {
+            (_, true) => match rest.next() {
+                Some(b'n') => b'\n',
+                Some(other) => *other,
+                None => b'\\',
+            },
+            (byte, false) => *byte,
+        });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    // Goal: every field is found, whatever the name. Method: a status with a name that looks like one of its lines.
+    #[test]
+    fn fields_of_a_status() {
+        let status = b"Name:\ta\\nSigPnd:\\\\b\nUmask:\t0022\nNSpid:\t4711\t12\t3\nSigPnd:\t0000000000000400\nShdPnd:\t0000000180000000\n";
+        let task = parse(4711, status);
+        assert_eq!((task.tid, task.inner, task.pending), (4711, 3, 0x400));
+        assert_eq!((task.shared_pending, task.name.as_slice()), (0x1_8000_0000, b"a\nSigPnd:\\b".as_slice()));
+    }
+
+    // Goal: names are those that the threads gave themselves. Method: a thread with a name that is escaped.
+    #[test]
+    fn own_threads() {
+        let name = b"x\\y\nz";
+        let (told, wait) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+        let (tell, end) = (told.0, wait.1);
+        let thread = std::thread::spawn(move || {
+            // SAFETY: a name with its final zero.
+            unsafe { libc::prctl(libc::PR_SET_NAME, c"x\\y\nz".as_ptr()) };
+            // SAFETY: no memory is passed.
+            tell.send(unsafe { libc::gettid() }).unwrap();
+            let _ = end.recv();
+        });
+        let tid = told.1.recv().unwrap();
+        let tasks = read(std::process::id() as i32).unwrap();
+        let task = tasks.iter().find(|task| task.inner == tid).unwrap();
+        assert_eq!(task.name, name);
+        drop(wait.0);
+        thread.join().unwrap();
+    }
+}
