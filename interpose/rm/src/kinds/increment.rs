@@ -5,6 +5,7 @@
 //!                                            --aborted--> what was to be read is carried to the next take
 //! ```
 
+use crate::at_once;
 use crate::kinds::zones::{PAGE, Zone};
 use crate::manager::{DumpCx, RmResult};
 use crate::remote::{Remote, read_many};
@@ -15,6 +16,8 @@ use std::collections::BTreeMap;
 
 /// Most that is copied in the stop: it stays reserved.
 const STAGING_BYTES_MAX: u64 = 64 << 20;
+/// Bytes that are copied by another thread: less takes no longer than to start it.
+const COPY_PART_BYTES_MIN: u64 = 1 << 20;
 /// Cost model, microseconds: copying a page; a fork at least; a fork for each page of the process.
 const COPY_PAGE_US: f64 = 0.5;
 const FORK_US: f64 = 300.0;
@@ -172,7 +175,13 @@ pub(crate) fn joined(runs: Runs) -> Runs {
 /// Copies ranges of a parked process into a buffer that is used again.
 pub(crate) fn copy(remote: &Remote, read: &[Range], into: &mut Vec<u8>) -> std::io::Result<()> {
     into.resize(ranges::bytes(read) as usize, 0);
-    read_many(remote.pid, read, into)
+    let (mut work, mut rest) = (Vec::new(), into.as_mut_slice());
+    for part in at_once::parts(read, |(start, end)| end - start, COPY_PART_BYTES_MIN) {
+        let (room, tail) = rest.split_at_mut(ranges::bytes(part) as usize);
+        work.push((part, room));
+        rest = tail;
+    }
+    at_once::run(work, |(part, room)| read_many(remote.pid, part, room)).into_iter().collect()
 }
 
 #[cfg(test)]

@@ -349,11 +349,10 @@ impl ResourceManager for Memory {
         let writer = cx.writer.as_mut().ok_or(RmError::BadSection { kind: NAME, what: "no image".into() })?;
         match (&snapshot, &plan) {
             (_, Some(plan)) if self.staged => {
-                let mut rest = self.staging.as_slice();
+                // All at once: they are few, and named on all processors.
+                let mut keys = writer.put_page_bytes(&self.staging)?.into_iter();
                 for (start, end) in &plan.read {
-                    let (part, tail) = rest.split_at((end - start) as usize);
-                    rest = tail;
-                    runs.insert(*start, writer.put_page_bytes(part)?);
+                    runs.insert(*start, keys.by_ref().take(((end - start) / PAGE) as usize).collect());
                 }
             }
             (Some(snapshot), _) => {
