@@ -18,6 +18,19 @@ pub fn normal(mut ranges: Vec<Range>) -> Vec<Range> {
     out
 }
 
+/// With the gaps that are no longer than `gap`; in normal form before and after.
+#[must_use]
+pub fn bridged(ranges: &[Range], gap: u64) -> Vec<Range> {
+    let mut out: Vec<Range> = Vec::with_capacity(ranges.len());
+    for &(start, end) in ranges {
+        match out.last_mut() {
+            Some(last) if start - last.1 <= gap => last.1 = end,
+            _ => out.push((start, end)),
+        }
+    }
+    out
+}
+
 /// What is in both; both in normal form.
 #[must_use]
 pub fn both(one: &[Range], other: &[Range]) -> Vec<Range> {
@@ -85,6 +98,9 @@ mod tests {
             assert_eq!(bits(&both(&one, &other)), bits(&one) & bits(&other), "{one:?} {other:?}");
             assert_eq!(bits(&without(&one, &other)), bits(&one) & !bits(&other), "{one:?} {other:?}");
             assert_eq!(bytes(&one), u64::from(bits(&one).count_ones()));
+            let wide = bridged(&one, 3);
+            assert!(without(&one, &wide).is_empty() && wide.windows(2).all(|pair| pair[0].1 + 3 < pair[1].0));
+            assert!(without(&wide, &one).iter().all(|(start, end)| end - start <= 3), "{one:?} {wide:?}");
         }
     }
 }

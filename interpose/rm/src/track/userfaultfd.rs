@@ -33,6 +33,10 @@ const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
 const MODE_WP: u64 = 2;
+/// Pages between changed ones that are looked at with them: a call of their own takes longer.
+const GAP_BYTES: u64 = 64 * PAGE;
+/// Memory whose pages are in one table, and go at once.
+const TABLE_BYTES: u64 = 512 * PAGE;
 /// End of what a process can have.
 const ADDRESS_END: u64 = 1 << 47;
 
@@ -81,8 +85,8 @@ impl Holder for Held {
 pub struct Userfaultfd {
     held: Arc<Held>,
     lifts: Lifts,
-    /// Pages in maps of files that were the process's own at the last look.
-    own_in_files: Vec<Range>,
+    /// Pages of watched zones that were the process's own at the last look.
+    own: Vec<Range>,
     youth: Youth,
 }
 
@@ -124,7 +128,7 @@ impl Userfaultfd {
         Ok(Self {
             held: Arc::new(Held(Mutex::new(Some(uffd)))),
             lifts: lifts.clone(),
-            own_in_files: Vec::new(),
+            own: Vec::new(),
             youth: Youth::default(),
         })
     }
@@ -187,6 +191,55 @@ fn by_zone<'a>(regions: &'a [Region], zones: &'a [&Zone]) -> impl Iterator<Item 
     })
 }
 
+/// Can its pages be told apart? Those of a file without a name are read whole every time.
+fn is_tracked(zone: &Zone) -> bool {
+    zone.is_private() && !zone.deleted
+}
+
+/// Ranges with no other zones than tracked ones.
+fn spans(zones: &[Zone]) -> Vec<Range> {
+    let mut out: Vec<Range> = Vec::new();
+    let mut go_on = false;
+    for zone in zones {
+        match out.last_mut() {
+            Some(last) if go_on && is_tracked(zone) => last.1 = zone.end,
+            _ if is_tracked(zone) => out.push((zone.start, zone.end)),
+            _ => {}
+        }
+        go_on = is_tracked(zone);
+    }
+    out
+}
+
+/// The parts whose table of pages is there: of a table that is gone some kernels do not say that nothing is marked in it.
+/// It is, where a page in it was `told` not to be marked.
+fn in_tables(pagemap: &Pagemap, quiet: &[Range], told: &[Range]) -> io::Result<Vec<Range>> {
+    let mut out: Vec<Range> = Vec::new();
+    let (mut next, mut known) = (0, None);
+    for &(start, end) in quiet {
+        let mut at = start;
+        while at < end {
+            let table = at / TABLE_BYTES * TABLE_BYTES;
+            let until = end.min(table + TABLE_BYTES);
+            while told.get(next).is_some_and(|range| range.1 <= table) {
+                next += 1;
+            }
+            let is_there = match known {
+                Some((same, is_there)) if same == table => is_there,
+                _ => told.get(next).is_some_and(|range| range.0 < table + TABLE_BYTES) || pagemap.has(at)?,
+            };
+            known = Some((table, is_there));
+            match out.last_mut() {
+                Some(last) if is_there && last.1 == at => last.1 = until,
+                _ if is_there => out.push((at, until)),
+                _ => {}
+            }
+            at = until;
+        }
+    }
+    Ok(out)
+}
+
 impl Tracker for Userfaultfd {
     fn name(&self) -> &'static str {
         "userfaultfd"
@@ -203,22 +256,32 @@ impl Tracker for Userfaultfd {
             *self = Self::new(remote, &self.lifts)?;
         }
         let mut pagemap = Pagemap::open(remote.pid).on("opening", "pagemap")?;
-        // The pages of a file without a name are read whole every time.
-        let zones: Vec<&Zone> = zones.iter().filter(|zone| zone.is_private() && !zone.deleted).collect();
-        let (Some(first), Some(last)) = (zones.first(), zones.last()) else { return Ok(Found::All) };
+        let spans = spans(zones);
+        let zones: Vec<&Zone> = zones.iter().filter(|zone| is_tracked(zone)).collect();
         remote.page.keep_alive();
-        // In one step for all: zones that are not watched are left out.
-        let regions = pagemap.protect_watched(first.start, last.end).on("reading", "pagemap")?;
+        let unmarked = pagemap.unmarked(&spans).on("reading", "pagemap")?;
+        // In a map of a file a page that is gone keeps its mark: all of it is looked at.
+        let (files, anonymous): (Vec<Range>, Vec<Range>) = {
+            let place = |zone: &&Zone| (zone.start, zone.end);
+            let (files, rest): (Vec<&Zone>, Vec<&Zone>) =
+                zones.iter().partition(|zone| zone.kind == ZoneKind::FilePrivate);
+            (files.iter().map(place).collect(), rest.iter().map(place).collect())
+        };
+        let mut look = ranges::both(&unmarked, &anonymous);
+        look.extend(&files);
+        let look = ranges::bridged(&ranges::normal(look), GAP_BYTES);
+        // Zones that are not watched are left out.
+        let regions = pagemap.protect_watched(&look).on("protecting", "pages")?;
         let mut seen = vec![false; zones.len()];
-        let (mut written, mut same) = (Vec::new(), Vec::new());
-        let (mut of_files, mut marked) = (Vec::new(), Vec::new());
+        let (mut written, mut same, mut gone) = (Vec::new(), Vec::new(), unmarked.clone());
+        let (mut of_files, mut marked, mut unwatched) = (Vec::new(), Vec::new(), Vec::new());
         for (index, range, categories) in by_zone(&regions, &zones) {
             seen[index] = true;
             let is_marked = categories & WRITTEN == 0;
             if categories & PFNZERO != 0 {
-                continue;
-            }
-            if zones[index].kind != ZoneKind::FilePrivate {
+                gone.push(range);
+            } else if zones[index].kind != ZoneKind::FilePrivate {
+                // Of a page that is not in memory the first look does not see the mark.
                 if is_marked { &mut same } else { &mut written }.push(range);
             } else if is_marked && categories & (PRESENT | SWAPPED) == PRESENT {
                 marked.push(range);
@@ -228,8 +291,7 @@ impl Tracker for Userfaultfd {
                 of_files.push(range);
             }
         }
-        // A page of the process's own may have become the file's again, with its mark.
-        let own_before = ranges::normal(std::mem::take(&mut self.own_in_files));
+        let own_before = std::mem::take(&mut self.own);
         let watched: Vec<bool> =
             zones.iter().zip(seen).map(|(zone, seen)| seen || pagemap.is_watched(zone.start)).collect();
         let due = self.youth.due(&zones, &watched);
@@ -239,10 +301,10 @@ impl Tracker for Userfaultfd {
             // What is not watched is read every time.
             let begun = due && self.begin_or_anew(remote, &pagemap, zone, parked)?;
             let own = pagemap.own_ranges(zone.start, zone.end).on("reading", "pagemap")?;
-            if begun && zone.kind == ZoneKind::FilePrivate {
-                self.own_in_files.extend(&own);
+            if begun {
+                self.own.extend(&own);
             }
-            written.extend(own);
+            unwatched.extend(own);
         }
         let mut own = |ranges: &[Range]| -> RmResult<Vec<Range>> {
             let mut out = Vec::new();
@@ -251,11 +313,17 @@ impl Tracker for Userfaultfd {
             }
             Ok(out)
         };
-        let own_written = own(&ranges::normal(of_files))?;
-        let own_same = own(&ranges::both(&ranges::normal(marked), &own_before))?;
-        self.own_in_files.extend(own_written.iter().chain(&own_same));
-        written.extend(own_written);
-        same.extend(own_same);
+        written.extend(own(&ranges::normal(of_files))?);
+        // A page of the process's own may have become the file's again, with its mark.
+        same.extend(own(&ranges::both(&ranges::normal(marked), &own_before))?);
+        let in_memory = |(zone, watched): &(&&Zone, &bool)| **watched && zone.kind != ZoneKind::FilePrivate;
+        let in_memory: Vec<Range> =
+            zones.iter().zip(&watched).filter(in_memory).map(|(zone, _)| (zone.start, zone.end)).collect();
+        let quiet = ranges::both(&ranges::without(&own_before, &ranges::normal(gone)), &in_memory);
+        same.extend(in_tables(&pagemap, &quiet, &unmarked).on("reading", "pagemap")?);
+        self.own.extend(written.iter().chain(&same));
+        self.own = ranges::normal(std::mem::take(&mut self.own));
+        written.extend(unwatched);
         Ok(Found::Since { written: ranges::normal(written), same: ranges::normal(same) })
     }
 }
