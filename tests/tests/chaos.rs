@@ -41,6 +41,9 @@ fn run(who: Who, seed: u64, whole: Duration, between: Duration) {
             (on && Instant::now() > until).then_some(())
         });
         epochs += newest(&node, &app) - from;
+        if app.real_pids(&node).is_empty() {
+            alive(&node);
+        }
         app.kill(&node);
         app.restore_unsettled(&node, None);
         rounds += 1;
