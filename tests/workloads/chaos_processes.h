@@ -104,8 +104,11 @@ static void op_child(void) {
         break;
     case 2: /* one that waits for its end */
         child[i].pid = OK(fork());
-        if (child[i].pid == 0)
-            for (;;) pause();
+        if (child[i].pid == 0) { /* it would wait for ever where its parent is killed before it kills */
+            OK(prctl(PR_SET_PDEATHSIG, SIGKILL));
+            while (getppid() == my_pid) pause();
+            _exit(0);
+        }
         child[i].status = below(2) ? SIGKILL : SIGTERM;
         OK(kill(child[i].pid, child[i].status));
         break;
