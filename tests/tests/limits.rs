@@ -57,7 +57,7 @@ macro_rules! limits {
 
 limits! {
     sharing: "shares its descriptors with process", true;
-    memory: "did not park", true;
+    memory: "does not run under holo", true;
     thread_files: "has descriptors of its own (unshare)", true;
     thread_directory: "has a directory of its own (unshare)", true;
     network: "namespace of its own", true;

@@ -177,6 +177,18 @@ static void ask(int kind, unsigned long round, struct answer *a) {
     CHECK(a->ppid == getpid(), "parent of %d is %d", kind, a->ppid);
 }
 
+/* Ids of processes that have ended are not given out again until all others were. */
+static void not_used_lately(pid_t pid) {
+    static long last;
+    char text[16] = "";
+    int fd = OK(open("/proc/sys/kernel/pid_max", O_RDONLY | O_CLOEXEC));
+    CHECK(read(fd, text, sizeof text - 1) > 0, "pid_max");
+    close(fd);
+    long max = atol(text), on = (pid - last + max) % max;
+    CHECK(last == 0 || last >= max || on < max / 4, "process %d is made after %ld of %ld", pid, last, max);
+    last = pid;
+}
+
 int main(int argc, char **argv) {
     if (argc > 6 && !strcmp(argv[2], "served")) {
         strcpy(work_dir, argv[1]);
@@ -252,6 +264,7 @@ int main(int argc, char **argv) {
         }
         int status;
         CHECK(OK(waitpid(sender, &status, 0)) == sender && status == 0, "sender");
+        not_used_lately(sender);
         CHECK(signalled == (int)(round & 0xffff) + 1 && signalled_by == sender, "signal %d by %d, not %d by %d", signalled, signalled_by,
               (int)(round & 0xffff) + 1, sender);
         work_sleep_us(3000);

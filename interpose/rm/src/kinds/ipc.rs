@@ -5,6 +5,7 @@
 //! so that those of the application's are kept with the image.
 
 use super::process::clock_ns;
+use super::sysctl;
 use super::tree::{self, TreeState};
 use crate::corpses::before_its_end;
 use crate::grow::{end, fork_of};
@@ -141,25 +142,16 @@ pub(crate) fn namespace(cx: &mut SwitchCx) -> RmResult<()> {
         if now.contains(wanted) || !LIMITS.contains(&name.as_str()) || value.len() > LIMIT_BYTES_MAX {
             continue;
         }
-        if let Err(cause) = set(cx.remote, name, value) {
+        if let Err(cause) = sysctl::write(cx.remote, name, value) {
             cx.remarks.push(format!("the limit {name} is not {value} as it was: {cause}"));
         }
     }
     Ok(())
 }
 
-/// Writes a file of `/proc/sys` as the clone.
-fn set(remote: &Remote, name: &str, value: &str) -> std::io::Result<()> {
-    let path = format!("/proc/sys/{name}\0");
-    let fd = remote.call(sysno::open, &[remote.page.put(0, path.as_bytes()), 1])?;
-    let at = remote.page.put(0, value.as_bytes());
-    let mut calls = [call(sysno::write, &[fd, at, value.len() as u64]), call(sysno::close, &[fd])];
-    remote.run_all(&mut calls)
-}
-
 /// The next object of a sort (`sem`, `msg`, `shm`) gets this id.
 pub(crate) fn next_id(remote: &Remote, sort: &str, id: i32) -> std::io::Result<()> {
-    set(remote, &format!("kernel/{sort}_next_id"), &id.to_string())
+    sysctl::write(remote, &format!("kernel/{sort}_next_id"), &id.to_string())
 }
 
 /// Does something as the process that is `pid` to the application: one of the clone, or one that ended before the epoch

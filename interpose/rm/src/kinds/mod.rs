@@ -47,6 +47,7 @@ mod sockdiag;
 mod sockets;
 mod sockopts;
 pub mod stops;
+mod sysctl;
 pub mod sysv_msg;
 pub mod sysv_sem;
 pub mod sysv_shm;

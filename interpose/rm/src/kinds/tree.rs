@@ -2,8 +2,8 @@
 //!
 //! Parents, groups and sessions are in each process's own state; `grow.rs` for how they are made again.
 
-use super::namespaces;
 use super::sharing::{self, Sharing};
+use super::{namespaces, sysctl};
 use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::tree::{children, stat, state_and_parent};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,9 @@ pub const NAME: &str = "tree";
 pub const VERSION: u16 = 2;
 /// Processes of one application.
 pub const PROCESSES_MAX: usize = 4096;
+
+/// The id that was given out last, under `/proc/sys`.
+const LAST_PID: &str = "kernel/ns_last_pid";
 
 /// A process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +57,8 @@ pub struct TreeState {
     pub ended: Vec<Ended>,
     /// Processes that share descriptors or directory with one before them.
     pub shared: Vec<Sharing>,
+    /// The id that was given out last, to whatever process or thread: none of them is soon given out again.
+    pub last_pid: i32,
 }
 
 impl TreeState {
@@ -146,6 +151,9 @@ impl ResourceManager for Tree {
             state.ended.extend(ended(process.remote.pid, process.pid));
         }
         state.shared = sharing::find(cx.processes)?;
+        let last = sysctl::read(cx.remote, LAST_PID).ok().and_then(|text| text.parse().ok());
+        let highest = || state.processes.iter().map(|process| process.pid).max();
+        state.last_pid = last.or_else(highest).unwrap_or(0);
         state.check()?;
         cx.put(NAME, VERSION, &state)
     }
@@ -158,6 +166,15 @@ impl ResourceManager for Tree {
         }
         let what = format!("{} processes, of which {} were made", state.processes.len(), cx.tree.len());
         Err(RmError::BadSection { kind: NAME, what })
+    }
+
+    /// Now that nothing is made any more.
+    fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let state: TreeState = cx.section(NAME, VERSION)?;
+        if let Err(cause) = sysctl::write(cx.remote, LAST_PID, &state.last_pid.max(0).to_string()) {
+            cx.remarks.push(format!("ids of ended processes may be given out again soon: {cause}"));
+        }
+        Ok(())
     }
 }
 
