@@ -10,7 +10,10 @@ use holo_abi::control::{INODE_CALLS, INODES_MAX, InodeName};
 use holo_abi::sysno;
 use holo_sys::gate::{CLASS, Regs, SLOW};
 use holo_sys::sys;
+use holo_sys::tls::tls;
 
+const SEEK_SET: u64 = 0;
+const SEEK_CUR: u64 = 1;
 /// `st_dev` and `st_ino` lead `struct stat`.
 type Identity = [u64; 2];
 /// `stx_ino` and `stx_dev_major` with `stx_dev_minor` in `struct statx`.
@@ -43,22 +46,47 @@ fn known(table: &[InodeName], real: Identity) -> Option<Identity> {
 }
 
 /// Makes a call of [`INODE_CALLS`].
+///
+/// The kernel's answer and the table belong together: a park between the two may last until a restore, after which
+/// the numbers that the kernel said are of files that are not there, and the table is another one. So the call
+/// is made anew after each park.
 pub(crate) fn on_call(regs: &Regs) -> Verdict {
-    let Some(table) = table() else { return Verdict::Forward };
+    if table().is_none() {
+        return Verdict::Forward;
+    }
     let nr = regs.rax.cast_signed();
     let args = regs.args;
-    let ret = waits::until_done(nr, || args);
-    if ret < 0 {
-        return Verdict::Handled(ret);
+    // SAFETY: own thread's words.
+    let parks = unsafe { &raw const (*tls()).parks };
+    let position = if nr == sysno::getdents64 { seek(args[0], 0, SEEK_CUR) } else { 0 };
+    loop {
+        // SAFETY: as above; a handler on this thread changes it.
+        let before = unsafe { parks.read_volatile() };
+        let ret = waits::until_done(nr, || args);
+        if ret < 0 {
+            return Verdict::Handled(ret);
+        }
+        let table = table().unwrap_or(&[]);
+        let shown = match nr {
+            sysno::newfstatat => in_stat(table, args[2], regs.rsp),
+            sysno::statx => in_statx(table, args[4], regs.rsp),
+            sysno::getdents64 => in_directory(table, args[0], args[1], ret as u64, regs.rsp),
+            _ => in_stat(table, args[1], regs.rsp),
+        };
+        // SAFETY: as above.
+        if unsafe { parks.read_volatile() } == before {
+            // The buffer was good a moment ago: another thread has taken it away.
+            return Verdict::Handled(shown.map_or_else(|errno| errno, |()| ret));
+        }
+        if nr == sysno::getdents64 {
+            seek(args[0], position, SEEK_SET);
+        }
     }
-    let shown = match nr {
-        sysno::newfstatat => in_stat(table, args[2], regs.rsp),
-        sysno::statx => in_statx(table, args[4], regs.rsp),
-        sysno::getdents64 => in_directory(table, args[0], args[1], ret as u64, regs.rsp),
-        _ => in_stat(table, args[1], regs.rsp),
-    };
-    // The buffer was good a moment ago: another thread has taken it away.
-    Verdict::Handled(shown.map_or_else(|errno| errno, |()| ret))
+}
+
+fn seek(fd: u64, to: i64, whence: u64) -> i64 {
+    // SAFETY: no memory is passed.
+    unsafe { sys!(sysno::lseek, fd, to, whence) }
 }
 
 fn in_stat(table: &[InodeName], at: u64, rsp: u64) -> Result<(), i64> {

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 const DIR: &str = "data/work";
 
-fn rounds(count: u32, who: Who) {
+/// `between` is done while the application is dead.
+fn rounds(source: &'static str, count: u32, who: Who, between: impl Fn(&Node)) {
     let node = Node::start(who);
     hand_over(&node.outside(DIR), who);
-    let program = Program::new(compile::workload("threads.c"), &[node.inside(DIR)]);
+    let program = Program::new(compile::workload(source), &[node.inside(DIR)]);
     let mut app = App::start(&node, "soak", &program, DIR, &["--keep", "3"]);
     app.wait_joined(&node);
     let progress = || {
@@ -33,6 +34,7 @@ fn rounds(count: u32, who: Who) {
         std::thread::sleep(Duration::from_micros(u64::from(round) * 7919 % 5000));
         stop_us.push(app.checkpoint(&node).number("stop_us"));
         app.kill(&node);
+        between(&node);
         let restored = app.restore_unsettled(&node, None);
         restore_us.push(restored["restore_us"].as_u64().unwrap_or(0));
         if round % 100 == 99 {
@@ -56,19 +58,27 @@ fn rounds(count: u32, who: Who) {
     );
 }
 
+/// Each restore makes the file anew, so that it has other numbers each time, which the program does not see.
+#[test]
+fn a_file_stays_the_same() {
+    rounds("fd_same_file.c", 15, Who::Nobody, |node| {
+        std::fs::remove_file(node.outside(DIR).join("dir/file")).expect("the file");
+    });
+}
+
 #[test]
 fn twenty_five_rounds() {
-    rounds(25, Who::Me);
+    rounds("threads.c", 25, Who::Me, |_| ());
 }
 
 #[test]
 fn twenty_five_rounds_as_user() {
-    rounds(25, Who::Nobody);
+    rounds("threads.c", 25, Who::Nobody, |_| ());
 }
 
 #[test]
 #[ignore = "takes long: make soak"]
 fn thousand_rounds() {
     let count = std::env::var("HOLO_SOAK_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
-    rounds(count, Who::Me);
+    rounds("threads.c", count, Who::Me, |_| ());
 }
