@@ -4,12 +4,14 @@ use holo_abi::changes::{
     Bank, CHANGES_BYTES, Changes, DEVICES_MAX, FILES_MAX, MAGIC, file_of, flags, group_of, unit_shift,
 };
 use holo_cfor::log::Ranges;
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -26,6 +28,10 @@ pub struct Table {
     path: PathBuf,
     /// Device and inode number of its own file.
     number: Number,
+    /// What earlier cuts found and no sealed epoch has yet.
+    carried: Mutex<Found>,
+    /// [`Self::strangers`] at the last cut.
+    strangers_known: AtomicU32,
 }
 
 // SAFETY: shared memory of which all words that change are atomics.
@@ -127,7 +133,15 @@ impl Table {
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { at: at.cast(), file, path: path.to_owned(), number: (meta.dev(), meta.ino()) })
+        let number = (meta.dev(), meta.ino());
+        Ok(Self {
+            at: at.cast(),
+            file,
+            path: path.to_owned(),
+            number,
+            carried: Mutex::default(),
+            strangers_known: AtomicU32::new(0),
+        })
     }
 
     /// The file, for processes that join.
@@ -175,6 +189,7 @@ impl Table {
         let number = table.bank.load(Acquire) & 1;
         let found = self.read(&table.banks[number as usize]);
         self.clear(1 - number);
+        self.strangers_known.store(self.strangers(), Relaxed);
         table.bank.store(1 - number, Release);
         if table.files_used.load(Relaxed) > FILES_KEPT_MAX {
             table.files.iter().for_each(|file| file.store(0, Relaxed));
@@ -182,6 +197,26 @@ impl Table {
             table.generation.fetch_add(1, AcqRel);
         }
         found
+    }
+
+    /// What was recorded since the last sealed epoch. Processes may record meanwhile.
+    #[must_use]
+    pub fn peek(&self) -> Found {
+        let table = self.table();
+        let mut found = self.carried.lock().clone();
+        found.add(self.read(&table.banks[(table.bank.load(Acquire) & 1) as usize]));
+        found.is_incomplete |= self.strangers() != self.strangers_known.load(Relaxed);
+        found
+    }
+
+    /// Keeps what a cut found for [`Self::peek`], until an epoch has it.
+    pub fn carry(&self, found: &Found) {
+        self.carried.lock().add(found.clone());
+    }
+
+    /// An epoch has all that was found.
+    pub fn sealed(&self) {
+        *self.carried.lock() = Found::default();
     }
 
     /// Makes the bank empty that is not recorded into. In time for the next cut, which does it otherwise.

@@ -7,11 +7,13 @@
 use crate::app::ChangesCell;
 use crate::inodes::{self, Inodes, Number};
 use crate::recorded::{Maps, Recorded};
+use crate::witness::{self, Witness};
 use holo_abi::changes::CHANGES_BYTES;
 use holo_abi::control::{INODE_CALLS, INODES_MAX};
 use holo_abi::sysno;
+use holo_api::files::{self as trees, SECTION as NAME, TREES, VERSION};
 use holo_cfor::{Captured, ContentSink, ContentSource, Part, Staged, Targets};
-use holo_image::wire::{self, Kind};
+use holo_image::wire;
 use holo_image::{Blob, BlobPart, EpochReader, EpochWriter};
 use holo_rm::install::{Install, install};
 use holo_rm::kinds::zones::{self, ZoneKind};
@@ -24,14 +26,8 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::Instant;
 
-const NAME: &str = "files";
-/// Since 2 the trees are a content of their own: what did not change of them is not stored again.
-const VERSION: u16 = 2;
-/// Envelope of the trees.
-const TREES: Kind = Kind::new(40, 1);
-/// Bytes of encoded trees; 16 bytes for each page of content and some 100 for each name.
-const TREES_BYTES_MAX: u64 = 4 << 30;
 /// Section with [`Inodes`].
 const INODES: &str = "inodes";
 const INODES_VERSION: u16 = 1;
@@ -52,6 +48,9 @@ pub struct Files {
     recorded: Recorded,
     /// With what was mapped at the cut.
     staged: Option<(Staged<Blob>, Maps)>,
+    /// A second look at the cut, if epochs are to be compared with one; and that they are.
+    witness: Option<Witness>,
+    checked_us: Vec<(String, u64)>,
     /// Open files that no tree has, with their numbers; at a dump.
     open: Vec<(u32, i32, Number)>,
     /// Numbers here of the files in the trees, with those of the capture; at a restore.
@@ -82,16 +81,14 @@ struct Source<'a>(&'a EpochReader);
 impl ContentSource for Source<'_> {
     type Content = Blob;
 
-    fn open<'a>(&'a mut self, content: &Blob) -> io::Result<Box<dyn Read + 'a>> {
-        let mut bytes = Vec::new();
-        self.0.read_blob(content, &mut bytes).map_err(io::Error::other)?;
-        Ok(Box::new(io::Cursor::new(bytes)))
+    fn open<'a>(&'a mut self, content: &'a Blob) -> io::Result<Box<dyn Read + 'a>> {
+        Ok(Box::new(self.0.blob_reader(content).map_err(io::Error::other)?))
     }
 }
 
 /// Files that the application writes outside the roots, and inodes that it has mapped shared.
-struct Written {
-    extra: Vec<PathBuf>,
+pub(crate) struct Written {
+    pub(crate) extra: Vec<PathBuf>,
     open: Vec<(u32, i32, Number)>,
     maps: Maps,
 }
@@ -114,6 +111,8 @@ impl Files {
             unsealed: false,
             recorded: Recorded::new(changes),
             staged: None,
+            witness: None,
+            checked_us: Vec::new(),
             open: Vec::new(),
             placed: Vec::new(),
         }
@@ -302,6 +301,11 @@ impl ResourceManager for Files {
         for remark in &staged.tree().remarks {
             cx.remarks.push(format!("{}: {}", String::from_utf8_lossy(&remark.path), remark.what));
         }
+        if witness::is_wanted() {
+            let start = Instant::now();
+            self.witness = Some(Witness::take(&self.roots, &written, &self.excludes).map_err(failed)?);
+            self.checked_us = vec![("check".into(), start.elapsed().as_micros() as u64)];
+        }
         self.staged = Some((staged, written.maps));
         self.open = written.open;
         Ok(())
@@ -316,6 +320,10 @@ impl ResourceManager for Files {
         // After a failure all is stored anew.
         self.previous = None;
         let captured = staged.store(&mut Sink(writer)).map_err(failed)?;
+        if let Some(why) = self.witness.take().and_then(|witness| witness.differences(&captured)) {
+            eprintln!("holod: files check: {why}");
+            return Err(RmError::Unsupported(format!("files check: {why}")));
+        }
         // What the store still has need not be read again; what it has dropped is stored anew.
         if !captured.contents.values().all(|blob| writer.keep_blob(blob).is_ok()) {
             return Err(bad("contents of the epoch before are gone; the next epoch stores them again"));
@@ -332,24 +340,23 @@ impl ResourceManager for Files {
         Ok(())
     }
 
+    fn parts_us(&self) -> &[(String, u64)] {
+        &self.checked_us
+    }
+
     fn sealed(&mut self) {
         self.unsealed = false;
+        self.recorded.sealed();
     }
 
     fn abort_dump(&mut self, _: &mut DumpCx) {
         self.staged = None;
+        self.recorded.tidy();
     }
 
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
-        let blob: Blob = cx.section(NAME, VERSION)?;
-        let bad = |what: String| RmError::BadSection { kind: NAME, what };
-        if blob.len > TREES_BYTES_MAX {
-            return Err(bad(format!("trees of {} bytes", blob.len)));
-        }
-        let mut encoded = Vec::new();
-        cx.image.read_blob(&blob, &mut encoded)?;
-        let captured: Captured<Blob> =
-            wire::decode(&encoded, TREES, TREES_BYTES_MAX).map_err(|cause| bad(cause.to_string()))?;
+        let captured: Captured<Blob> = trees::trees(cx.image)
+            .map_err(|cause| RmError::BadSection { kind: NAME, what: cause.to_string() })?;
         let targets = Targets {
             replaced: self.replaced.clone(),
             excludes: self.excludes.clone(),

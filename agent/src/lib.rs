@@ -34,3 +34,4 @@ pub mod record;
 mod recorded;
 pub mod restore;
 pub mod server;
+mod witness;

@@ -81,6 +81,14 @@ impl Recorded {
     pub(crate) fn tidy(&self) {
         if let Some(table) = &self.table {
             table.tidy();
+            table.carry(&self.found);
+        }
+    }
+
+    /// There is an epoch that has all that was found.
+    pub(crate) fn sealed(&self) {
+        if let Some(table) = &self.table {
+            table.sealed();
         }
     }
 

@@ -5,7 +5,8 @@ use crate::apps::{Apps, is_ours};
 use crate::{graph, join};
 use holo_abi::join::MAGIC as JOIN_MAGIC;
 use holo_api::local::{
-    AgentStatus, EpochInfo, ErrorKind, MAGIC as API_MAGIC, NodeInfo, Reply, Request, RestoreInfo,
+    AgentStatus, EpochInfo, ErrorKind, FileChanges, MAGIC as API_MAGIC, NodeInfo, RecordedFile, Reply,
+    Request, RestoreInfo,
 };
 use holo_image::wire::{self, Kind};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -236,6 +237,7 @@ fn answer(
         Request::Epochs { name, aside: true } => Ok(Reply::Epochs(aside(&*apps.get(&name)?))),
         Request::Epochs { name, aside: false } => Ok(Reply::Epochs(cluster.epochs(&apps.get(&name)?))),
         Request::Graph { name } => Ok(Reply::Graph(graph::of(&*apps.get(&name)?))),
+        Request::FileChanges { name } => file_changes(&*apps.get(&name)?).map(Reply::FileChanges),
         Request::Nodes => Ok(Reply::Nodes(cluster.nodes())),
         Request::Drain { node } => cluster.drain(&node).map(|()| Reply::Done),
         Request::Status => Ok(Reply::Status(AgentStatus {
@@ -250,6 +252,23 @@ fn answer(
             std::process::exit(0);
         }
     }
+}
+
+/// What was recorded of file changes since the last epoch.
+fn file_changes(app: &App) -> Result<FileChanges, Failure> {
+    if app.instance().is_none() {
+        let message = format!("{} does not run here; say which epoch's changes to show", app.name);
+        return Err(Failure::new(ErrorKind::Refused, message));
+    }
+    let Some(table) = app.changes.lock().clone() else { return Ok(FileChanges::default()) };
+    let found = table.peek();
+    let files = found.files.into_iter().map(|((device, inode), change)| RecordedFile {
+        device,
+        inode,
+        whole: change.is_whole,
+        ranges: change.ranges.iter().map(|range| (range.at, range.len)).collect(),
+    });
+    Ok(FileChanges { complete: !found.is_incomplete, files: files.collect() })
 }
 
 fn announce_unprotected(

@@ -58,7 +58,7 @@ pub trait ContentSource {
     ///
     /// # Errors
     /// The store's own.
-    fn open<'a>(&'a mut self, content: &Self::Content) -> io::Result<Box<dyn Read + 'a>>;
+    fn open<'a>(&'a mut self, content: &'a Self::Content) -> io::Result<Box<dyn Read + 'a>>;
 }
 
 /// A tree with the content of its files.
@@ -86,6 +86,42 @@ impl<C> Captured<C> {
             return Err(Error::invalid("files without content or content without a file", b""));
         }
         Ok(())
+    }
+}
+
+/// Contents of a tree that was scanned here, as they are now.
+pub struct Here<'a> {
+    tree: &'a Tree,
+    /// Root and entry of a name, by inode.
+    names: BTreeMap<u32, (usize, usize)>,
+    opener: Opener,
+}
+
+impl<'a> Here<'a> {
+    /// Contents of `tree`.
+    #[must_use]
+    pub fn new(tree: &'a Tree) -> Self {
+        let names = first_names(tree).into_iter();
+        let names =
+            names.map(|(root, entry)| (tree.roots[root].entries[entry].inode, (root, entry))).collect();
+        Self { tree, names, opener: Opener::default() }
+    }
+
+    /// The data of a regular file as it was scanned; what it lacks by now is zeros.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is not the file any more that was scanned.
+    pub fn open(&mut self, inode: u32) -> io::Result<impl Read + 'a> {
+        let (root, entry) = *self.names.get(&inode).ok_or(io::ErrorKind::NotFound)?;
+        let file = self.opener.open(self.tree, root, entry).map_err(|refused| match refused {
+            Refused::Source(what) => io::Error::other(what),
+            Refused::Staging(cause) => cause,
+        })?;
+        let wanted = &self.tree.inodes[inode as usize];
+        if number(&fstat(&file)?) != (wanted.identity.dev, wanted.identity.ino) {
+            return Err(io::Error::other("was replaced meanwhile"));
+        }
+        Ok(copy::RangeReader::new(file, wanted.data()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Ranges of files: where data is, copying it, reading it as one stream.
 
+use std::borrow::Borrow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
@@ -90,19 +91,19 @@ fn copy_in_kernel(old: &File, new: &File, at: u64, len: u64) -> nix::Result<u64>
 
 /// Reads ranges of a file as one stream of exactly their length; what the file lacks is zeros.
 #[derive(Debug)]
-pub(crate) struct RangeReader<'a> {
-    file: &'a File,
+pub(crate) struct RangeReader<'a, F> {
+    file: F,
     left: std::slice::Iter<'a, Extent>,
     now: Extent,
 }
 
-impl<'a> RangeReader<'a> {
-    pub(crate) fn new(file: &'a File, data: &'a [Extent]) -> Self {
+impl<'a, F: Borrow<File>> RangeReader<'a, F> {
+    pub(crate) fn new(file: F, data: &'a [Extent]) -> Self {
         Self { file, left: data.iter(), now: Extent { at: 0, len: 0 } }
     }
 }
 
-impl Read for RangeReader<'_> {
+impl<F: Borrow<File>> Read for RangeReader<'_, F> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.now.len == 0 {
             match self.left.next() {
@@ -112,7 +113,7 @@ impl Read for RangeReader<'_> {
         }
         let wanted = usize::try_from(self.now.len).unwrap_or(usize::MAX).min(buf.len());
         let buf = &mut buf[..wanted];
-        let read = match self.file.read_at(buf, self.now.at)? {
+        let read = match self.file.borrow().read_at(buf, self.now.at)? {
             0 => {
                 buf.fill(0);
                 wanted

@@ -1,6 +1,7 @@
-//! States of kinds in an image: whoever made it chose every byte.
+//! States of kinds in an image, and the agent's own sections: whoever made it chose every byte.
 #![no_main]
 
+use holo_image::Blob;
 use holo_image::wire::{self, Kind};
 use holo_rm::kinds::stops::StopsState;
 use holo_rm::kinds::{sysv_msg, sysv_sem};
@@ -16,4 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
     {
         assert!(state.stops.len() <= 3);
     }
+    // Section `changes`: addresses of the table of file changes; `files`: the content that has the trees.
+    let _ = wire::decode::<Vec<u64>>(&frame, kind, 1 << 20);
+    let _ = wire::decode::<Blob>(&frame, kind, 1 << 20).map(|blob| blob.check());
 });

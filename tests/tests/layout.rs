@@ -22,7 +22,7 @@ const MAY: &[(&str, &[&str])] = &[
         "holo-agent",
         &["holo-abi", "holo-api", "holo-cfor", "holo-cluster", "holo-image", "holo-rm", "holo-sites"],
     ),
-    ("holo-tools", &["holo-abi", "holo-api", "holo-cluster", "holo-image", "holo-sites"]),
+    ("holo-tools", &["holo-abi", "holo-api", "holo-cfor", "holo-cluster", "holo-image", "holo-sites"]),
     ("holo-tests", &["holo-image"]),
 ];
 

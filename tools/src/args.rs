@@ -1,11 +1,15 @@
 //! The command line as `clap` types: the contract that scripts depend on.
 
+mod cfor;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use holo_api::local::Consistency;
+
+pub use cfor::{Cfor, CforCommand, CforDiff, CforLog, CforPack, CforShow, CforUnpack, CforVerify, Source};
 
 /// Keeps an unmodified Linux application alive when its machine dies.
 #[derive(Debug, Parser)]
@@ -57,6 +61,8 @@ pub enum Command {
     Epochs(Epochs),
     /// Show what an application has, and what of it can be replicated
     Graph(Graph),
+    /// Files of an application: what changed, what an epoch or a packed file holds
+    Cfor(Cfor),
     /// The cluster: its nodes and their keys
     Node(Node),
     /// Live view of the applications and nodes

@@ -48,6 +48,7 @@ fn name_of(request: &Request) -> &'static str {
         Request::Graph { .. } => "tell the graph",
         Request::Nodes => "list the nodes",
         Request::Drain { .. } => "drain the node",
+        Request::FileChanges { .. } => "tell the file changes",
         Request::Status => "tell its status",
         Request::Shutdown => "end",
     }

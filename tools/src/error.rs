@@ -1,10 +1,14 @@
 //! What can go wrong, and the exit code that says so to scripts.
 
+mod cfor;
+
 use std::io;
 use std::path::PathBuf;
 
 use holo_api::local::ErrorKind;
 use holo_cluster::keys::KeyError;
+
+pub use cfor::CforError;
 
 /// No agent answers at the socket.
 pub const EXIT_NO_AGENT: u8 = 8;
@@ -56,6 +60,9 @@ pub enum CliError {
         /// What failed, on which object, why, what to do.
         message: String,
     },
+    /// Files of an epoch.
+    #[error("{0}")]
+    Cfor(#[from] CforError),
     /// Keys of a node.
     #[error("{0}")]
     Keys(#[from] KeyError),
@@ -107,6 +114,7 @@ impl CliError {
                 KeyError::Damaged { .. } | KeyError::Mismatch { .. } | KeyError::Untrusted { .. } => 6,
                 KeyError::File { .. } | KeyError::Generate { .. } => 1,
             },
+            Self::Cfor(error) => error.exit_code(),
             Self::Usage(_) => 2,
             Self::Unprotected(_) => 5,
             Self::ForeignAgent { .. } => 4,

@@ -1,7 +1,8 @@
 //! What agents, the command line and the library say to one another.
 //!
-//! [`local`] is the conversation over the agent's unix socket; [`peer`] the one between agents. Both are
+//! [`files`] says where an epoch has its file trees. [`local`] is the conversation over the agent's unix socket; [`peer`] the one between agents. Both are
 //! frames of the `wire` envelope of `holo-image`. Types only: no sockets here.
 
+pub mod files;
 pub mod local;
 pub mod peer;

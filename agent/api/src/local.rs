@@ -114,6 +114,11 @@ pub enum Request {
         /// Node.
         node: String,
     },
+    /// What was recorded of file changes since the last epoch, of an application that runs here.
+    FileChanges {
+        /// Application.
+        name: String,
+    },
     /// What this agent is.
     Status,
     /// Ask the agent to end (applications run on).
@@ -261,6 +266,28 @@ pub struct Graph {
     pub edges: Vec<(String, String, String)>,
 }
 
+/// File changes since the last epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileChanges {
+    /// All calls that change files were recorded: a file that is not here was not written to by the application.
+    pub complete: bool,
+    /// Files that were written to.
+    pub files: Vec<RecordedFile>,
+}
+
+/// What was recorded of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedFile {
+    /// Its file system.
+    pub device: u64,
+    /// Its inode number.
+    pub inode: u64,
+    /// It may have changed anywhere.
+    pub whole: bool,
+    /// Else here: first byte and length, in order; may go past the end.
+    pub ranges: Vec<(u64, u64)>,
+}
+
 /// What `Request::Status` tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentStatus {
@@ -330,6 +357,8 @@ pub enum Reply {
     Graph(Graph),
     /// For [`Request::Nodes`].
     Nodes(Vec<NodeInfo>),
+    /// For [`Request::FileChanges`].
+    FileChanges(FileChanges),
     /// For [`Request::Status`].
     Status(AgentStatus),
     /// Done.

@@ -10,6 +10,7 @@
 mod app;
 mod aside;
 mod blob;
+mod blob_reader;
 pub mod disk;
 mod draft;
 mod epochs;
@@ -34,6 +35,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use app::{AppStore, DamagedEpoch};
 pub use aside::AsideEpoch;
 pub use blob::{Blob, BlobPart, BlobRun};
+pub use blob_reader::BlobReader;
 pub use error::{Error, ManifestError, Result};
 pub use import::Import;
 pub use key::{PAGE_BYTES, Page, PageKey};

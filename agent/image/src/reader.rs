@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     blob::{Blob, BlobRun},
+    blob_reader::BlobReader,
     epochs::EpochFile,
     error::{Error, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages_mut},
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// Pages that are read at once.
-const PART_PAGES: usize = 256;
+pub(crate) const PART_PAGES: usize = 256;
 
 /// A sealed epoch, pinned while this exists. Several threads may read at once.
 #[derive(Debug)]
@@ -162,6 +163,11 @@ impl EpochReader {
             out.write_all(bytes).map_err(Error::Sink)
         })?;
         write_zeros(out, blob.len - at)
+    }
+
+    /// A file's content as a stream, holes as zeros.
+    pub fn blob_reader<'a>(&'a self, blob: &'a Blob) -> Result<BlobReader<'a>> {
+        BlobReader::new(self, blob)
     }
 
     /// Makes a file have a content; holes stay holes if the file is empty before.

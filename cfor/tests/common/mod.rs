@@ -59,7 +59,7 @@ impl ContentSink for Store {
 impl ContentSource for Store {
     type Content = Content;
 
-    fn open<'a>(&'a mut self, content: &Content) -> io::Result<Box<dyn Read + 'a>> {
+    fn open<'a>(&'a mut self, content: &'a Content) -> io::Result<Box<dyn Read + 'a>> {
         let bytes: Option<Vec<_>> = content.iter().map(|name| self.parts.get(name).cloned()).collect();
         let bytes = bytes.ok_or(io::ErrorKind::NotFound)?.concat();
         Ok(Box::new(io::Cursor::new(bytes)))

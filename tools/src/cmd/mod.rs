@@ -1,5 +1,6 @@
 //! One file per subcommand. Each returns the exit code.
 
+mod cfor;
 mod checkpoint;
 mod completions;
 mod doctor;
@@ -61,6 +62,7 @@ fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Stop(args) => stop::stop(&args, &agent()?),
         Command::Rm(args) => stop::rm(&args, &agent()?),
         Command::Graph(args) => graph::main(&args, &agent()?),
+        Command::Cfor(args) => cfor::main(&args.command, agent),
         Command::Node(args) => node::main(&args.command, &agent()?),
         Command::Top(args) => top::main(&args, &agent()?),
         Command::Doctor(args) => doctor::main(&args, &agent()?),

@@ -73,6 +73,7 @@ fn ours_to_mend(error: &CliError) -> bool {
         | CliError::Broken { .. }
         | CliError::Start(_)
         | CliError::Keys(_)
+        | CliError::Cfor(_)
         | CliError::Output(_) => false,
     }
 }

@@ -69,7 +69,7 @@ impl Kind {
     /// What became known of an epoch after it was sealed.
     pub const SIDE: Kind = Kind::new(4, 1);
     /// Conversation of the command line with its agent.
-    pub const LOCAL: Kind = Kind::new(16, 2);
+    pub const LOCAL: Kind = Kind::new(16, 3);
     /// Conversation between agents.
     pub const PEER: Kind = Kind::new(17, 1);
     /// Raw pages between agents.

@@ -1,0 +1,50 @@
+//! Where an epoch has its file trees. What they are is `holo-cfor`'s.
+
+use holo_image::wire::{self, Kind, WireError};
+use holo_image::{Blob, EpochReader};
+use serde::de::DeserializeOwned;
+
+/// Section that names the content with the trees.
+pub const SECTION: &str = "files";
+/// Since 2 the trees are a content of their own: what did not change of them is not stored again.
+pub const VERSION: u16 = 2;
+/// Envelope of the trees.
+pub const TREES: Kind = Kind::new(40, 1);
+/// Bytes of encoded trees; 16 bytes for each page of content and some 100 for each name.
+pub const TREES_BYTES_MAX: u64 = 4 << 30;
+/// Bytes of the section.
+const SECTION_BYTES_MAX: u64 = 64 << 20;
+
+/// Why there are no trees.
+#[derive(Debug, thiserror::Error)]
+pub enum TreesError {
+    /// The epoch has none that this holo knows.
+    #[error("the epoch has no file trees of version {VERSION}")]
+    None,
+    /// They are damaged, or of another version.
+    #[error("the epoch's file trees: {0}")]
+    Wire(#[from] WireError),
+    /// The store cannot give them.
+    #[error(transparent)]
+    Store(#[from] holo_image::Error),
+    /// Too many bytes.
+    #[error("the epoch's file trees have {0} bytes, at most {TREES_BYTES_MAX} are accepted")]
+    TooLong(u64),
+}
+
+/// The trees of an epoch: a `holo_cfor::Captured<Blob>`.
+///
+/// # Errors
+/// Why there are none.
+pub fn trees<T: DeserializeOwned>(epoch: &EpochReader) -> Result<T, TreesError> {
+    let (VERSION, bytes) = epoch.section(SECTION).ok_or(TreesError::None)? else {
+        return Err(TreesError::None);
+    };
+    let blob: Blob = wire::decode(bytes, Kind::STATE, SECTION_BYTES_MAX)?;
+    if blob.len > TREES_BYTES_MAX {
+        return Err(TreesError::TooLong(blob.len));
+    }
+    let mut encoded = Vec::new();
+    epoch.read_blob(&blob, &mut encoded)?;
+    Ok(wire::decode(&encoded, TREES, TREES_BYTES_MAX)?)
+}
