@@ -303,6 +303,11 @@ impl Orders for Nodes {
             };
             return Err(Failure::new(ErrorKind::Refused, message));
         }
+        // It has just ended, and the other nodes are about to be told.
+        let is_active = |status: Option<AppStatus>| {
+            matches!(status, Some(AppStatus { role: RoleView::Active { .. }, .. }))
+        };
+        follows(FOLLOW_PATIENCE, || !self.status(name).is_ok_and(is_active));
         match self.status(name)? {
             Some(status) if status.role != RoleView::Ended => self.claim(app, from, stdio),
             known => {
