@@ -15,6 +15,7 @@ use crate::changes::Table;
 use crate::config::Config;
 use crate::dump;
 use crate::fence::Fence;
+use crate::graph::Costs;
 use crate::guard::Guard;
 use crate::members::Members;
 use crate::record::{Instance, Record};
@@ -132,6 +133,8 @@ pub struct App {
     work: Mutex<Work>,
     /// The table of file changes of the instance, if it has roots.
     pub(crate) changes: ChangesCell,
+    /// What its parts cost in the last epoch.
+    pub(crate) costs: Mutex<Costs>,
     /// Held while threads are parked.
     pub(crate) cut: Mutex<()>,
     pub(crate) fence: Mutex<Option<Fence>>,
@@ -161,6 +164,7 @@ impl App {
             config,
             node,
             changes: ChangesCell::default(),
+            costs: Mutex::default(),
             work: Mutex::new(Work { registry: Registry::new() }),
             inner: Mutex::new(Inner {
                 record,

@@ -3,12 +3,14 @@
 use crate::app::{App, Failure, now_ns};
 use crate::fence::{Held, Kept, Progress};
 use crate::files::Files;
+use crate::graph::{Costs, process_id, state_id};
 use crate::kinds::registry;
 use crate::record::Instance;
 use holo_api::local::ErrorKind;
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, EpochMeta, EpochSide, PAGE_BYTES};
 use holo_rm::barrier::{self, Parked, Still};
+use holo_rm::kinds::memory::NAME as MEMORY;
 use holo_rm::kinds::vdso::is_in_head;
 use holo_rm::manager::{DumpCx, RmError, Sections};
 use holo_rm::page::Page;
@@ -397,6 +399,12 @@ fn store(
     let mut writer = app.store.begin(app.store.newest_number() + 1).map_err(|cause| bad(&cause))?;
     let mut dirty = 0;
     let mut bytes_by_kind: Vec<(&'static str, u64)> = Vec::new();
+    let mut costs = Costs::new();
+    let mut cost = |part: String, bytes: u64| {
+        if bytes > 0 {
+            *costs.entry(part).or_default() += bytes;
+        }
+    };
     let stored = registry.each_reversed(&pids(processes), &mut |manager, index| {
         let before = writer.figures();
         let mut cx = context(processes, index, out, app);
@@ -407,6 +415,12 @@ fn store(
         let after = writer.figures();
         let put = after.pages_put - before.pages_put;
         let bytes = put * PAGE_BYTES as u64;
+        let part = if manager.name() == MEMORY {
+            process_id(processes[index].pid)
+        } else {
+            state_id(manager.name())
+        };
+        cost(part, after.bytes_written - before.bytes_written);
         dirty += if manager.engine().is_some_and(|engine| engine != ENGINE) {
             put - (after.pages_zero - before.pages_zero)
         } else {
@@ -423,7 +437,9 @@ fn store(
     meta.bytes_by_kind = bytes_by_kind.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
     let mut contents: BTreeMap<String, Blob> = BTreeMap::new();
     for staged in out.staged.drain(..) {
+        let before = writer.figures().bytes_written;
         let blob = writer.put_file(&staged.copy).map_err(|cause| bad(&cause))?;
+        cost(state_id("contents"), writer.figures().bytes_written - before);
         contents.insert(staged.name, blob);
     }
     let bytes = wire::encode(&contents, CONTENTS_KIND).map_err(|cause| bad(&cause))?;
@@ -431,6 +447,11 @@ fn store(
     let mut section_bytes = 0;
     for (kind, (version, bytes)) in std::mem::take(&mut out.sections.0) {
         section_bytes += bytes.len() as u64;
+        let of = |(kind, index): (&str, &str)| Some((kind.to_owned(), index.parse::<usize>().ok()?));
+        match kind.split_once('@').and_then(of).and_then(|(_, index)| processes.get(index)) {
+            Some(process) => cost(process_id(process.pid), bytes.len() as u64),
+            None => cost(state_id(&kind), bytes.len() as u64),
+        }
         writer.put_section(&kind, version, bytes).map_err(|cause| bad(&cause))?;
     }
     let figures = writer.figures();
@@ -448,5 +469,6 @@ fn store(
         Ok(())
     });
     *meta = sealed.meta;
+    *app.costs.lock() = costs;
     Ok(())
 }

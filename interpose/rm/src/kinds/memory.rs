@@ -26,7 +26,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
 
-pub(crate) const NAME: &str = "memory";
+/// Name of the kind and of its section.
+pub const NAME: &str = "memory";
 pub(crate) const VERSION: u16 = 1;
 /// Zones of one process; the kernel's default limit is 65530.
 const ZONES_MAX: usize = 1 << 20;

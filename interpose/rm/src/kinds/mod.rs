@@ -43,7 +43,7 @@ pub mod shared;
 pub mod sharing;
 mod signalfd;
 pub mod signals;
-mod sockdiag;
+pub mod sockdiag;
 mod sockets;
 mod sockopts;
 pub mod stops;

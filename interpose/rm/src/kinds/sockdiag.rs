@@ -11,24 +11,24 @@ const SHOW_ALL: u32 = 0x7f;
 
 /// What the kernel knows of a unix socket and does not tell its owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct UnixDiag {
+pub struct UnixDiag {
     /// `TCP_ESTABLISHED` (1), `TCP_CLOSE` (7) or `TCP_LISTEN` (10).
-    pub(crate) state: u8,
+    pub state: u8,
     /// Inode of the socket that it is connected to.
-    pub(crate) peer: Option<u64>,
+    pub peer: Option<u64>,
     /// Inodes of the sockets that are connected and were not accepted yet, oldest first.
-    pub(crate) pending: Vec<u64>,
+    pub pending: Vec<u64>,
     /// Backlog, of a listening socket.
-    pub(crate) backlog: u32,
+    pub backlog: u32,
     /// Shut down halves: 1 receive, 2 send.
-    pub(crate) shutdown: u8,
+    pub shutdown: u8,
     /// Inode and device of the path it is bound to.
-    pub(crate) bound_inode: Option<u32>,
+    pub bound_inode: Option<u32>,
 }
 
 /// An open query socket; made with the first question.
 #[derive(Default)]
-pub(crate) struct SockDiag(Option<OwnedFd>);
+pub struct SockDiag(Option<OwnedFd>);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -49,7 +49,10 @@ struct UnixRequest {
 
 impl SockDiag {
     /// The unix socket with this inode; `None` if the agent's network namespace has none.
-    pub(crate) fn unix(&mut self, inode: u64) -> io::Result<Option<UnixDiag>> {
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn unix(&mut self, inode: u64) -> io::Result<Option<UnixDiag>> {
         let socket = match &self.0 {
             Some(socket) => socket,
             None => {
