@@ -437,7 +437,8 @@ impl Parked {
     /// Who is stopped, now that nobody of the application can stop another or let it go on: one that was when we looked
     /// may run again, with the next stop signal on its way.
     fn ask_stopped(&mut self) {
-        for (stopped, now) in self.stopped.iter().zip(Stopped::ask(&self.stopped)) {
+        let alive = || self.cuts.iter().for_each(|cut| cut.page.keep_alive());
+        for (stopped, now) in self.stopped.iter().zip(Stopped::ask(&self.stopped, &alive)) {
             if let Some(process) = self.processes.iter_mut().find(|process| process.pid == stopped.pid) {
                 process.stopped = now;
             }

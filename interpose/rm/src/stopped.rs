@@ -21,6 +21,8 @@ use tracer::Tracer;
 
 /// How long we wait for an answer of our own thread; it bounds all that it does.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often those that wait get a sign of life.
+const SIGN: Duration = Duration::from_millis(50);
 /// How often we look whether a thread is in a stop that is not ours, and how long often.
 const PACE: Duration = Duration::from_micros(100);
 const PACE_QUIET: Duration = Duration::from_millis(5);
@@ -105,10 +107,23 @@ impl Stopped {
         self.send(order) && self.answered()
     }
 
-    /// Which of these are stopped now: one may have been let go on before it parked.
-    pub(crate) fn ask(all: &[Self]) -> Vec<bool> {
+    /// Which of these are stopped now: one may have been let go on before it parked. All wait for a sign of life, which `alive`
+    /// gives.
+    pub(crate) fn ask(all: &[Self], alive: &dyn Fn()) -> Vec<bool> {
         let asked: Vec<bool> = all.iter().map(|one| one.send(Order::Ask)).collect();
-        all.iter().zip(asked).map(|(one, asked)| asked && one.answered()).collect()
+        let answer = |(one, asked): (&Self, bool)| {
+            let until = Instant::now() + PATIENCE;
+            while asked && Instant::now() < until {
+                alive();
+                match one.answers.recv_timeout(SIGN) {
+                    Ok(stopped) => return stopped,
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            false
+        };
+        all.iter().zip(asked).map(answer).collect()
     }
 
     /// Traps all threads: they are about to be let go.
