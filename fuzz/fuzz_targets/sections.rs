@@ -3,6 +3,7 @@
 
 use holo_image::Blob;
 use holo_image::wire::{self, Kind};
+use holo_rm::kinds::ptys::TerminalsState;
 use holo_rm::kinds::stops::StopsState;
 use holo_rm::kinds::{sysv_msg, sysv_sem};
 use libfuzzer_sys::fuzz_target;
@@ -20,4 +21,9 @@ fuzz_target!(|bytes: &[u8]| {
     // Section `changes`: addresses of the table of file changes; `files`: the content that has the trees.
     let _ = wire::decode::<Vec<u64>>(&frame, kind, 1 << 20);
     let _ = wire::decode::<Blob>(&frame, kind, 1 << 20).map(|blob| blob.check());
+    if let Ok(state) = wire::decode::<TerminalsState>(&frame, kind, 1 << 20)
+        && state.check(3).is_ok()
+    {
+        assert!(state.ptys.len() <= 4096);
+    }
 });

@@ -12,7 +12,7 @@
 //!
 //! Arguments, all decimal: page descriptor, page address, page bytes, server header offset (0), pid, slot
 //! offset, new user namespace (0/1), monotonic offset seconds, nanoseconds, boottime offset seconds,
-//! nanoseconds, uid, gid, pid of the process as which the keeper ends.
+//! nanoseconds, uid, gid, pid of the process as which the keeper ends, pseudo-terminals of its own (0/1).
 #![no_std]
 #![no_main]
 
@@ -28,7 +28,7 @@ const CLONE_NEWPID: u64 = 0x2000_0000;
 const CLONE_NEWTIME: u64 = 0x80;
 const SIGCHLD: u64 = 17;
 const MAP_SHARED_FIXED_NOREPLACE: u64 = 0x01 | 0x10_0000;
-const ARGUMENTS: usize = 14;
+const ARGUMENTS: usize = 15;
 
 global_asm!(
     ".globl _start",
@@ -155,6 +155,7 @@ struct Order {
     uid: i64,
     gid: i64,
     main: i64,
+    terminals: bool,
 }
 
 #[unsafe(no_mangle)]
@@ -176,6 +177,7 @@ extern "C" fn restorer_main(stack: *const u64) -> ! {
         uid: argument(11),
         gid: argument(12),
         main: argument(13),
+        terminals: argument(14) == 1,
     };
     keeper(&order)
 }
@@ -252,6 +254,21 @@ fn init(order: &Order) -> ! {
     unsafe {
         sys!(sysno::mount, 0, c"/".as_ptr(), 0, MS_REC_SLAVE, 0);
         sys!(sysno::mount, c"proc".as_ptr(), c"/proc".as_ptr(), c"proc".as_ptr(), 0, 0);
+    }
+    if order.terminals {
+        // SAFETY: constant, NUL-terminated strings. An instance of its own, so that each gets the number that it had.
+        let mounted = unsafe {
+            let options = c"newinstance,ptmxmode=0666,mode=0620";
+            sys!(
+                sysno::mount,
+                c"devpts".as_ptr(),
+                c"/dev/pts".as_ptr(),
+                c"devpts".as_ptr(),
+                0,
+                options.as_ptr()
+            )
+        };
+        check(b"mounting /dev/pts", mounted);
     }
     let tid = order.pid;
     let mut arguments = [0u64; 11];

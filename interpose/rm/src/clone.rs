@@ -12,6 +12,7 @@ mod run;
 use crate::grow::{Ground, grow, spare_pids};
 use crate::install::Channel;
 use crate::kinds::process::{ProcessState, clock_ns};
+use crate::kinds::ptys::{self, Terminals, TerminalsState};
 use crate::kinds::stops::{self, StopsState, stop_all};
 use crate::kinds::threads::ThreadsState;
 use crate::kinds::tree::{self, TreeState};
@@ -176,7 +177,7 @@ fn spawn(
     let split = |ns: i64| [ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000)];
     let [mono, boot] = clock_offsets_ns(state).map(split);
     let slot_offset = std::mem::offset_of!(Control, slots);
-    let arguments: [i64; 14] = [
+    let arguments: [i64; 15] = [
         i64::from(page_fd),
         state.page_address.cast_signed(),
         CONTROL_BYTES as i64,
@@ -191,6 +192,7 @@ fn spawn(
         i64::from(uid),
         i64::from(gid),
         i64::from(state.pid),
+        i64::from(!image.terminals.ptys.is_empty()),
     ];
     let (from_page, from_channel) = (page.fd().as_raw_fd(), channel.as_raw_fd());
     let mut command = Command::new(order.restorer);
@@ -261,6 +263,7 @@ struct Image {
     states: Vec<ProcessState>,
     threads: Vec<ThreadsState>,
     stops: StopsState,
+    terminals: TerminalsState,
 }
 
 impl Image {
@@ -280,7 +283,9 @@ impl Image {
         }
         let stops: StopsState = section(image, stops::NAME, stops::VERSION)?;
         stops.check(&states.iter().map(|state| state.pid).collect::<Vec<_>>())?;
-        Ok(Self { tree, states, threads, stops })
+        let terminals: TerminalsState = section(image, ptys::NAME, ptys::VERSION)?;
+        terminals.check(states.len())?;
+        Ok(Self { tree, states, threads, stops, terminals })
     }
 
     fn pids(&self) -> Vec<i32> {
@@ -344,6 +349,7 @@ pub fn prepare(image: &EpochReader, order: &Order, registry: &mut Registry) -> R
     drop(theirs);
     let seed = Remote::new(Arc::clone(page), seed, first).on("opening", "the clone")?;
     empty(&seed, channel_fd)?;
+    let terminals = Terminals::make(told.terminals.clone(), clone.init)?;
     let ground = Ground {
         init: clone.init,
         seed: &seed,
@@ -351,6 +357,7 @@ pub fn prepare(image: &EpochReader, order: &Order, registry: &mut Registry) -> R
         tree: &told.tree,
         states: &told.states,
         pages: &pages,
+        terminals: &terminals,
         channel: Channel { ours: &ours, theirs: channel_fd },
     };
     let remotes = grow(&ground).map_err(|cause| clone.obituary(cause))?;
@@ -372,6 +379,7 @@ pub fn prepare(image: &EpochReader, order: &Order, registry: &mut Registry) -> R
                 remarks: &mut remarks,
                 channel: &ours,
                 channel_fd,
+                terminals: &terminals,
                 stdio: order.stdio,
                 output: order.output,
                 monotonic_offset_ns: 0,

@@ -13,6 +13,7 @@
 use crate::corpses::{bury, corpse};
 use crate::install::{Channel, Install, install};
 use crate::kinds::process::ProcessState;
+use crate::kinds::ptys::Terminals;
 use crate::kinds::tree::{Ended, TreeState};
 use crate::manager::{Context, RmError, RmResult};
 use crate::page::Page;
@@ -37,6 +38,8 @@ const MAP_SHARED_FIXED_NOREPLACE: u64 = 0x01 | 0x10_0000;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Numbers above the channel's that are used for a moment.
 const PAGE_PLACE: i32 = 16;
+/// Where processes have their controlling terminal until all others are given theirs.
+const TERMINAL_PLACE: i32 = 17;
 
 /// What the tree is made from.
 pub(crate) struct Ground<'a> {
@@ -52,6 +55,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) states: &'a [ProcessState],
     /// Control pages.
     pub(crate) pages: &'a [Arc<Page>],
+    /// Terminals that sessions have.
+    pub(crate) terminals: &'a Terminals,
     /// The way to the processes, which all inherit it.
     pub(crate) channel: Channel<'a>,
 }
@@ -276,6 +281,7 @@ impl Growing<'_> {
         for early in [true, false] {
             if !early && leads {
                 self.made(index)?.call(sysno::setsid, &[]).on("making", format!("session {sid}"))?;
+                self.take_terminal(index)?;
             }
             for kid in &kids {
                 let (kid_pid, kid_sid) = (self.state(*kid).pid, self.state(*kid).sid);
@@ -294,6 +300,42 @@ impl Growing<'_> {
             }
         }
         born.into_iter().try_for_each(|(kid, now)| self.grow(kid, now))
+    }
+
+    /// The leader of a session takes its controlling terminal before it has children, which inherit it.
+    fn take_terminal(&self, index: usize) -> RmResult<()> {
+        let Some(slave) = self.ground.terminals.of_process(index) else { return Ok(()) };
+        let (remote, at) = (self.made(index)?, self.ground.channel.theirs + TERMINAL_PLACE);
+        install(&self.ground.channel, remote, &[Install { fd: slave.as_fd(), at, cloexec: true }])?;
+        let take = [at as u64, libc::TIOCSCTTY, 0];
+        remote.call(sysno::ioctl, &take).on("taking the terminal of", self.state(index).pid).map(|_| ())
+    }
+
+    /// Takes the terminal from those that had given theirs up, and gives it to the group in the foreground.
+    fn give_terminals(&self) -> RmResult<()> {
+        let (states, terminals) = (self.ground.states, self.ground.terminals);
+        let at = (self.ground.channel.theirs + TERMINAL_PLACE) as u64;
+        for (index, state) in states.iter().enumerate() {
+            let leader = states.iter().position(|leader| leader.pid == state.sid);
+            let Some(leader) = leader.filter(|leader| terminals.of_process(*leader).is_some()) else {
+                continue;
+            };
+            let remote = self.made(index)?;
+            if terminals.of_process(index).is_none() {
+                remote
+                    .call(sysno::ioctl, &[at, libc::TIOCNOTTY])
+                    .on("detaching from its terminal", state.pid)?;
+            }
+            if leader == index
+                && let Some(group) = terminals.foreground(index)
+            {
+                let group_at = remote.page.put(0, &group.to_le_bytes());
+                let mut give = [call(sysno::ioctl, &[at, libc::TIOCSPGRP, group_at])];
+                // A group of which nobody is left cannot be made.
+                remote.run(&mut give, false).on("setting the foreground of", state.pid)?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts every process into its group.
@@ -388,6 +430,7 @@ pub(crate) fn grow(ground: &Ground) -> RmResult<Vec<Remote>> {
         growing.make_corpse(ended)?;
     }
     growing.group()?;
+    growing.give_terminals()?;
     growing.bury()?;
     let made: Option<Vec<Remote>> = growing.made.into_iter().collect();
     let made = made.ok_or_else(|| RmError::Unsupported("the tree has processes without a root".into()))?;

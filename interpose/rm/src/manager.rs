@@ -1,6 +1,7 @@
 //! The resource manager: one trait, one file per kind, phases as in the design (section 4).
 
 use crate::install::Channel;
+use crate::kinds::ptys::Terminals;
 use crate::remote::Remote;
 use crate::tree::Process;
 use holo_image::wire::{self, Kind};
@@ -181,6 +182,8 @@ pub struct SwitchCx<'a> {
     pub channel: &'a UnixStream,
     /// The clone's end.
     pub channel_fd: i32,
+    /// Pseudo-terminals of the clone.
+    pub terminals: &'a Terminals,
     /// Descriptors to become the application's standard ones where they led outside; else files or
     /// `/dev/null` are used.
     pub stdio: &'a [std::os::fd::OwnedFd],

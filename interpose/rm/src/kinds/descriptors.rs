@@ -20,6 +20,7 @@ use super::open::{Common, Dumping, Each, Making, Place};
 use super::passed::Passed;
 use super::pidfd::PidState;
 use super::pipes::PipeState;
+use super::ptys::{self, TerminalsState};
 use super::shared::SharedObjects;
 use super::signalfd::SignalState;
 use super::sockdiag::SockDiag;
@@ -40,7 +41,7 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Name of the kind and of its section.
 pub const NAME: &str = "descriptors";
 /// Version of the section.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// A descriptor number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +79,9 @@ pub(crate) struct State {
     pub(crate) netlink: Each<NetlinkState>,
     pub(crate) pidfds: Each<PidState>,
     pub(crate) queues: Each<QueueState>,
+    /// Pairs of terminals: a section of their own, which is needed before the processes.
+    #[serde(skip)]
+    pub(crate) pairs: TerminalsState,
 }
 
 /// The manager of descriptors.
@@ -130,6 +134,7 @@ pub(crate) fn capture(
         let pid = remotes[process as usize].pid;
         epoll.resolve(pid, number, &by_number, dumping.cx.remarks)?;
     }
+    state.pairs = ptys::capture(dumping.cx, &opens, &mut state.terminals)?;
     moments::look(&state, dumping.cx);
     Ok(state)
 }
@@ -220,6 +225,7 @@ impl ResourceManager for Descriptors {
     fn post_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         let state = std::mem::take(&mut self.state);
         self.shared.clear();
+        cx.put(ptys::NAME, ptys::VERSION, &state.pairs)?;
         cx.put(NAME, VERSION, &state)
     }
 
@@ -245,6 +251,7 @@ impl ResourceManager for Descriptors {
             numbers: &numbers,
             contents: &*cx,
             shared: &self.shared,
+            terminals: cx.terminals,
             stdio: cx.stdio,
             output: cx.output,
             remarks: &mut remarks,

@@ -15,6 +15,7 @@ mod inotify;
 mod internet;
 pub mod ipc;
 mod kernel;
+mod line;
 mod listing;
 mod locks;
 mod memfd;
@@ -35,6 +36,7 @@ mod pidfd;
 mod pipes;
 mod place;
 pub mod process;
+pub mod ptys;
 #[cfg(test)]
 mod round_trip;
 #[cfg(test)]

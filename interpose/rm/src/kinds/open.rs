@@ -3,6 +3,7 @@
 
 use super::fdinfo::FdInfo;
 use super::kernel;
+use super::ptys::Terminals;
 use super::shared::{Contents, SharedObjects};
 use super::sockdiag::SockDiag;
 use super::watched::Names;
@@ -141,6 +142,8 @@ pub(crate) struct Making<'a> {
     pub(crate) contents: &'a dyn Contents,
     /// Objects shared with memory.
     pub(crate) shared: &'a SharedObjects,
+    /// Pseudo-terminals.
+    pub(crate) terminals: &'a Terminals,
     /// Standard descriptors to attach to.
     pub(crate) stdio: &'a [OwnedFd],
     /// Where output without a reader goes.

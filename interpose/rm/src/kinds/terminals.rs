@@ -1,7 +1,9 @@
-//! Terminals and other standard descriptors that lead outside: attached to new ones, or to files.
+//! Terminals: sides of pseudo-terminals of the application, and those from outside, which are attached to new ones, or to
+//! files.
 
 use super::kernel::{self, Bytes};
 use super::open::{Dumping, Each, Making, Open, path_of, reads, writes};
+use super::ptys;
 use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
@@ -10,11 +12,25 @@ use std::path::Path;
 
 const PTMX: (u32, u32) = (5, 2);
 
+/// Which side of what a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum End {
+    /// A terminal whose other side is not in the application.
+    Outside,
+    /// The controlling side of a pseudo-terminal.
+    Master(u32),
+    /// The other side.
+    Slave(u32),
+    /// The other side of one that is gone.
+    HungUp,
+}
+
 /// An open terminal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TerminalState {
     /// Its device.
     path: Bytes,
+    pub(crate) end: End,
 }
 
 /// Whether a character device is a terminal.
@@ -25,26 +41,43 @@ pub(crate) fn is_terminal(open: &Open) -> bool {
 }
 
 impl TerminalState {
+    /// A slave may turn out to be from outside when all are known, see [`ptys::capture`].
     pub(crate) fn describe(open: &Open, _: &mut Dumping) -> RmResult<Self> {
         let device = open.stat.st_rdev;
-        if (libc::major(device), libc::minor(device)) == PTMX {
-            return Err(open.unsupported("the controlling side of a pseudo-terminal"));
-        }
-        Ok(Self { path: Bytes(open.link.as_bytes().to_vec()) })
+        let end = if (libc::major(device), libc::minor(device)) == PTMX {
+            End::Master(ptys::number_of_master(open).on("numbering", open.named())?)
+        } else {
+            match ptys::number_of_slave(open) {
+                Ok(Some(number)) => End::Slave(number),
+                Err(cause) if cause.raw_os_error() == Some(libc::EIO) => End::HungUp,
+                Ok(None) | Err(_) => End::Outside,
+            }
+        };
+        Ok(Self { path: Bytes(open.link.as_bytes().to_vec()), end })
     }
 }
 
-/// Attaches terminals: standard ones to what was given, all others to the same or to nothing.
+/// Opens those of the application; attaches others: standard ones to what was given, all others to the same or to nothing.
 pub(crate) fn recreate(all: &Each<TerminalState>, making: &mut Making) -> RmResult<()> {
     for (index, state) in all {
-        lead_outside(*index, making)?;
-        if !making.is_stdio(*index) {
-            making.remark(*index, format!("terminal {} was replaced", path_of(&state.path.0).display()));
+        let flags = making.flags(*index) & (libc::O_ACCMODE | libc::O_NONBLOCK);
+        match state.end {
+            End::Master(number) => making.put(*index, making.terminals.master(number)?)?,
+            End::Slave(number) => making.put(*index, making.terminals.open_slave(number, flags)?)?,
+            End::HungUp if !making.is_stdio(*index) => {
+                making.put(*index, making.terminals.hung_up(flags)?)?;
+            }
+            End::HungUp | End::Outside => {
+                lead_outside(*index, making)?;
+                if !making.is_stdio(*index) {
+                    let path = path_of(&state.path.0);
+                    making.remark(*index, format!("terminal {} was replaced", path.display()));
+                }
+            }
         }
     }
-    Ok(())
+    making.terminals.close_up()
 }
-
 /// Gives a description that led outside a new end: what was given for the standard descriptors, else
 /// `/dev/null` for reading and the output file for writing. Numbers 0, 1 and 2 get one each, also where
 /// they shared a description.
