@@ -10,6 +10,7 @@
 //! (short, never across a call that may wait).
 
 mod life;
+mod timing;
 
 use crate::changes::Table;
 use crate::config::Config;
@@ -18,6 +19,7 @@ use crate::fence::Fence;
 use crate::graph::Costs;
 use crate::guard::Guard;
 use crate::members::Members;
+use crate::pace::Pace;
 use crate::record::{Instance, Record};
 use holo_api::local::{AppInfo, AppState, EpochInfo, ErrorKind};
 use holo_image::{AppStore, EpochMeta, Retention};
@@ -25,6 +27,7 @@ use holo_rm::page::Page;
 use holo_rm::registry::Registry;
 use holo_rm::tree::start_time;
 use parking_lot::{Mutex, MutexGuard};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -143,6 +146,10 @@ pub struct App {
     saving: Mutex<()>,
     /// The record was saved and may not be durable.
     unsynced: AtomicBool,
+    /// What its epochs cost.
+    pace: Mutex<Pace>,
+    /// Readable when whoever waits for the next epoch is to look again; none: there was no descriptor left.
+    wake: Option<OwnedFd>,
 }
 
 impl App {
@@ -180,6 +187,8 @@ impl App {
             fence: Mutex::new(None),
             saving: Mutex::new(()),
             unsynced: AtomicBool::new(true),
+            pace: Mutex::default(),
+            wake: timing::event(),
             guard,
             hooks,
         })
@@ -405,6 +414,11 @@ impl App {
                 .collect::<Vec<_>>()
                 .join(" "),
             standby: inner.record.options.standby.clone(),
+            every_ms: self.period_of(&inner.record.options).map_or(0, |every| every.as_millis() as u64),
+            budget_permille: inner.record.options.budget_permille,
+            growth_bytes: inner.record.options.growth_bytes,
+            standby_lag_ms: None,
+            last: last.as_ref().map(epoch_info),
         }
     }
 }

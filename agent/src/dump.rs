@@ -98,6 +98,12 @@ fn add(sums: &mut Vec<(String, u64)>, name: &str, more: u64) {
     }
 }
 
+/// Processor time of this agent, of all its threads.
+fn cpu_us() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)
+        .map_or(0, |time| Duration::from(time).as_micros() as u64)
+}
+
 fn micros(since: Instant) -> u64 {
     since.elapsed().as_micros() as u64
 }
@@ -109,7 +115,12 @@ fn micros(since: Instant) -> u64 {
 /// Why there is no new epoch.
 pub fn take(app: &App) -> Result<EpochMeta, Failure> {
     let (instance, _) = app.instance().ok_or_else(|| not_running(app))?;
+    let (since, cpu) = (Instant::now(), cpu_us());
     let taken = attempt(app, &instance, None);
+    // One that failed stopped it for no longer than it took.
+    let (stop_us, pages) =
+        taken.as_ref().map_or_else(|_| (micros(since), 0), |meta| (meta.stop_us, meta.pages_dirty));
+    app.spent(stop_us, cpu_us().saturating_sub(cpu), pages);
     match &taken {
         Ok(meta) => {
             app.set_reasons(Vec::new());

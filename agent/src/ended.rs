@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 /// How long the parent of a process that ended is given to reap it.
 const REAP_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Waits for a process to end, at most so long; true: it has.
+/// Waits for a process to end, at most so long, or until `wake` can be read; true: it has.
 #[must_use]
-pub(crate) fn wait(pidfd: &OwnedFd, most: Duration) -> bool {
-    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+pub(crate) fn wait(pidfd: &OwnedFd, wake: &OwnedFd, most: Duration) -> bool {
+    let of = |fd: &OwnedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut polls = [of(pidfd), of(wake)];
     let ms = most.as_millis().min(i32::MAX as u128) as i32;
-    // SAFETY: one descriptor.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, if ms == 0 && !most.is_zero() { 1 } else { ms }) };
-    ready > 0 && poll.revents != 0
+    // SAFETY: two descriptors.
+    let ready = unsafe { libc::poll(polls.as_mut_ptr(), 2, if ms == 0 && !most.is_zero() { 1 } else { ms }) };
+    ready > 0 && polls[0].revents != 0
 }
 
 /// `struct pidfd_info`, first published version (`linux/pidfd.h`).

@@ -7,6 +7,7 @@
 //! | `join` | the packet of a starting process |
 //! | `apps`, `app` | the applications of this node and their states |
 //! | `record` | what of an application survives the agent |
+//! | `pace` | how often epochs are taken |
 //! | `dump`, `restore` | an epoch taken, an epoch run |
 //! | `files` | the application's files, as a resource manager |
 //! | `inodes` | files keep the identity that the application knows |
@@ -29,6 +30,7 @@ pub mod inodes;
 pub mod join;
 pub mod kinds;
 pub mod members;
+mod pace;
 pub mod ports;
 pub mod record;
 mod recorded;

@@ -1,13 +1,14 @@
 //! What of an application survives the agent: its options and where it runs, one small file each.
 
-use holo_api::local::AppOptions;
+use holo_api::local::{AppOptions, Consistency};
 use holo_image::wire::{self, Kind, WireError};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-const RECORD: Kind = Kind::new(33, 2);
+const RECORD: Kind = Kind::new(33, 3);
+const RECORD_2: Kind = Kind::new(33, 2);
 const RECORD_1: Kind = Kind::new(33, 1);
 const RECORD_BYTES_MAX: u64 = 16 << 20;
 
@@ -43,11 +44,55 @@ pub struct Record {
     pub exited: bool,
 }
 
+/// Options before the period could adapt.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
+pub(crate) struct Options2 {
+    every_ms: u64,
+    roots: Vec<Vec<u8>>,
+    standby: Vec<String>,
+    consistency: Consistency,
+    keep_epochs: u32,
+    keep_secs: u64,
+    park_ms_max: u64,
+}
+
+impl From<Options2> for AppOptions {
+    fn from(old: Options2) -> Self {
+        let Options2 { every_ms, roots, standby, consistency, keep_epochs, keep_secs, park_ms_max } = old;
+        Self {
+            every_ms,
+            roots,
+            standby,
+            consistency,
+            keep_epochs,
+            keep_secs,
+            park_ms_max,
+            budget_permille: 0,
+            growth_bytes: 0,
+        }
+    }
+}
+
+/// Version 2.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
+struct Record2 {
+    name: String,
+    options: Options2,
+    argv: Vec<Vec<u8>>,
+    instance: Option<Instance>,
+    run: u64,
+    ended: String,
+    exited: bool,
+}
+
 /// Version 1.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
 struct Record1 {
     name: String,
-    options: AppOptions,
+    options: Options2,
     argv: Vec<Vec<u8>>,
     instance: Option<Instance>,
     run: u64,
@@ -55,13 +100,22 @@ struct Record1 {
 
 fn decode(bytes: &[u8]) -> Result<Record, WireError> {
     match wire::decode(bytes, RECORD, RECORD_BYTES_MAX) {
+        Err(WireError::OlderVersion { .. }) => decode_older(bytes),
+        record => record,
+    }
+}
+
+fn decode_older(bytes: &[u8]) -> Result<Record, WireError> {
+    let old = match wire::decode(bytes, RECORD_2, RECORD_BYTES_MAX) {
         Err(WireError::OlderVersion { .. }) => {
             let Record1 { name, options, argv, instance, run } =
                 wire::decode(bytes, RECORD_1, RECORD_BYTES_MAX)?;
-            Ok(Record { name, options, argv, instance, run, ended: String::new(), exited: false })
+            Record2 { name, options, argv, instance, run, ended: String::new(), exited: false }
         }
-        record => record,
-    }
+        old => old?,
+    };
+    let Record2 { name, options, argv, instance, run, ended, exited } = old;
+    Ok(Record { name, options: options.into(), argv, instance, run, ended, exited })
 }
 
 impl Record {
@@ -151,12 +205,36 @@ mod tests {
         fs::remove_dir_all(&dir).unwrap();
     }
 
+    // Goal: records of older agents are read, and their period is fixed. Method: encode what those had.
     #[test]
-    fn a_record_of_version_1_is_read() {
-        let old = ("a", AppOptions::default(), vec![b"x".to_vec()], None::<Instance>, 7u64);
+    fn records_of_older_versions_are_read() {
+        let options = || Options2 {
+            every_ms: 250,
+            roots: vec![b"/r".to_vec()],
+            standby: vec!["b".into()],
+            consistency: Consistency::Commit,
+            keep_epochs: 3,
+            keep_secs: 4,
+            park_ms_max: 5,
+        };
+        let (name, argv) = ("a".to_owned(), vec![b"x".to_vec()]);
+        let new = Record {
+            name: name.clone(),
+            options: options().into(),
+            argv: argv.clone(),
+            run: 7,
+            ..Record::default()
+        };
+        let old =
+            Record1 { name: name.clone(), options: options(), argv: argv.clone(), instance: None, run: 7 };
         let bytes = wire::encode(&old, RECORD_1).unwrap();
-        let new = Record { name: "a".into(), argv: vec![b"x".to_vec()], run: 7, ..Record::default() };
         assert_eq!(decode(&bytes).unwrap(), new);
+        assert!(decode(&bytes[..bytes.len() - 1]).is_err());
+        let (ended, exited) = ("said".to_owned(), true);
+        let old =
+            Record2 { name, options: options(), argv, instance: None, run: 7, ended: ended.clone(), exited };
+        let bytes = wire::encode(&old, RECORD_2).unwrap();
+        assert_eq!(decode(&bytes).unwrap(), Record { ended, exited, ..new });
         assert!(decode(&bytes[..bytes.len() - 1]).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! The unix socket: processes that join and requests of the command line, a thread per connection.
 
-use crate::app::{App, Failure, epoch_info};
+use crate::app::{App, Failure, epoch_info, now_ns};
 use crate::apps::{Apps, is_ours};
 use crate::{graph, join};
 use holo_abi::join::MAGIC as JOIN_MAGIC;
@@ -59,6 +59,8 @@ pub trait Cluster: Send + Sync {
     /// # Errors
     /// Why not.
     fn remove(&self, name: &str) -> Result<(), Failure>;
+    /// The newest epoch that each stand-by holds.
+    fn holders(&self, name: &str) -> Vec<(String, u64)>;
     /// `holo epochs`.
     fn epochs(&self, app: &Arc<App>) -> Vec<EpochInfo>;
     /// Address where other nodes are served.
@@ -74,6 +76,13 @@ pub struct From {
     pub aside: Option<u64>,
     /// The operator vouches that no other node runs it.
     pub force: bool,
+}
+
+/// Time since the cut of the newest epoch that a stand-by holds, of those that are known here.
+fn lag_ms(app: &App, holders: &[(String, u64)]) -> Option<u64> {
+    let held = holders.iter().map(|(_, epoch)| *epoch).max()?;
+    let meta = app.store.epochs().into_iter().rfind(|meta| meta.epoch <= held)?;
+    Some(now_ns().saturating_sub(meta.at_unix_ns) / 1_000_000)
 }
 
 /// Epochs that were put aside.
@@ -214,7 +223,17 @@ fn answer(
             let (name, token) = apps.register(&name, options, argv, peer.pid())?;
             Ok(Reply::Registered { env: environment(apps, &name, token), name, warning: None })
         }
-        Request::Ps => Ok(Reply::Apps(apps.info())),
+        Request::Ps => {
+            let mut all = apps.info();
+            for info in &mut all {
+                info.standby_lag_ms =
+                    apps.get(&info.name).ok().and_then(|app| lag_ms(&app, &cluster.holders(&info.name)));
+            }
+            Ok(Reply::Apps(all))
+        }
+        Request::Set { name, every_ms, budget_permille, growth_bytes } => {
+            apps.get(&name)?.set_timing(every_ms, budget_permille, growth_bytes).map(|()| Reply::Done)
+        }
         Request::Checkpoint { name } => cluster.checkpoint(&apps.get(&name)?).map(Reply::Epoch),
         Request::Restore { name, epoch, aside, force, attach } => {
             let app = apps.get(&name)?;

@@ -53,6 +53,8 @@ pub enum Command {
     Restore(Restore),
     /// Planned take-over by another node
     Switch(Switch),
+    /// Change when epochs of an application are taken
+    Set(Set),
     /// End an application and keep its epochs
     Stop(Name),
     /// Forget the epochs of an application that does not run
@@ -89,9 +91,15 @@ pub struct Run {
     /// Name of the application [default: from the command]
     #[arg(long, value_parser = name)]
     pub name: Option<String>,
-    /// Period of epochs, e.g. 1s or 250ms; 0: only on order
-    #[arg(long, value_parser = duration, default_value = "1s", value_name = "TIME")]
-    pub every: Duration,
+    /// Period of epochs, e.g. 1s or 250ms; 0: only on order; auto: what the budget allows
+    #[arg(long, value_parser = every, default_value = "1s", value_name = "TIME")]
+    pub every: Every,
+    /// With --every auto: part of its time that epochs may take of the application [default: 5%]
+    #[arg(long, value_parser = permille, value_name = "PERCENT")]
+    pub budget: Option<u32>,
+    /// Take an epoch also when the application's memory has grown by so much, e.g. 256M
+    #[arg(long, value_parser = bytes, value_name = "SIZE")]
+    pub growth: Option<u64>,
     /// Directory whose files belong to the application's state (may be repeated)
     #[arg(long = "root", value_name = "DIR")]
     pub roots: Vec<PathBuf>,
@@ -201,6 +209,32 @@ pub struct Epochs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// When an epoch is due by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Every {
+    /// After this time; 0: never.
+    Fixed(Duration),
+    /// When the budget allows.
+    Auto,
+}
+
+/// `holo set`.
+#[derive(Args, Debug)]
+pub struct Set {
+    /// Application
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Period of epochs, e.g. 1s or 250ms; 0: only on order; auto: what the budget allows
+    #[arg(long, value_parser = every, value_name = "TIME", required_unless_present_any = ["budget", "growth"])]
+    pub every: Option<Every>,
+    /// With a period that adapts: part of its time that epochs may take of the application
+    #[arg(long, value_parser = permille, value_name = "PERCENT")]
+    pub budget: Option<u32>,
+    /// Take an epoch also when the application's memory has grown by so much, e.g. 256M; 0: not
+    #[arg(long, value_parser = bytes, value_name = "SIZE")]
+    pub growth: Option<u64>,
 }
 
 /// `holo switch`.
@@ -327,6 +361,36 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_millis((seconds * 1e3).round() as u64))
 }
 
+fn every(text: &str) -> Result<Every, String> {
+    if text == "auto" { Ok(Every::Auto) } else { duration(text).map(Every::Fixed) }
+}
+
+/// `5%`, `0.5%`, in thousandths.
+fn permille(text: &str) -> Result<u32, String> {
+    let number: Option<f64> = text.strip_suffix('%').and_then(|number| number.parse().ok());
+    match number.map(|percent| (percent * 10.0).round()) {
+        Some(permille) if (1.0..=1000.0).contains(&permille) => Ok(permille as u32),
+        Some(_) => Err("not from 0.1% to 100%".to_owned()),
+        None => Err("not a part; write e.g. 5%".to_owned()),
+    }
+}
+
+/// `0`, `64K`, `256M`, `1.5G`; also `KiB` and so on.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let value: f64 = number.parse().map_err(|_| "not a size; write e.g. 64K, 256M, 1G or 0".to_owned())?;
+    let shift = match unit.strip_suffix("iB").unwrap_or(unit) {
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        "" if value == 0.0 => 0,
+        _ => return Err(format!("say the unit: {number}K, {number}M, {number}G or {number}T")),
+    };
+    Ok((value * (1u64 << shift) as f64) as u64)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -358,6 +422,19 @@ mod tests {
     }
 
     #[test]
+    fn budgets_and_sizes_have_units() {
+        assert_eq!((permille("5%"), permille("0.1%"), permille("100%")), (Ok(50), Ok(1), Ok(1000)));
+        assert_eq!((bytes("0"), bytes("64K"), bytes("1.5GiB")), (Ok(0), Ok(1 << 16), Ok(3 << 29)));
+        for bad in ["", "5", "%", "0%", "101%", "-1%", "x%", "nan%", "inf%"] {
+            assert!(permille(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "5", "K", "1X", "-1M", "1.2.3K"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+        assert_eq!((every("auto"), every("0")), (Ok(Every::Auto), Ok(Every::Fixed(Duration::ZERO))));
+    }
+
+    #[test]
     fn names_are_words() {
         for good in ["redis", "a.b-c_d", "web:1", "x@y"] {
             assert_eq!(name(good), Ok(good.to_owned()));
@@ -375,7 +452,7 @@ mod tests {
         ] {
             let Command::Run(run) = Cli::try_parse_from(line).unwrap().command else { panic!("not run") };
             assert_eq!(run.command, ["cmd", "--every", "-x"]);
-            assert_eq!(run.every, Duration::from_millis(holo_api::local::EVERY_MS_DEFAULT));
+            assert_eq!(run.every, Every::Fixed(Duration::from_millis(holo_api::local::EVERY_MS_DEFAULT)));
         }
         assert!(Cli::try_parse_from(["holo", "run", "--bogus", "cmd"]).is_err());
         assert!(Cli::try_parse_from(["holo", "run"]).is_err());

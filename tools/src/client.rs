@@ -51,6 +51,7 @@ fn name_of(request: &Request) -> &'static str {
         Request::FileChanges { .. } => "tell the file changes",
         Request::Status => "tell its status",
         Request::Shutdown => "end",
+        Request::Set { .. } => "change when epochs are taken",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use holo_api::local::{AppInfo, AppState, EpochInfo, Graph, GraphNode, NodeInfo, RestoreInfo};
+use holo_api::local::{AppInfo, AppState, EpochInfo, Graph, GraphNode, NodeInfo, RestoreInfo, StopSplit};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::error::CliError;
@@ -49,6 +49,24 @@ pub struct Epoch<'a> {
     engine: &'a str,
     stop_parts_us: Pairs<'a>,
     bytes_by_kind: Pairs<'a>,
+    stop_split_us: Split,
+}
+
+/// The stop time by what it is spent on.
+#[derive(Debug, Serialize)]
+struct Split {
+    park: u64,
+    scan: u64,
+    copy: u64,
+    kinds: u64,
+    unpark: u64,
+}
+
+impl From<StopSplit> for Split {
+    fn from(split: StopSplit) -> Self {
+        let StopSplit { park, scan, copy, kinds, unpark } = split;
+        Self { park, scan, copy, kinds, unpark }
+    }
 }
 
 impl<'a> From<&'a EpochInfo> for Epoch<'a> {
@@ -70,6 +88,7 @@ impl<'a> From<&'a EpochInfo> for Epoch<'a> {
             engine: &info.engine,
             stop_parts_us: Pairs(&info.stop_parts_us),
             bytes_by_kind: Pairs(&info.bytes_by_kind),
+            stop_split_us: info.split().into(),
         }
     }
 }
@@ -88,6 +107,12 @@ pub struct App<'a> {
     cluster_pids: &'a [u32],
     standby: &'a [String],
     command: &'a str,
+    every_ms: u64,
+    /// None: the period is fixed.
+    budget_percent: Option<f64>,
+    growth_bytes: u64,
+    /// None: no stand-by holds an epoch.
+    standby_lag_ms: Option<u64>,
 }
 
 impl<'a> From<&'a AppInfo> for App<'a> {
@@ -104,6 +129,10 @@ impl<'a> From<&'a AppInfo> for App<'a> {
             cluster_pids: &info.cluster_pids,
             standby: &info.standby,
             command: &info.command,
+            every_ms: info.every_ms,
+            budget_percent: (info.budget_permille > 0).then(|| f64::from(info.budget_permille) / 10.0),
+            growth_bytes: info.growth_bytes,
+            standby_lag_ms: info.standby_lag_ms,
         }
     }
 }
@@ -230,11 +259,12 @@ mod tests {
         };
         let text = serde_json::to_string_pretty(&Epoch::from(&info)).unwrap();
         let expected = "epoch at sealed where stop_us dump_us processes threads pages_dirty bytes_raw bytes_sent \
-                        files_changed engine stop_parts_us bytes_by_kind";
+                        files_changed engine stop_parts_us bytes_by_kind stop_split_us";
         assert_eq!(keys(&text).join(" "), expected);
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["where"][0], "local");
         assert_eq!(value["stop_parts_us"]["park"], 5);
+        assert_eq!(value["stop_split_us"]["park"], 5);
     }
 
     #[test]

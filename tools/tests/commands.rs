@@ -34,11 +34,16 @@ fn ps() {
         "stop_us",
         "standby",
         "command",
+        "every_ms",
+        "budget_percent",
+        "growth_bytes",
+        "standby_lag_ms",
     ];
     expected.sort_unstable();
     assert_eq!(keys(&list[0]), expected);
     assert_eq!(list[0]["state"], "unprotected");
     assert_eq!(list[0]["real_pids"][0], 4711);
+    assert_eq!((&list[0]["budget_percent"], &list[0]["standby_lag_ms"]), (&5.0.into(), &1700.into()));
     let text = out(&agent.holo(&["ps"]));
     assert!(text.starts_with("NAME   STATE "), "{text}");
     assert!(
@@ -61,6 +66,7 @@ fn checkpoint_and_epochs() {
     assert_eq!(json(&agent.holo(&["epochs", "redis", "--json"]))[0], one);
     assert!(out(&agent.holo(&["checkpoint", "redis"])).contains("epoch 7 sealed (local,n2)"));
     assert!(out(&agent.holo(&["epochs", "redis"])).contains("memory 900 B"));
+    assert_eq!(one["stop_split_us"]["kinds"], 2500 - 100);
     assert_eq!(agent.asked()[0], Request::Checkpoint { name: "redis".into() });
 }
 
@@ -148,7 +154,12 @@ fn attached_restore_ends_as_the_application() {
 #[test]
 fn stop_rm_drain() {
     let agent = FakeAgent::canned(vec![Reply::Done]);
-    for args in [&["stop", "redis"][..], &["rm", "redis"], &["node", "drain", "n1"]] {
+    for args in [
+        &["stop", "redis"][..],
+        &["rm", "redis"],
+        &["node", "drain", "n1"],
+        &["set", "redis", "--every", "auto"],
+    ] {
         let done = agent.holo(args);
         assert_eq!((done.status.code(), out(&done).as_str(), err(&done).as_str()), (Some(0), "", ""));
     }
@@ -178,6 +189,7 @@ fn graph_nodes_top() {
         picture.contains("on n1") && picture.contains("redis-server") && picture.contains("ADDRESS"),
         "{picture}"
     );
+    assert!(picture.contains("UNPARK") && picture.contains("1.0 s (5%)"), "{picture}");
 }
 
 /// On a terminal: draws, ends on `q`, leaves the terminal as it was.

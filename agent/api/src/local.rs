@@ -11,6 +11,9 @@ pub const MAGIC: [u8; 8] = *b"HOLOAP01";
 /// Period of epochs where nobody asked for another, milliseconds.
 pub const EVERY_MS_DEFAULT: u64 = 1000;
 
+/// What epochs may take of an application whose period adapts, where nobody said: 5 %.
+pub const BUDGET_PERMILLE_DEFAULT: u32 = 50;
+
 /// What leaves for the outside before an epoch is sealed (`--consistency`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Consistency {
@@ -40,6 +43,10 @@ pub struct AppOptions {
     pub keep_secs: u64,
     /// Longest wait for all threads to park, milliseconds; 0: default (100).
     pub park_ms_max: u64,
+    /// What epochs may take of the application, in thousandths, if the period adapts to it; 0: it is `every_ms`.
+    pub budget_permille: u32,
+    /// An epoch is also taken when the processes have grown by so many bytes since the last one; 0: not.
+    pub growth_bytes: u64,
 }
 
 /// A request.
@@ -123,6 +130,17 @@ pub enum Request {
     Status,
     /// Ask the agent to end (applications run on).
     Shutdown,
+    /// Change when epochs are taken; what is none stays as it is.
+    Set {
+        /// Application.
+        name: String,
+        /// Period, milliseconds; 0: only on order.
+        every_ms: Option<u64>,
+        /// See [`AppOptions::budget_permille`].
+        budget_permille: Option<u32>,
+        /// See [`AppOptions::growth_bytes`].
+        growth_bytes: Option<u64>,
+    },
 }
 
 /// State of an application.
@@ -164,6 +182,31 @@ pub struct AppInfo {
     pub command: String,
     /// Stand-by nodes.
     pub standby: Vec<String>,
+    /// Period of epochs, milliseconds, as it is now; 0: only on order.
+    pub every_ms: u64,
+    /// See [`AppOptions::budget_permille`].
+    pub budget_permille: u32,
+    /// See [`AppOptions::growth_bytes`].
+    pub growth_bytes: u64,
+    /// Milliseconds since the cut of the newest epoch that a stand-by holds; none: there is none.
+    pub standby_lag_ms: Option<u64>,
+    /// Figures of the last sealed epoch.
+    pub last: Option<EpochInfo>,
+}
+
+/// Stop time by what it is spent on, microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StopSplit {
+    /// Until all threads were parked.
+    pub park: u64,
+    /// Finding the pages that changed.
+    pub scan: u64,
+    /// Copying them, or the fork.
+    pub copy: u64,
+    /// All else: states of all kinds of resources.
+    pub kinds: u64,
+    /// Letting the threads go on.
+    pub unpark: u64,
 }
 
 /// An epoch as `holo checkpoint` and `holo epochs` show it.
@@ -202,6 +245,19 @@ pub struct EpochInfo {
     pub stop_parts_us: Vec<(String, u64)>,
     /// Bytes by kind of resource: name and value.
     pub bytes_by_kind: Vec<(String, u64)>,
+}
+
+impl EpochInfo {
+    /// The stop, split.
+    #[must_use]
+    pub fn split(&self) -> StopSplit {
+        let part =
+            |name: &str| self.stop_parts_us.iter().find(|(known, _)| known == name).map_or(0, |(_, us)| *us);
+        let (park, unpark, scan) = (part("park"), part("unpark"), part("memory.track"));
+        let copy = part("memory.staging") + part("memory.fork");
+        let kinds = self.stop_us.saturating_sub(park + unpark + scan + copy);
+        StopSplit { park, scan, copy, kinds, unpark }
+    }
 }
 
 /// What a restore or a switch did.

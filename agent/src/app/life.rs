@@ -1,5 +1,6 @@
 //! How an instance lives and ends: it is adopted, watched, told of, killed.
 
+use super::timing::Clock;
 use super::{App, END_PAUSE, Failure};
 use crate::members::Leaf;
 use crate::record::Instance;
@@ -53,6 +54,8 @@ impl App {
         inner.record.ended.clear();
         inner.record.exited = false;
         drop(inner);
+        // Its first epoch reads all memory.
+        self.forget_costs();
         self.save();
         let app = Arc::clone(self);
         thread::spawn(move || app.watch(incarnation, keeper));
@@ -60,16 +63,11 @@ impl App {
 
     /// Takes epochs by the period until all processes have ended.
     pub(super) fn watch(&self, incarnation: u64, keeper: Option<Child>) {
-        let every = Duration::from_millis(self.record().options.every_ms);
-        let mut due = Instant::now() + every;
+        let mut clock = Clock::default();
         let mut watched: Option<(Instance, OwnedFd)> = None;
         let mut first: Option<(i32, Option<i32>)> = None;
         loop {
-            let wait = if every.is_zero() {
-                Duration::from_secs(3600)
-            } else {
-                due.saturating_duration_since(Instant::now())
-            };
+            let wait = clock.wait(self);
             let Some(now) = self.living() else { break };
             if watched.as_ref().is_none_or(|(of, _)| *of != now) {
                 // SAFETY: no memory is passed.
@@ -80,7 +78,7 @@ impl App {
                 // SAFETY: just made.
                 watched = Some((now, unsafe { OwnedFd::from_raw_fd(raw) }));
             }
-            if let Some((of, pidfd)) = watched.as_ref().filter(|(_, pidfd)| ended::wait(pidfd, wait)) {
+            if let Some((of, pidfd)) = watched.as_ref().filter(|(_, pidfd)| self.wait_end(pidfd, wait)) {
                 // The application's status is that of the process that was launched; others may live on.
                 first.get_or_insert_with(|| (of.real_pid, ended::status(pidfd, of.real_pid)));
                 continue;
@@ -88,12 +86,12 @@ impl App {
             if self.inner.lock().incarnation != incarnation {
                 return;
             }
-            if !every.is_zero() && Instant::now() >= due {
+            if clock.is_due(self) {
                 if !self.is_fenced() {
                     // What went wrong is in the reasons.
                     let _ = dump::take(self);
                 }
-                due = (due + every).max(Instant::now());
+                clock.taken(self);
             }
         }
         let last = watched.map(|(of, pidfd)| (of.real_pid, ended::status(&pidfd, of.real_pid)));

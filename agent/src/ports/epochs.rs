@@ -4,10 +4,11 @@
 
 use crate::app::{App, Failure};
 use crate::apps::Apps;
+use crate::record::Options2;
 use holo_api::local::AppOptions;
 use holo_api::peer::Key;
 use holo_cluster::ports::{EpochReader, EpochSink, EpochSource, EpochWriter, Offered, StoreError};
-use holo_image::wire::{self, Kind};
+use holo_image::wire::{self, Kind, WireError};
 use holo_image::{Import, PAGE_BYTES, Page, PageKey};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -25,12 +26,30 @@ struct Along {
     argv: Vec<Vec<u8>>,
 }
 
-const ALONG: Kind = Kind::new(35, 1);
+/// Of nodes where the period does not adapt.
+#[derive(Deserialize)]
+struct Along1 {
+    options: Options2,
+    argv: Vec<Vec<u8>>,
+}
+
+const ALONG: Kind = Kind::new(35, 2);
+const ALONG_1: Kind = Kind::new(35, 1);
 const ALONG_BYTES_MAX: u64 = 1 << 20;
 
 /// The store, as the cluster sees it.
 pub(super) struct Epochs {
     pub(super) apps: Arc<Apps>,
+}
+
+fn decode_along(bytes: &[u8]) -> Result<Along, WireError> {
+    match wire::decode(bytes, ALONG, ALONG_BYTES_MAX) {
+        Err(WireError::OlderVersion { .. }) => {
+            let Along1 { options, argv } = wire::decode(bytes, ALONG_1, ALONG_BYTES_MAX)?;
+            Ok(Along { options: options.into(), argv })
+        }
+        along => along,
+    }
 }
 
 fn broken(cause: &holo_image::Error) -> StoreError {
@@ -170,8 +189,7 @@ impl EpochSink for Epochs {
 
     fn begin(&self, offered: &Offered, manifest: &[u8]) -> Result<Box<dyn EpochWriter>, StoreError> {
         let bad = |what: &dyn std::fmt::Display| refused(format!("{}: {what}", offered.app));
-        let mut along: Along =
-            wire::decode(&offered.options, ALONG, ALONG_BYTES_MAX).map_err(|cause| bad(&cause))?;
+        let mut along = decode_along(&offered.options).map_err(|cause| bad(&cause))?;
         if along.options.roots.iter().any(|root| !root.starts_with(b"/")) {
             return Err(bad(&"a protected directory that is not absolute"));
         }

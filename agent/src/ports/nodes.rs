@@ -355,6 +355,13 @@ impl Orders for Nodes {
         self.apps.remove(name)
     }
 
+    fn holders(&self, name: &str) -> Vec<(String, u64)> {
+        let status = self.status(name).ok().flatten();
+        let mut held = status.map(|status| status.sealed_at).unwrap_or_default();
+        held.retain(|(node, _)| *node != self.apps.node);
+        held
+    }
+
     fn epochs(&self, app: &Arc<App>) -> Vec<EpochInfo> {
         self.note_acknowledged();
         app.store.epochs().iter().map(epoch_info).collect()

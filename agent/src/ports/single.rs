@@ -61,6 +61,10 @@ impl Cluster for Single {
         self.apps.remove(name)
     }
 
+    fn holders(&self, _: &str) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
     fn epochs(&self, app: &Arc<App>) -> Vec<EpochInfo> {
         app.store.epochs().iter().map(epoch_info).collect()
     }

@@ -10,6 +10,7 @@ mod node;
 mod ps;
 mod restore;
 mod run;
+mod set;
 mod stop;
 mod top;
 
@@ -59,6 +60,7 @@ fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Epochs(args) => checkpoint::list(&args, &agent()?),
         Command::Restore(args) => restore::restore(&args, &agent()?),
         Command::Switch(args) => restore::switch(&args, &agent()?),
+        Command::Set(args) => set::main(&args, &agent()?),
         Command::Stop(args) => stop::stop(&args, &agent()?),
         Command::Rm(args) => stop::rm(&args, &agent()?),
         Command::Graph(args) => graph::main(&args, &agent()?),

@@ -7,9 +7,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use holo_api::local::{AppOptions, ErrorKind, Reply, Request};
+use holo_api::local::{AppOptions, BUDGET_PERMILLE_DEFAULT, EVERY_MS_DEFAULT, ErrorKind, Reply, Request};
 
-use crate::args::Run;
+use crate::args::{Every, Run};
 use crate::client::{Client, QUICK};
 use crate::daemon::{self, warn};
 use crate::error::{CliError, EXIT_RUN_REFUSED};
@@ -125,8 +125,17 @@ fn shown(arg: &OsStr) -> Vec<u8> {
 }
 
 fn options(args: &Run) -> Result<AppOptions, CliError> {
+    let (every_ms, budget_permille) = match (args.every, args.budget) {
+        (Every::Fixed(_), Some(_)) => {
+            return Err(CliError::Usage("--budget is for --every auto".to_owned()));
+        }
+        (Every::Fixed(time), None) => (millis(time), 0),
+        (Every::Auto, budget) => (EVERY_MS_DEFAULT, budget.unwrap_or(BUDGET_PERMILLE_DEFAULT)),
+    };
     Ok(AppOptions {
-        every_ms: millis(args.every),
+        every_ms,
+        budget_permille,
+        growth_bytes: args.growth.unwrap_or(0),
         roots: args.roots.iter().map(|root| absolute(root)).collect::<Result<_, _>>()?,
         standby: args.standby.clone(),
         consistency: args.consistency.into(),
@@ -136,7 +145,7 @@ fn options(args: &Run) -> Result<AppOptions, CliError> {
     })
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use holo_api::local::Request;
+use holo_api::local::{AppInfo, AppState, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
@@ -14,7 +14,9 @@ use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use crate::args::Top;
 use crate::client::{QUICK, call, pick, status};
 use crate::error::CliError;
+use crate::human;
 use crate::paths::Agent;
+use crate::table::{Align, Table};
 
 const PERIOD_MIN: Duration = Duration::from_millis(100);
 const CTRL_C: u8 = 3;
@@ -50,8 +52,40 @@ fn picture(agent: &Agent) -> Result<String, CliError> {
     let head = format!("holo {} on {}, agent {}, state in {}", who.version, who.node, who.pid, who.state_dir);
     let _ = writeln!(out, "{}\n", crate::human::plain(&head));
     let _ = writeln!(out, "{}", super::ps::table(&apps));
+    let _ = writeln!(out, "{}", costs(&apps));
     let _ = write!(out, "{}", super::node::table(&nodes));
     Ok(out)
+}
+
+/// What the last epoch of each application that runs took.
+fn costs(apps: &[AppInfo]) -> Table {
+    use Align::{Left, Right};
+    let names =
+        ["PARK", "SCAN", "COPY", "KINDS", "UNPARK", "DUMP", "PAGES", "STATE", "WRITTEN", "STANDBY LAG"];
+    let mut columns = vec![("NAME", Left), ("EVERY", Left)];
+    columns.extend(names.map(|name| (name, Right)));
+    let mut table = Table::new(&columns);
+    for app in apps.iter().filter(|app| app.state != AppState::Stopped) {
+        let Some(last) = &app.last else { continue };
+        let every = match (app.every_ms, app.budget_permille) {
+            (0, _) => "on order".to_owned(),
+            (ms, 0) => human::millis(ms),
+            (ms, permille) => format!("{} ({}%)", human::millis(ms), f64::from(permille) / 10.0),
+        };
+        let split = last.split();
+        let mut row = vec![app.name.clone(), every];
+        row.extend(
+            [split.park, split.scan, split.copy, split.kinds, split.unpark, last.dump_us].map(human::micros),
+        );
+        row.extend([
+            last.pages_dirty.to_string(),
+            human::bytes(last.bytes_raw),
+            human::bytes(last.bytes_sent),
+            app.standby_lag_ms.map_or("-".to_owned(), human::millis),
+        ]);
+        table.row(row);
+    }
+    table
 }
 
 /// The terminal's second screen, without echo; put back when dropped.

@@ -134,6 +134,11 @@ pub fn app() -> AppInfo {
         stop_us: 2500,
         command: "redis-server".into(),
         standby: vec!["n2".into()],
+        every_ms: 1000,
+        budget_permille: 50,
+        growth_bytes: 0,
+        standby_lag_ms: Some(1700),
+        last: Some(epoch()),
     }
 }
 
