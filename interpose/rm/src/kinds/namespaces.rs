@@ -37,9 +37,14 @@ enum Namespace {
 fn of(process: impl Display, kind: &str) -> Namespace {
     match fs::read_link(format!("/proc/{process}/ns/{kind}")) {
         Ok(word) => Namespace::Of(word.into()),
-        Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => Namespace::Hidden,
+        // The kernel says so, too, of a process that has gone since its name was looked up.
+        Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied && lives(&process) => Namespace::Hidden,
         Err(_) => Namespace::Nobodys,
     }
+}
+
+fn lives(process: &impl Display) -> bool {
+    fs::exists(format!("/proc/{process}/stat")).unwrap_or(true)
 }
 
 /// Who is in the namespaces that the application should be in: we, or the first process of the clone.
