@@ -82,7 +82,17 @@ fn make_dirs(config: &Config) -> io::Result<Paths> {
     ] {
         make(dir)?;
     }
+    clear_staging(&paths.staging);
     Ok(paths)
+}
+
+/// Removes what an earlier agent held for an epoch when it was killed.
+fn clear_staging(staging: &Path) {
+    for left in fs::read_dir(staging).into_iter().flatten().flatten() {
+        if let Err(cause) = fs::remove_dir_all(left.path()).or_else(|_| fs::remove_file(left.path())) {
+            eprintln!("holod: {}: {cause}", left.path().display());
+        }
+    }
 }
 
 /// Control pages and tables of file changes lie in shared memory where there is some: pages of a file on a disk would be

@@ -88,12 +88,16 @@ fn named(deltas: &[Delta]) -> String {
     let all = deltas.iter().take(NAMED_MAX).map(|delta| {
         let attributes: Vec<&str> = delta.attributes.iter().map(|one| one.name()).collect();
         let path = String::from_utf8_lossy(&delta.path);
+        let first = match &delta.touched {
+            Touched::Ranges(ranges) => ranges.iter().next().map_or(0, |one| one.at),
+            Touched::Unknown => 0,
+        };
         format!(
-            "{path} ({:?}, {:?} -> {:?}, {:?}, {})",
+            "{path} ({:?}, {:?} -> {:?} bytes, {} differ from {first} on, {})",
             delta.what,
             delta.size_before,
             delta.size,
-            delta.touched,
+            delta.bytes(),
             attributes.join(",")
         )
     });

@@ -2,7 +2,7 @@
 //!
 //! The agent wraps every kind if `HOLO_FAULTS` names a file when it starts. While the file says `KIND PHASE before`, or `after`,
 //! that phase of that kind fails: before it has done anything, or when it has done all. Of kinds that are one for each process the
-//! last process's fails, when the others are done.
+//! last process's fails, when the others are done. Behind `before` or `after` may stand `kill`: then the agent dies of it, as by `kill -9`.
 
 use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use std::path::Path;
@@ -27,7 +27,14 @@ impl Faulty {
     fn fail(&self, phase: &str, when: &str, last: bool) -> RmResult<()> {
         let order = std::fs::read_to_string(&self.orders).unwrap_or_default();
         let own = format!("{} {phase} {when}", self.inner.name());
-        if order.trim() == own && (last || !self.each) {
+        let how = order.trim().strip_prefix(&own);
+        if how == Some(" kill") && (last || !self.each) {
+            // SAFETY: no memory is passed.
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            // It comes at the end of the call.
+            std::process::abort();
+        }
+        if how == Some("") && (last || !self.each) {
             return Err(RmError::Kernel {
                 operation: "failing by order in",
                 object: own,
