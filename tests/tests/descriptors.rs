@@ -5,6 +5,7 @@
 holo_tests::workloads! {
     files: Workload::new("fd_files.c");
     identity: Workload::new("fd_identity.c");
+    peers: Workload::new("fd_peers.c");
     pipes: Workload::new("fd_pipes.c");
     epoll: Workload::new("fd_epoll.c");
     events: Workload::new("fd_events.c");

@@ -143,6 +143,12 @@ impl DumpCx<'_> {
         self.sections.put(kind, self.index, version, state)
     }
 
+    /// The place in the tree of a process with this pid on this node.
+    #[must_use]
+    pub fn place(&self, pid: i32) -> Option<u32> {
+        self.processes.iter().position(|process| process.remote.pid == pid).map(|place| place as u32)
+    }
+
     /// Number of a space of pages that is this process's own: `local` below [`SPACES`].
     #[must_use]
     pub fn space(&self, local: u64) -> u64 {

@@ -256,6 +256,7 @@ impl ResourceManager for Descriptors {
             output: cx.output,
             remarks: &mut remarks,
             clone: Some(cx.remote),
+            tree: cx.tree,
             pids: &pids,
         };
         recreate(&state, &mut making)?;

@@ -152,11 +152,18 @@ pub(crate) struct Making<'a> {
     pub(crate) remarks: &'a mut Vec<String>,
     /// The clone, where objects remember who made them; none in tests.
     pub(crate) clone: Option<&'a Remote>,
+    /// All its processes.
+    pub(crate) tree: &'a [Remote],
     /// Pids of the processes at the cut and of their clones, as the agent sees them.
     pub(crate) pids: &'a [(i32, i32)],
 }
 
-impl Making<'_> {
+impl<'a> Making<'a> {
+    /// The process of the clone at a place, else the one that stands for it.
+    pub(crate) fn maker(&self, place: Option<u32>) -> Option<&'a Remote> {
+        place.and_then(|place| self.tree.get(place as usize)).or(self.clone)
+    }
+
     /// What a description has in common with all.
     pub(crate) fn common(&self, index: u32) -> &Common {
         &self.common[index as usize]

@@ -74,6 +74,12 @@ pub(crate) fn peer_name(fd: &impl AsRawFd) -> io::Result<Bytes> {
     name_of(fd, libc::getpeername)
 }
 
+/// The process that made the other side of a unix connection, as we see it.
+pub(crate) fn peer_pid(fd: &impl AsRawFd) -> Option<i32> {
+    // `struct ucred` begins with it.
+    sockopts::get_int(fd, libc::SOL_SOCKET, libc::SO_PEERCRED).ok().filter(|pid| *pid > 0)
+}
+
 pub(crate) fn bind(fd: &impl AsRawFd, name: &[u8]) -> io::Result<()> {
     // SAFETY: a buffer of the stated size.
     checked(unsafe { libc::bind(fd.as_raw_fd(), name.as_ptr().cast(), name.len() as u32) }).map(|_| ())

@@ -143,6 +143,7 @@ impl Captured {
             output: &output,
             remarks: &mut remarks,
             clone: None,
+            tree: &[],
             pids: &pids,
         };
         descriptors::recreate(&self.state, &mut making).unwrap();

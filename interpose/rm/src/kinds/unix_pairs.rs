@@ -76,46 +76,6 @@ impl Hands<'_> {
         Ok(ends)
     }
 
-    /// A connection between these two; `shared` tells of a name whether others have it, too.
-    pub(crate) fn connection(
-        &self,
-        one: &UnixState,
-        other: &UnixState,
-        shared: impl Fn(&Bytes) -> bool,
-    ) -> io::Result<(OwnedFd, OwnedFd)> {
-        let own = |state: &UnixState| {
-            let name = &state.socket.local;
-            !is_named(&name.0) || path_in(&name.0).is_none() && !shared(name)
-        };
-        if own(one) && own(other) {
-            return self.named_pair(one, other);
-        }
-        // The side whose name is not its own was accepted.
-        if own(other) {
-            self.accepted(other, one).map(|(two, one)| (one, two))
-        } else {
-            self.accepted(one, other)
-        }
-    }
-
-    /// A connection made by accepting it from a listener with the server side's name.
-    fn accepted(&self, client: &UnixState, server: &UnixState) -> io::Result<(OwnedFd, OwnedFd)> {
-        let name = &server.socket.local.0;
-        let path = path_in(name);
-        if path.as_ref().is_some_and(|path| path.is_relative()) {
-            return Err(io::Error::other("its name is relative to a directory"));
-        }
-        free_name(name, server.socket.kind)?;
-        let listener = self.socket(server.socket.kind)?;
-        let made = self.with_name(sysno::bind, listener, name).and_then(|()| {
-            let made = self.connect_and_accept(listener, client, server);
-            path.map_or(Ok(()), std::fs::remove_file)?;
-            made
-        });
-        drop(self.take(listener)?);
-        made
-    }
-
     /// A client with this state's name, connected to `to`.
     pub(crate) fn client(&self, state: &UnixState, to: &[u8]) -> io::Result<OwnedFd> {
         let fd = self.socket(state.socket.kind)?;
@@ -138,28 +98,71 @@ impl Hands<'_> {
             None => Ok(()),
         }
     }
+}
 
-    fn connect_and_accept(
-        &self,
-        listener: i32,
-        client: &UnixState,
-        server: &UnixState,
-    ) -> io::Result<(OwnedFd, OwnedFd)> {
-        self.call(sysno::listen, [listener as u64, 1, 0, 0])?;
-        let one = self.socket(client.socket.kind)?;
-        let connect = || {
-            if client.socket.local != server.socket.local {
-                self.name_client(one, client)?;
-            }
-            self.with_name(sysno::connect, one, &server.socket.local.0)?;
-            self.call(sysno::accept4, [listener as u64, 0, 0, libc::SOCK_CLOEXEC as u64])
-        };
-        match connect() {
-            Ok(two) => Ok((self.take(one)?, self.take(two)?)),
-            Err(cause) => {
-                drop(self.take(one)?);
-                Err(cause)
-            }
+/// A connection between these two, each made by its hands; `shared` tells of a name whether others have it, too.
+pub(crate) fn connection(
+    [one, other]: [&UnixState; 2],
+    [of_one, of_other]: &[Hands; 2],
+    shared: impl Fn(&Bytes) -> bool,
+) -> io::Result<(OwnedFd, OwnedFd)> {
+    let own = |state: &UnixState| {
+        let name = &state.socket.local;
+        !is_named(&name.0) || path_in(&name.0).is_none() && !shared(name)
+    };
+    let pids = [of_one, of_other].map(|hands| hands.0.map(|remote| remote.pid));
+    // Who makes both ends at once made them by `socketpair`, or it does not matter.
+    let at_once = pids[0] == pids[1] || ![one, other].iter().any(|state| is_named(&state.socket.local.0));
+    if own(one) && own(other) && at_once {
+        return of_one.named_pair(one, other);
+    }
+    // The side whose name is not its own was accepted; of two names that are, either.
+    let one_was_accepted = if own(one) && own(other) { is_named(&one.socket.local.0) } else { own(other) };
+    if one_was_accepted {
+        accepted((other, of_other), (one, of_one)).map(|(two, one)| (one, two))
+    } else {
+        accepted((one, of_one), (other, of_other))
+    }
+}
+
+/// A connection made by accepting it from a listener with the server side's name: client, then server.
+fn accepted(client: (&UnixState, &Hands), server: (&UnixState, &Hands)) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (state, hands) = server;
+    let name = &state.socket.local.0;
+    let path = path_in(name);
+    if path.as_ref().is_some_and(|path| path.is_relative()) {
+        return Err(io::Error::other("its name is relative to a directory"));
+    }
+    free_name(name, state.socket.kind)?;
+    let listener = hands.socket(state.socket.kind)?;
+    let made = hands.with_name(sysno::bind, listener, name).and_then(|()| {
+        let made = connect_and_accept(listener, client, server);
+        path.map_or(Ok(()), std::fs::remove_file)?;
+        made
+    });
+    drop(hands.take(listener)?);
+    made
+}
+
+fn connect_and_accept(
+    listener: i32,
+    (client, clients): (&UnixState, &Hands),
+    (server, servers): (&UnixState, &Hands),
+) -> io::Result<(OwnedFd, OwnedFd)> {
+    servers.call(sysno::listen, [listener as u64, 1, 0, 0])?;
+    let one = clients.socket(client.socket.kind)?;
+    let connect = || {
+        if client.socket.local != server.socket.local {
+            clients.name_client(one, client)?;
+        }
+        clients.with_name(sysno::connect, one, &server.socket.local.0)?;
+        servers.call(sysno::accept4, [listener as u64, 0, 0, libc::SOCK_CLOEXEC as u64])
+    };
+    match connect() {
+        Ok(two) => Ok((clients.take(one)?, servers.take(two)?)),
+        Err(cause) => {
+            drop(clients.take(one)?);
+            Err(cause)
         }
     }
 }

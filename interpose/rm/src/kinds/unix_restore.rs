@@ -9,7 +9,7 @@ use super::open::{Each, Making, path_of};
 use super::sockets::{self, Message, connect, listen, send, send_with, shutdown};
 use super::terminals::lead_outside;
 use super::unix_names::bind_again;
-use super::unix_pairs::Hands;
+use super::unix_pairs::{self, Hands};
 use super::unix_sockets::{UnixState, is_named, path_in};
 use crate::manager::{Context, RmResult};
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,8 +104,8 @@ pub(crate) fn recreate<'a>(all: &'a Each<UnixState>, making: &mut Making) -> RmR
 /// A client that connected and was not accepted: it does so again.
 fn wait_to_be_accepted(index: u32, state: &UnixState, making: &mut Making) -> RmResult<()> {
     let to = state.socket.peer.as_ref().map_or(&[][..], |peer| &peer.0);
-    let fd =
-        Hands(making.clone).client(state, to).on("connecting descriptor", making.common(index).number)?;
+    let hands = Hands(making.maker(Some(making.common(index).process)));
+    let fd = hands.client(state, to).on("connecting descriptor", making.common(index).number)?;
     state.socket.settle(index, fd, making)?;
     shut(&making.made[&index], state.shut).on("shutting descriptor", making.common(index).number)
 }
@@ -139,11 +139,14 @@ fn pair(
     making: &mut Making,
 ) -> RmResult<(OwnedFd, OwnedFd)> {
     let number = making.common(index).number;
-    let hands = Hands(making.clone);
-    let made = hands.connection(state, other, |name| names.get(name).is_some_and(|count| *count > 1));
+    // Each knows who made the other one.
+    let hands = [other.peer_maker, state.peer_maker].map(|place| Hands(making.maker(place)));
+    let made = unix_pairs::connection([state, other], &hands, |name| {
+        names.get(name).is_some_and(|count| *count > 1)
+    });
     let made = made.or_else(|cause| {
         making.remark(index, format!("the connection lost its name: {cause}"));
-        hands.pair(state.socket.kind)
+        hands[0].pair(state.socket.kind)
     });
     for (index, state) in [(index, state), (other_index, other)] {
         if state.socket.options.int(libc::SOL_SOCKET, libc::SO_PASSCRED).is_some_and(|on| on != 0)

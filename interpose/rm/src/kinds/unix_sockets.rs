@@ -18,6 +18,8 @@ pub(crate) struct UnixState {
     pub(crate) inode: u64,
     /// Inode of the socket that it is connected to.
     pub(crate) peer_inode: Option<u64>,
+    /// The process that made the other side, by its place in the tree (`SO_PEERCRED`); none: it is gone, or outside.
+    pub(crate) peer_maker: Option<u32>,
     /// It was connected once; the other side is gone if `peer_inode` is none of ours.
     pub(crate) connected: bool,
     /// Backlog, if listening.
@@ -81,6 +83,7 @@ impl UnixState {
             socket,
             inode: open.stat.st_ino,
             peer_inode: found.peer,
+            peer_maker: sockets::peer_pid(open).and_then(|pid| dumping.cx.place(pid)),
             backlog: listening.then_some(found.backlog),
             waiting: found.pending,
             outgoing: !listening && kernel::ioctl_int(open, libc::TIOCOUTQ).is_ok_and(|bytes| bytes > 0),
