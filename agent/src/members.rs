@@ -216,8 +216,16 @@ impl Inner {
         }
     }
 
-    fn walk(&mut self) -> Vec<Seat> {
+    /// The words of pages that go with them are missing from the sum then, which may by chance be what it was before.
+    fn forget_dead(&mut self) {
+        let before = self.known.len();
         self.known.retain(|_, member| member.is_alive());
+        if self.known.len() != before {
+            self.settled = None;
+        }
+    }
+
+    fn walk(&mut self) -> Vec<Seat> {
         let mut queue: VecDeque<i32> = self.starts().into();
         let (mut seen, mut seats) = (BTreeSet::new(), Vec::new());
         while let Some(pid) = queue.pop_front() {
@@ -350,10 +358,11 @@ fn init_of(pid: i32) -> Option<i32> {
 impl Census for Members {
     fn seats(&self) -> Vec<Seat> {
         let mut inner = self.0.lock();
+        inner.forget_dead();
         let now = inner.changes();
         if inner.settled == Some(now) {
             let alive = inner.order.iter().filter_map(|pid| {
-                let member = inner.known.get(pid).filter(|member| member.is_alive())?;
+                let member = inner.known.get(pid)?;
                 let page = member.leaf.as_ref().map(|leaf| Arc::clone(&leaf.page));
                 Some(Seat { pid: *pid, inner: member.inner, page })
             });
@@ -366,7 +375,8 @@ impl Census for Members {
     fn settled(&self) {
         let mut inner = self.0.lock();
         // A call that began before the walk and ended after it has raised the word before, too: but all are parked now,
-        // and the last walk came after that.
+        // and the last walk came after that. Who was parked in such a call, before its process was made, raises it again when it
+        // is let go.
         if inner.changes() == inner.walked {
             inner.settled = Some(inner.walked);
         }

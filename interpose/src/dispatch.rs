@@ -108,7 +108,9 @@ unsafe extern "C" fn dispatch(regs: *mut Regs) {
     // Also what is left of one that a park cut short.
     changes::on_call(regs);
     // SAFETY: own thread's words.
-    let moved = transfers::take(unsafe { &mut *tls() });
+    let words = unsafe { &mut *tls() };
+    words.making = 0;
+    let moved = transfers::take(words);
     if moved != 0 {
         let all = transfers::go_on(regs, moved);
         return regs.done(all);
@@ -224,7 +226,7 @@ fn on_clone(regs: &mut Regs) -> Verdict {
         _ => 0,
     };
     if flags & CLONE_THREAD == 0 {
-        members::changes();
+        members::makes();
     }
     // Descriptors without our memory. Memory without our descriptors is a `vfork`, which `signals` knows, or rare.
     let shares = flags & (CLONE_VM | CLONE_FILES);

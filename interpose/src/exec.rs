@@ -39,10 +39,10 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
     if let Some(built) = unsafe { extended(regs.args[environment], regs.rsp) } {
         regs.args[environment] = built;
     }
-    members::changes();
     changes::on_exec(false);
     if filters::on() {
         // It gets no park signal, which would have to be held.
+        members::changes();
         return Verdict::Forward;
     }
     let args = regs.args;
@@ -50,6 +50,8 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
         // The new program has no handler for the park signal until its constructor ran, and one that is on
         // its way would end it: it stays blocked until then.
         signals::block_park(true);
+        // Only now: no park comes between this word and the new program.
+        members::changes();
         // SAFETY: own thread's words, and the application's call. A `vfork` parent has the same words: when
         // it goes on, they must not say that it is in here.
         let ret = unsafe {

@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use holo_abi::control::MEMBERS_MAX;
 use holo_abi::sysno;
 use holo_sys::sys;
+use holo_sys::tls::{Tls, tls};
 
 /// The process that has entered itself; a copy of the parent's word right after a fork.
 static ENTERED: AtomicU32 = AtomicU32::new(0);
@@ -28,7 +29,22 @@ pub(crate) fn enter() {
     page.header.members_used.fetch_max(used as u32, Ordering::AcqRel);
 }
 
-/// A process is about to be made, or to become another program: what the agent knows of the tree is old.
+/// A process is about to be made by this thread: what the agent knows of the tree is old, and is so again after a park that comes
+/// before the call, or that lets the kernel begin it anew.
+pub(crate) fn makes() {
+    // SAFETY: own thread's words.
+    unsafe { (*tls()).making = 1 };
+    changes();
+}
+
+/// The thread was parked: a call that is yet to be made changes what the agent has seen in that time.
+pub(crate) fn parked(words: &Tls) {
+    if words.making != 0 {
+        changes();
+    }
+}
+
+/// What the agent knows of the tree is old.
 pub(crate) fn changes() {
     if let Some(page) = start::control() {
         page.header.changes.fetch_add(1, Ordering::AcqRel);

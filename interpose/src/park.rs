@@ -1,6 +1,6 @@
 //! The barrier's end in each thread: how it waits, and how no call shows that it did.
 
-use crate::{changes, filters, signals, start, transfers};
+use crate::{changes, filters, members, signals, start, transfers};
 use core::sync::atomic::Ordering;
 use holo_abi::control::{Control, Slot, cut, slot};
 use holo_abi::sysno;
@@ -45,6 +45,7 @@ pub(crate) fn on_park(frame: &mut UContext, words: &mut Tls) {
         sys!(sysno::futex, page.header.arrived.as_ptr(), FUTEX_WAKE, i32::MAX);
         serve::holo_serve(raw, (&raw const page.header).cast_mut());
     }
+    members::parked(words);
     slot.state.store(slot::FREE, Ordering::Release);
     changes::again(&frame.context, words);
 }

@@ -69,9 +69,7 @@ fn faulty(who: Who) -> Node {
     node
 }
 
-/// Now and then, on a busy machine, a thread that was parked by the agent that died parks no more for the next one.
 #[test]
-#[ignore = "a thread may be left in the park of an agent that died"]
 fn checkpoints() {
     let mut node = faulty(Who::Me);
     let mut app = start(&node, &[]);

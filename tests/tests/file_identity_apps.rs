@@ -198,10 +198,7 @@ fn git() {
     identical(&trial, |_| {});
 }
 
-/// One epoch of some four hundred is refused: a program that is being started when the others are parked is missed now and then,
-/// and changes files in the stop.
 #[test]
-#[ignore = "fails once in ten runs"]
 fn tar_rsync_and_make() {
     need("/usr/bin/rsync");
     let trial = Trial {

@@ -80,10 +80,25 @@ impl Cut {
         let header = &page.control().header;
         let generation = cut::generation(header.cut.load(Ordering::SeqCst)) + 1;
         let word = cut::word(generation, cut::PARK);
+        let cut = Self { page: Arc::clone(page), word };
+        cut.free_left();
         page.keep_alive();
         page.set_patience(true);
         header.cut.store(word, Ordering::SeqCst);
-        Self { page: Arc::clone(page), word }
+        cut
+    }
+
+    /// Lets go who still waits for orders of an agent that died in a stop, threads and snapshots: our signs of life would keep them
+    /// waiting for ever.
+    fn free_left(&self) {
+        for index in self.page.used() {
+            // SAFETY: a plain word, written before the state.
+            let ours = unsafe { (*self.page.slot(index)).generation } == cut::generation(self.word) as u32;
+            let waits = matches!(self.page.state(index).load(Ordering::SeqCst), slot::PARKED | slot::DONE);
+            if waits && !ours {
+                self.page.go(index);
+            }
+        }
     }
 
     /// Threads of `pid` (as it sees itself) that are parked for this cut.
@@ -273,6 +288,7 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
             return Err(missing.error(threads, deadline));
         }
         if missing.is_some() {
+            parked.cuts.iter().for_each(Cut::free_left);
             parked.wait_for_one();
         }
     }

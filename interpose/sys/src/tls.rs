@@ -43,9 +43,11 @@ pub struct Tls {
     pub moved: u64,
     /// The gate's frame of the call whose rest is being moved.
     pub transfer: *mut crate::gate::Regs,
+    /// 1 from the start of a call that makes a process until the next call that is looked at.
+    pub making: u64,
 }
 
-const _: () = assert!(size_of::<Tls>() == 240);
+const _: () = assert!(size_of::<Tls>() == 248);
 const _: () = assert!(core::mem::offset_of!(Tls, deferred) == 4);
 const _: () = assert!(core::mem::offset_of!(Tls, last_nr) == 8);
 const _: () = assert!(core::mem::offset_of!(Tls, regs) == 16);
@@ -54,11 +56,11 @@ global_asm!(
     ".section .tbss,\"awT\",@nobits",
     ".balign 16",
     ".type holo_tls, @object",
-    ".size holo_tls, 240",
+    ".size holo_tls, 248",
     ".globl holo_tls",
     ".hidden holo_tls",
     "holo_tls:",
-    ".zero 240",
+    ".zero 248",
     ".text",
 );
 
