@@ -13,7 +13,7 @@
 use holo_rm::barrier::inner_tid;
 use holo_rm::page::Page;
 use holo_rm::tree::start_time;
-use holo_rm::tree::{Census, Seat, children, is_hidden, look, share_memory, state_and_parent};
+use holo_rm::tree::{Census, Seat, children, is_hidden, is_nested, look, share_memory, state_and_parent};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -343,11 +343,11 @@ fn opened(pid: i32, begin: &Path) -> Option<Leaf> {
 fn init_of(pid: i32) -> Option<i32> {
     let mut at = pid;
     for _ in 0..256 {
-        if inner_tid(at, at) == at {
+        if !is_nested(at) {
             return None;
         }
         let (_, parent) = state_and_parent(at)?;
-        if inner_tid(parent, parent) == 1 && parent > 1 {
+        if is_nested(parent) && inner_tid(parent, parent) == 1 {
             return Some(parent);
         }
         at = parent;

@@ -124,6 +124,14 @@ pub fn start_time(pid: i32) -> Option<u64> {
     stat(pid).filter(|stat| !matches!(stat.state, 'Z' | 'X')).map(|stat| stat.started)
 }
 
+/// Whether a process is in another pid namespace than we: by how many ids it has, since two of them may be equal.
+#[must_use]
+pub fn is_nested(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    ids.is_some_and(|ids| ids.split_whitespace().count() > 1)
+}
+
 /// Whether a process or thread is there and has not ended.
 pub(crate) fn is_alive(pid: i32) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
@@ -188,6 +196,11 @@ mod tests {
     use super::*;
 
     // Goal: a child is found, looked at, and told from one that is hidden. Method: our own child.
+    #[test]
+    fn we_are_where_we_are() {
+        assert!(!is_nested(std::process::id() as i32));
+    }
+
     #[test]
     fn a_child_is_found() {
         let mut child = std::process::Command::new("sleep").arg("20").spawn().unwrap();

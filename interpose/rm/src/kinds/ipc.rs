@@ -11,7 +11,7 @@ use crate::corpses::before_its_end;
 use crate::grow::{end, fork_of};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, section};
 use crate::remote::{Remote, call, outcome};
-use crate::tree::start_time;
+use crate::tree::{is_nested, start_time};
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -227,13 +227,10 @@ pub(super) fn note<T>(cx: &DumpCx, sort: u64, all: &BTreeMap<i32, T>, known: &mu
 /// A process outside the application among those that used an object. Only one that is older than the application is
 /// known to be: the number of a younger one may have been that of a process of the application.
 pub(super) fn stranger(cx: &DumpCx, pids: &[i32]) -> Option<i32> {
-    // In a namespace of its own an application meets nobody.
-    if cx.remote.pid != cx.processes[cx.index].pid {
-        return None;
-    }
     let ours = |pid: i32| cx.processes.iter().any(|process| process.pid == pid);
     let others: BTreeSet<i32> = pids.iter().copied().filter(|pid| *pid > 0 && !ours(*pid)).collect();
-    if others.is_empty() {
+    // In a namespace of its own an application meets nobody.
+    if others.is_empty() || is_nested(cx.remote.pid) {
         return None;
     }
     let oldest = cx.processes.iter().filter_map(|process| start_time(process.remote.pid)).min()?;
