@@ -12,8 +12,9 @@
 
 use holo_rm::barrier::inner_tid;
 use holo_rm::page::Page;
-use holo_rm::tree::start_time;
-use holo_rm::tree::{Census, Seat, children, is_hidden, is_nested, look, share_memory, state_and_parent};
+use holo_rm::tree::{
+    Census, Seat, children, is_hidden, is_nested, look, share_memory, start_time, state_and_parent,
+};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;

@@ -70,6 +70,8 @@ const SLOW_CALLS: &[i64] = &[
     sysno::mlockall,
     sysno::munlockall,
     sysno::mq_notify,
+    sysno::unshare,
+    sysno::setns,
 ];
 
 /// Fills the gate's table; `trace` sends every call through the dispatcher, to be counted.
@@ -159,6 +161,11 @@ fn decide(regs: &mut Regs) -> Verdict {
             Verdict::Forward
         }
         sysno::getppid => shown_ppid(),
+        // What the agent knows of the process is old, as after one was made.
+        sysno::unshare | sysno::setns => {
+            members::makes();
+            Verdict::Forward
+        }
         sysno::dup2 | sysno::dup3 => changes::on_dup(regs),
         sysno::fcntl => changes::on_fcntl(regs),
         sysno::madvise => on_madvise(regs.args[2]),

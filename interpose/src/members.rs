@@ -27,10 +27,12 @@ pub(crate) fn enter() {
         .position(|member| member.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok());
     let used = free.map_or(MEMBERS_MAX, |index| index + 1);
     page.header.members_used.fetch_max(used as u32, Ordering::AcqRel);
+    // Its parent has said so before it was made; a handler that ran in between may have hidden that, see [`parked`].
+    changes();
 }
 
-/// A process is about to be made by this thread: what the agent knows of the tree is old, and is so again after a park that comes
-/// before the call, or that lets the kernel begin it anew.
+/// A process is about to be made, or changed, by this thread: what the agent knows of the tree is old, and is so again after a
+/// park that comes before the call, or that lets the kernel begin it anew.
 pub(crate) fn makes() {
     // SAFETY: own thread's words.
     unsafe { (*tls()).making = 1 };

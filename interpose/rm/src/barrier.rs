@@ -3,11 +3,12 @@
 use crate::filters;
 use crate::page::{Page, wait};
 use crate::proc_file;
+use crate::starters::{is_starting, wait_for_starters};
 use crate::stopped::Stopped;
 use crate::tree::{Census, Seat, state_and_parent};
 use holo_abi::control::{SLOTS_MAX, cut, slot};
 use holo_abi::{PARK_COOKIE, PARK_SIGNAL};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::sync::Arc;
@@ -130,9 +131,7 @@ impl Cut {
     fn end(&self, state: u64) -> bool {
         let done = cut::word(cut::generation(self.word), state);
         let cut = &self.page.control().header.cut;
-        let ended = cut.compare_exchange(self.word, done, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        self.page.set_patience(false);
-        ended
+        cut.compare_exchange(self.word, done, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 }
 
@@ -335,53 +334,12 @@ impl Missing {
     }
 }
 
-fn name_of(pid: i32) -> String {
+pub(crate) fn name_of(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
 fn any_stopped(pid: i32, tids: &[i32]) -> bool {
     tids.iter().any(|tid| thread_state(pid, *tid) == Some('T'))
-}
-
-/// Processes that are stopped by job control.
-fn stopped_of(seats: &[Seat]) -> HashSet<i32> {
-    let stopped = |pid: &i32| state_and_parent(*pid).is_some_and(|(state, _)| state == 'T');
-    seats.iter().map(|seat| seat.pid).filter(stopped).collect()
-}
-
-/// Whether libholo is not ready in a process: without its handler our signal would end it.
-fn is_starting(seat: &Seat) -> bool {
-    seat.page.as_ref().is_none_or(|page| page.control().header.ways.load(Ordering::SeqCst) == 0)
-}
-
-/// Before anything stops: a process between `exec` and its join is there soon; one that does not come has no libholo.
-///
-/// Where there is always another one, as under a shell or `make`, the barrier is closed all the same: when all others are
-/// parked there will be no more of them, and those that are left arrive.
-///
-/// Gives those that are stopped by job control.
-fn wait_for_starters(census: &dyn Census, patience: Duration) -> Result<HashSet<i32>, BarrierError> {
-    let since = Instant::now();
-    let mut seen: HashMap<i32, Instant> = HashMap::new();
-    loop {
-        let now = Instant::now();
-        let seats = census.seats();
-        let starting: Vec<i32> = seats.iter().filter(|seat| is_starting(seat)).map(|seat| seat.pid).collect();
-        seen.retain(|pid, _| starting.contains(pid));
-        if starting.is_empty() {
-            return Ok(stopped_of(&seats));
-        }
-        for pid in &starting {
-            if now - *seen.entry(*pid).or_insert(now) >= patience {
-                return Err(BarrierError::NotReady { pid: *pid, name: name_of(*pid) });
-            }
-        }
-        // None of the first is left, and there are others.
-        if now - since >= patience / 4 && seen.values().all(|first| *first > since + patience / 8) {
-            return Ok(stopped_of(&seats));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Thread id, as the application sees it, of the thread in a slot.
@@ -466,6 +424,8 @@ impl Parked {
         self.stopped.iter().for_each(Stopped::hold);
         let won = self.cuts.iter().map(|cut| cut.end(state)).filter(|won| *won).count();
         self.cuts.iter().for_each(Cut::let_go);
+        // Not before: those that are parked are to give up soon if we die here.
+        self.cuts.iter().for_each(|cut| cut.page.set_patience(false));
         self.stopped.iter().for_each(Stopped::follow);
         self.stopped.clear();
         won

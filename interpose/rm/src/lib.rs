@@ -19,6 +19,7 @@ pub mod registry;
 pub mod remote;
 pub mod snapshot;
 pub mod staging;
+mod starters;
 mod stopped;
 pub mod tasks;
 pub mod track;

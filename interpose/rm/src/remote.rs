@@ -7,7 +7,7 @@
 use crate::page::Page;
 use crate::proc_file;
 use crate::tasks::{self, Task};
-use crate::tree::state_and_parent;
+use crate::tree::{Stat, stat, state_and_parent};
 use holo_abi::control::Call;
 use holo_abi::sysno;
 use std::fs;
@@ -34,6 +34,7 @@ pub struct Remote {
     pidfd: OwnedFd,
     tasks: OnceLock<Vec<Task>>,
     maps: OnceLock<Vec<u8>>,
+    stat: OnceLock<Option<Stat>>,
 }
 
 /// A call list entry.
@@ -69,7 +70,15 @@ impl Remote {
         }
         // SAFETY: just made.
         let pidfd = unsafe { OwnedFd::from_raw_fd(raw as i32) };
-        Ok(Self { page, pid, leader, pidfd, tasks: OnceLock::new(), maps: OnceLock::new() })
+        Ok(Self {
+            page,
+            pid,
+            leader,
+            pidfd,
+            tasks: OnceLock::new(),
+            maps: OnceLock::new(),
+            stat: OnceLock::new(),
+        })
     }
 
     /// `/proc/<pid>/<rest>`.
@@ -87,6 +96,11 @@ impl Remote {
             let _ = self.tasks.set(tasks::read(self.pid)?);
         }
         Ok(self.tasks.get().map_or(&[], Vec::as_slice))
+    }
+
+    /// What `/proc/<pid>/stat` said when it was first asked for: only while it is parked. None: the process is gone.
+    pub fn stat(&self) -> Option<Stat> {
+        *self.stat.get_or_init(|| stat(self.pid))
     }
 
     /// Its `maps`, as they were when they were first asked for: only while it is parked, for those who leave no zone behind.

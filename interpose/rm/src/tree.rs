@@ -89,6 +89,8 @@ pub struct Stat {
     pub parent: i32,
     /// Session.
     pub session: i32,
+    /// Device of its controlling terminal, as the kernel packs it; 0: none.
+    pub terminal: i32,
     /// When it started, in ticks since the boot.
     pub started: u64,
     /// The signal that its parent gets when it ends, 0: none.
@@ -107,6 +109,7 @@ pub fn stat(pid: i32) -> Option<Stat> {
         state: field(3)?.chars().next()?,
         parent: field(4)?.parse().ok()?,
         session: field(6)?.parse().ok()?,
+        terminal: field(7)?.parse().ok()?,
         started: field(22)?.parse().ok()?,
         exit_signal: field(38)?.parse().ok()?,
     })
@@ -195,12 +198,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    // Goal: a child is found, looked at, and told from one that is hidden. Method: our own child.
     #[test]
     fn we_are_where_we_are() {
         assert!(!is_nested(std::process::id() as i32));
     }
 
+    // Goal: a child is found, looked at, and told from one that is hidden. Method: our own child.
     #[test]
     fn a_child_is_found() {
         let mut child = std::process::Command::new("sleep").arg("20").spawn().unwrap();

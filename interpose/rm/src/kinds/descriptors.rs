@@ -30,7 +30,7 @@ use super::timerfd::TimerState;
 use super::udp::UdpState;
 use super::unix_sockets::UnixState;
 use super::watched::{self, Names};
-use super::{listing, moments, place, unix_restore};
+use super::{listing, moments, place, sharing, unix_restore};
 use crate::install::{Install, install};
 use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
 use crate::remote::Remote;
@@ -109,7 +109,7 @@ pub(crate) fn capture(
     ask: AskCloexec,
 ) -> RmResult<State> {
     let remotes: Vec<&Remote> = cx.processes.iter().map(|process| &process.remote).collect();
-    let Listed { numbers, mut opens, locks } = listing::list(&remotes, ask)?;
+    let Listed { numbers, mut opens, locks } = listing::list(&remotes, &sharing::holders(cx), ask)?;
     let pids = remotes.iter().map(|remote| remote.pid).collect();
     let mut state = State { pids, numbers, locks, ..State::default() };
     let (first, index_of_first) = (cx.remote, cx.index);

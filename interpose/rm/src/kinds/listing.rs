@@ -5,7 +5,7 @@ use super::fdinfo::FdInfo;
 use super::kernel::{self, compare, kcmp};
 use super::locks::Lock;
 use super::open::{Dumping, Open, Place};
-use super::{devices, sharing, sockets, terminals};
+use super::{devices, sockets, terminals};
 use crate::manager::{Context, RmResult};
 use crate::remote::{Remote, call};
 use holo_abi::sysno;
@@ -67,11 +67,10 @@ pub(crate) fn entries(process: usize, remote: &Remote) -> RmResult<Vec<Entry>> {
 }
 
 /// Numbers and descriptions of all processes, by process and in rising order.
-pub(crate) fn list(processes: &[&Remote], ask: AskCloexec) -> RmResult<Listed> {
+///
+/// What several processes share is listed once, for the one of them that `holders` names.
+pub(crate) fn list(processes: &[&Remote], holders: &[usize], ask: AskCloexec) -> RmResult<Listed> {
     let mut all = Vec::new();
-    let pids: Vec<i32> = processes.iter().map(|remote| remote.pid).collect();
-    let holders = sharing::firsts(&pids, compare::FILES)?;
-    // What several processes share is listed once.
     for (process, remote) in processes.iter().enumerate().filter(|(process, _)| holders[*process] == *process)
     {
         all.append(&mut entries(process, remote)?);

@@ -108,13 +108,6 @@ fn number_of_device(device: u32) -> Option<u32> {
     (device >> 8 & 0xfff == SLAVE_MAJOR).then_some(device & 0xff | device >> 12 & 0xf_ff00)
 }
 
-/// The controlling terminal of a process, if it is a pseudo-terminal.
-fn controlling(pid: i32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let device: i32 = stat.rsplit_once(") ")?.1.split_whitespace().nth(4)?.parse().ok()?;
-    number_of_device(device.cast_unsigned())
-}
-
 /// The group that is `outer` here, as its processes see it.
 fn inner_group(cx: &DumpCx, outer: i32) -> i32 {
     let of = |pid: i32| {
@@ -176,7 +169,8 @@ pub(crate) fn capture(
         state.ptys.push(describe(cx, *number, master, slave)?);
     }
     for (index, process) in cx.processes.iter().enumerate() {
-        if let Some(number) = controlling(process.remote.pid).filter(|number| masters.contains_key(number)) {
+        let terminal = process.remote.stat().and_then(|stat| number_of_device(stat.terminal.cast_unsigned()));
+        if let Some(number) = terminal.filter(|number| masters.contains_key(number)) {
             state.controlling.push((index as u32, number));
         }
     }

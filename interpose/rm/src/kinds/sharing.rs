@@ -4,8 +4,9 @@
 //! that shares with it, its parent or a sibling that is there before (`CLONE_PARENT`).
 
 use super::kernel::{compare, kcmp};
-use crate::manager::{Context, RmError, RmResult};
-use crate::tree::{Process, Stat, is_alive, stat};
+use super::tree::{NAME, TreeState};
+use crate::manager::{Context, DumpCx, RmError, RmResult, decode};
+use crate::tree::{Process, Stat, is_alive};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::fs;
@@ -23,8 +24,18 @@ pub struct Sharing {
     pub directory: bool,
 }
 
+/// For each process of an epoch the one whose descriptors it has: itself, or one before it.
+pub(super) fn holders(cx: &DumpCx) -> Vec<usize> {
+    let mut holders: Vec<usize> = (0..cx.processes.len()).collect();
+    let tree: Option<TreeState> = cx.sections.0.get(NAME).and_then(|(_, bytes)| decode(bytes));
+    for one in tree.iter().flat_map(|tree| &tree.shared).filter(|one| one.files) {
+        holders[one.process as usize] = holders[one.with as usize];
+    }
+    holders
+}
+
 /// For each process the first one that has the same.
-pub(super) fn firsts(pids: &[i32], what: i32) -> RmResult<Vec<usize>> {
+fn firsts(pids: &[i32], what: i32) -> RmResult<Vec<usize>> {
     let mut failed = Ok(());
     let mut order = |one: usize, other: usize| {
         kcmp((pids[one], pids[other]), what, 0, 0).unwrap_or_else(|cause| {
@@ -58,27 +69,29 @@ pub(super) fn find(processes: &[Process]) -> RmResult<Vec<Sharing>> {
     let files = firsts(&pids, compare::FILES)?;
     let directory = firsts(&pids, compare::FS)?;
     let sharers = (0..pids.len()).filter(|place| files[*place] != *place || directory[*place] != *place);
-    sharers.map(|place| sharing(place, &pids, &files, &directory)).collect()
+    sharers.map(|place| sharing(place, processes, &files, &directory)).collect()
 }
 
-fn sharing(place: usize, pids: &[i32], files: &[usize], directory: &[usize]) -> RmResult<Sharing> {
+fn sharing(place: usize, processes: &[Process], files: &[usize], directory: &[usize]) -> RmResult<Sharing> {
+    let pid = |place: usize| processes[place].remote.pid;
     let (shares_files, shares_directory) = (files[place] != place, directory[place] != place);
-    let own = stat(pids[place]);
-    let session = |place: usize, seen: Stat| (seen.session != pids[place]).then_some(seen.session);
+    let own = processes[place].remote.stat();
+    let session = |place: usize, seen: Stat| (seen.session != pid(place)).then_some(seen.session);
     let makes = |with: &usize| {
         let same = |groups: &[usize], wanted: bool| !wanted || groups[*with] == groups[place];
-        let (Some(own), Some(other)) = (own, stat(pids[*with])) else { return false };
+        let (Some(own), Some(other)) = (own, processes[*with].remote.stat()) else { return false };
         let sibling = own.parent == other.parent && session(place, own) == session(*with, other);
         same(files, shares_files)
             && same(directory, shares_directory)
-            && (own.parent == pids[*with] || sibling)
+            && (own.parent == pid(*with) || sibling)
     };
     let Some(with) = (0..place).rev().find(makes) else {
         let first = if shares_files { files[place] } else { directory[place] };
         let what = if shares_files { "descriptors" } else { "directory" };
         let why = format!(
             "process {} shares its {what} with process {} (clone), and neither its parent nor a sibling that could make it again does",
-            pids[place], pids[first]
+            pid(place),
+            pid(first)
         );
         return Err(RmError::Unsupported(why));
     };

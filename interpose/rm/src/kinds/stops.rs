@@ -3,7 +3,7 @@
 //! What a parent has still to be told is the state of its child: it is asked for with `WNOWAIT` and stays. A clone is
 //! stopped before anything else is done to it, serves calls as our tracee (see `stopped.rs`), and is left stopped.
 
-use crate::grow::forget_child_signal;
+use crate::grow::{WALL, forget_child_signal};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::remote::{Remote, call, outcome};
 use crate::stopped::Stopped;
@@ -24,7 +24,6 @@ const WNOHANG: u64 = 1;
 const WSTOPPED: u64 = 2;
 const WCONTINUED: u64 = 8;
 const WNOWAIT: u64 = 0x0100_0000;
-const WALL: u64 = 0x4000_0000;
 const CLD_STOPPED: i32 = 5;
 const CLD_CONTINUED: i32 = 6;
 const SIG_UNBLOCK: u64 = 1;
@@ -128,7 +127,7 @@ impl ResourceManager for Stops {
             cx.processes.iter().enumerate().map(|(index, process)| (process.remote.pid, index)).collect();
         let mut families: BTreeMap<usize, Vec<i32>> = BTreeMap::new();
         for process in cx.processes {
-            let parent = state_and_parent(process.remote.pid).map(|(_, parent)| parent);
+            let parent = process.remote.stat().map(|stat| stat.parent);
             if let Some(parent) = parent.and_then(|parent| place.get(&parent)) {
                 families.entry(*parent).or_default().push(process.pid);
             }

@@ -78,6 +78,7 @@ pub(crate) fn recreate(all: &Each<TerminalState>, making: &mut Making) -> RmResu
     }
     making.terminals.close_up()
 }
+
 /// Gives a description that led outside a new end: what was given for the standard descriptors, else
 /// `/dev/null` for reading and the output file for writing. Numbers 0, 1 and 2 get one each, also where
 /// they shared a description.

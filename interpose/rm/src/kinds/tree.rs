@@ -5,10 +5,12 @@
 use super::sharing::{self, Sharing};
 use super::{namespaces, sysctl};
 use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use crate::tree::{children, stat, state_and_parent};
+use crate::tree::{Process, children, state_and_parent};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// Name of the kind and of its section.
 pub const NAME: &str = "tree";
@@ -17,6 +19,8 @@ pub const VERSION: u16 = 2;
 /// Processes of one application.
 pub const PROCESSES_MAX: usize = 4096;
 
+/// Namespaces and the like are looked for this often even if nobody was seen to change them.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The id that was given out last, under `/proc/sys`.
 const LAST_PID: &str = "kernel/ns_last_pid";
 
@@ -101,7 +105,16 @@ impl TreeState {
 
 /// The manager.
 #[derive(Default)]
-pub struct Tree;
+pub struct Tree {
+    /// Who was there when all was last looked for, and the time of that.
+    looked: Option<(Vec<(i32, u32)>, Instant)>,
+}
+
+/// Processes, and the count of calls in the page of each that change what a process is.
+fn changes(processes: &[Process]) -> Vec<(i32, u32)> {
+    let count = |process: &Process| process.remote.page.control().header.changes.load(Ordering::Acquire);
+    processes.iter().map(|process| (process.remote.pid, count(process))).collect()
+}
 
 /// The zombies among the children of a process that is `parent` to itself.
 fn ended(pid: i32, parent: i32) -> Vec<Ended> {
@@ -128,10 +141,18 @@ impl ResourceManager for Tree {
         NAME
     }
 
-    /// What an application hardly ever has, and has for long if it has: not looked for in the stop.
+    /// What an application hardly ever has, and has for long if it has: not looked for in the stop, and only after calls that
+    /// could have made it, or a while.
     fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        let (now, since) = (changes(cx.processes), Instant::now());
+        if self.looked.as_ref().is_some_and(|(then, at)| *then == now && at.elapsed() < LOOK_AGAIN) {
+            return Ok(());
+        }
+        self.looked = None;
         namespaces::check(cx.processes)?;
-        sharing::check_threads(cx.processes)
+        sharing::check_threads(cx.processes)?;
+        self.looked = Some((now, since));
+        Ok(())
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
@@ -145,7 +166,7 @@ impl ResourceManager for Tree {
                 pages.push(Arc::clone(page));
                 pages.len() - 1
             });
-            let seen = stat(process.remote.pid);
+            let seen = process.remote.stat();
             let exit_signal = seen.map_or(libc::SIGCHLD, |seen| seen.exit_signal);
             state.processes.push(Branch { pid: process.pid, page: index as u32, exit_signal });
             state.ended.extend(ended(process.remote.pid, process.pid));
