@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 /// A virtual machine that starts on a busy machine takes its time.
 const END_LIMIT: Duration = Duration::from_secs(90);
+const ROUND_LIMIT: Duration = Duration::from_secs(30);
 /// On a busy machine fewer checkpoints have to do.
 const LIVE_LIMIT: Duration = Duration::from_secs(12);
 const DIR: &str = "data/work";
@@ -248,6 +249,18 @@ pub fn progress(node: &Node) -> u64 {
 #[must_use]
 pub fn result(node: &Node) -> String {
     fs::read_to_string(node.outside(DIR).join("result")).unwrap_or_default()
+}
+
+/// Waits for rounds after something that must not have hurt.
+///
+/// # Panics
+/// When the workload has ended, or none is finished in time.
+pub fn goes_on(node: &Node, after: &str) {
+    let from = progress(node);
+    wait::until(ROUND_LIMIT, &format!("progress after {after}"), || {
+        assert_eq!(result(node), "", "the workload ended after {after}");
+        (progress(node) > from).then_some(())
+    });
 }
 
 fn wait_progress(node: &Node, from: u64) {

@@ -8,7 +8,7 @@ use holo_tests::app::{App, ORDER_LIMIT, Program};
 use holo_tests::cluster::Cluster;
 use holo_tests::cluster_agents::Timing;
 use holo_tests::node::{Node, Who, hand_over};
-use holo_tests::workload::{progress, result};
+use holo_tests::workload::{goes_on, result};
 use holo_tests::{command, compile, process, wait};
 use std::time::Duration;
 
@@ -16,8 +16,9 @@ const DIR: &str = "data/work";
 const LIMIT: Duration = Duration::from_secs(30);
 const WHENS: [&str; 2] = ["before", "after"];
 /// Every kind of `agent/src/kinds.rs`.
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 13] = [
     "tree",
+    "stops",
     "files",
     "process",
     "descriptors",
@@ -33,14 +34,6 @@ const KINDS: [&str; 12] = [
 
 fn order(node: &Node, text: &str) {
     std::fs::write(node.outside("faults"), text).expect("faults");
-}
-
-fn goes_on(node: &Node, after: &str) {
-    let from = progress(node);
-    wait::until(LIMIT, &format!("progress after {after}"), || {
-        assert_eq!(result(node), "", "the workload ended after {after}");
-        (progress(node) > from).then_some(())
-    });
 }
 
 fn start(node: &Node, options: &[&str]) -> App {

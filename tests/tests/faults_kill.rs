@@ -8,7 +8,7 @@ use holo_tests::cluster::Cluster;
 use holo_tests::cluster_agents::Timing;
 use holo_tests::command;
 use holo_tests::node::{Node, Who, hand_over};
-use holo_tests::workload::{progress, result};
+use holo_tests::workload::{goes_on, result};
 use holo_tests::{compile, process, wait};
 use serde_json::Value;
 use std::time::Duration;
@@ -20,14 +20,6 @@ const KINDS: [&str; 4] = ["tree", "files", "memory", "threads"];
 
 fn order(node: &Node, text: &str) {
     std::fs::write(node.outside("faults"), text).unwrap();
-}
-
-fn goes_on(node: &Node, after: &str) {
-    let from = progress(node);
-    wait::until(LIMIT, &format!("progress after {after}"), || {
-        assert_eq!(result(node), "", "the workload ended after {after}");
-        (progress(node) > from).then_some(())
-    });
 }
 
 fn start(node: &Node, options: &[&str]) -> App {
