@@ -96,7 +96,8 @@ fn clear_staging(staging: &Path) {
 }
 
 /// Control pages and tables of file changes lie in shared memory where there is some: pages of a file on a disk would be
-/// written back again and again, and the application's stores to them would wait for that. The directory is this state directory's own, whatever other nodes share.
+/// written back again and again, and the application's stores to them would wait for that. The directory is this state
+/// directory's own, whatever other nodes share.
 fn page_dir(state: &Path) -> io::Result<PathBuf> {
     let shared = Path::new("/dev/shm");
     if nix::unistd::access(shared, nix::unistd::AccessFlags::W_OK).is_err() {

@@ -458,8 +458,8 @@ fn store(
     let mut section_bytes = 0;
     for (kind, (version, bytes)) in std::mem::take(&mut out.sections.0) {
         section_bytes += bytes.len() as u64;
-        let of = |(kind, index): (&str, &str)| Some((kind.to_owned(), index.parse::<usize>().ok()?));
-        match kind.split_once('@').and_then(of).and_then(|(_, index)| processes.get(index)) {
+        let of = |(_, index): (&str, &str)| processes.get(index.parse::<usize>().ok()?);
+        match kind.split_once('@').and_then(of) {
             Some(process) => cost(process_id(process.pid), bytes.len() as u64),
             None => cost(state_id(&kind), bytes.len() as u64),
         }

@@ -151,7 +151,7 @@ fn descriptors(builder: &mut Builder, seat: &Seat, process: &str, inodes: &mut B
             }
             None => match target.strip_prefix("anon_inode:") {
                 // Each is an object of its own, and the kernel has one name for all.
-                Some(kind) => (kind, format!("{kind}:{}:{}", seat.inner, id)),
+                Some(kind) => (kind, format!("{kind}:{id}")),
                 None => ("file", format!("file:{target}")),
             },
         };

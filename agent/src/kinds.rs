@@ -26,7 +26,7 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
     let tracking = Tracking::by(engine);
     let registry = Registry::new()
         // First: who is there. The clone's processes are made before all kinds.
-        .application(Box::new(Tree))
+        .application(Box::new(Tree::default()))
         // What of them is stopped: likewise.
         .application(Box::new(Stops))
         // Before processes and descriptors: a working directory may be one that this puts in place, and so are the files that they

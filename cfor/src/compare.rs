@@ -115,12 +115,14 @@ impl Kind {
             Self::Left => "left",
         }
     }
-}
 
-fn size(inode: &Inode) -> Option<u64> {
-    match &inode.kind {
-        Kind::File { size, .. } => Some(*size),
-        Kind::Dir | Kind::Symlink { .. } | Kind::Fifo | Kind::Socket | Kind::Left => None,
+    /// Its size, of a regular file.
+    #[must_use]
+    pub fn size(&self) -> Option<u64> {
+        match self {
+            Self::File { size, .. } => Some(*size),
+            Self::Dir | Self::Symlink { .. } | Self::Fifo | Self::Socket | Self::Left => None,
+        }
     }
 }
 
@@ -180,7 +182,7 @@ pub fn compare<E>(
             if stays || moved.contains_key(old) || !is_kept(a.inode(a_at), b.inode(*b_at)) {
                 continue;
             }
-            if let (Some(a_size), Some(b_size)) = (size(a.inode(a_at)), size(b.inode(*b_at)))
+            if let (Some(a_size), Some(b_size)) = (a.inode(a_at).kind.size(), b.inode(*b_at).kind.size())
                 && !is_along(&origins, old, path)
             {
                 let all = a_size.max(b_size);
@@ -210,7 +212,7 @@ pub fn compare<E>(
                 what: What::Added,
                 kind: now.kind.name(),
                 size_before: None,
-                size: size(now),
+                size: now.kind.size(),
                 touched: Touched::Ranges(data),
                 attributes: Vec::new(),
             });
@@ -224,7 +226,7 @@ pub fn compare<E>(
             attributes.push(Attribute::Links);
         }
         let mut bytes = Touched::Ranges(Ranges::new());
-        if let (Some(before_size), Some(now)) = (size(before), size(now)) {
+        if let (Some(before_size), Some(now)) = (before.kind.size(), now.kind.size()) {
             bytes = touched(*a_at, *b_at)?;
             if let Touched::Ranges(ranges) = &mut bytes {
                 ranges.truncate(now);
@@ -234,7 +236,7 @@ pub fn compare<E>(
             }
         }
         let is_same = attributes.is_empty()
-            && size(before) == size(now)
+            && before.kind.size() == now.kind.size()
             && matches!(&bytes, Touched::Ranges(ranges) if ranges.is_empty());
         // What moved with its directory is not named again.
         let along = from.is_some_and(|from| is_along(&origins, from, path));
@@ -246,8 +248,8 @@ pub fn compare<E>(
             from: from.filter(|_| !along).cloned(),
             what: if from.is_some() && !along { What::Renamed } else { What::Changed },
             kind: now.kind.name(),
-            size_before: size(before),
-            size: size(now),
+            size_before: before.kind.size(),
+            size: now.kind.size(),
             touched: bytes,
             attributes,
         });
@@ -261,7 +263,7 @@ pub fn compare<E>(
             from: None,
             what: What::Removed,
             kind: before.kind.name(),
-            size_before: size(before),
+            size_before: before.kind.size(),
             size: None,
             touched: Touched::Ranges(Ranges::new()),
             attributes: Vec::new(),

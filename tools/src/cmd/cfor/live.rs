@@ -67,15 +67,11 @@ fn touched<C>(
 ) -> Touched {
     let before = &captured.tree.inodes[old as usize];
     let number = |inode: &Inode| (inode.identity.dev, inode.identity.ino);
-    let size = |inode: &Inode| match inode.kind {
-        Kind::File { size, .. } => size,
-        Kind::Dir | Kind::Symlink { .. } | Kind::Fifo | Kind::Socket | Kind::Left => 0,
-    };
     // Another file under the name.
     if number(before) != number(now) {
         return Touched::Unknown;
     }
-    let is_same = (size(before), before.mtime) == (size(now), now.mtime);
+    let is_same = (before.kind.size(), before.mtime) == (now.kind.size(), now.mtime);
     match known.get(&number(now)) {
         Some(file) if file.whole => Touched::Unknown,
         Some(file) if recorded.complete && !captured.mapped.contains(&old) => {

@@ -42,13 +42,6 @@ struct Entry {
     inode: u32,
 }
 
-fn size(inode: &Inode) -> Option<u64> {
-    match inode.kind {
-        Kind::File { size, .. } => Some(size),
-        Kind::Dir | Kind::Symlink { .. } | Kind::Fifo | Kind::Socket | Kind::Left => None,
-    }
-}
-
 fn target(inode: &Inode) -> Option<String> {
     match &inode.kind {
         Kind::Symlink { target } => Some(text(target)),
@@ -74,7 +67,7 @@ pub(super) fn main(args: &CforShow, agent: &Agent) -> Result<u8, CliError> {
                 mode: format!("{:04o}", inode.mode),
                 uid: inode.uid,
                 gid: inode.gid,
-                size: size(inode),
+                size: inode.kind.size(),
                 data: inode.data().iter().map(|one| Range { at: one.at, len: one.len }).collect(),
                 target: target(inode),
                 mtime: time(inode.mtime),
@@ -87,7 +80,7 @@ pub(super) fn main(args: &CforShow, agent: &Agent) -> Result<u8, CliError> {
         return Ok(0);
     }
     let mut out = std::io::stdout().lock();
-    let files = tree.inodes.iter().filter(|inode| size(inode).is_some()).count();
+    let files = tree.inodes.iter().filter(|inode| inode.kind.size().is_some()).count();
     let bytes: u64 = tree.inodes.iter().map(stored).sum();
     let head = format!(
         "{title}: {} roots, {} names, {files} files, {} of data",
@@ -125,8 +118,8 @@ fn table(tree: &Tree) -> Table {
             format!("{:04o}", inode.mode),
             format!("{}:{}", inode.uid, inode.gid),
             names[&entry.inode].to_string(),
-            size(inode).map_or_else(|| "-".into(), |size| size.to_string()),
-            size(inode).map_or_else(|| "-".into(), |_| stored(inode).to_string()),
+            inode.kind.size().map_or_else(|| "-".into(), |size| size.to_string()),
+            inode.kind.size().map_or_else(|| "-".into(), |_| stored(inode).to_string()),
             time(inode.mtime),
             target(inode).map_or_else(|| path.clone(), |target| format!("{path} -> {target}")),
         ]);
