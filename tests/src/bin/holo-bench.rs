@@ -7,6 +7,9 @@ use holo_tests::{command, compile, paths, redis, wait};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "holo-bench/files.rs"]
+mod files;
+
 const LIMIT: Duration = Duration::from_secs(300);
 const DIR: &str = "data/work";
 
@@ -17,12 +20,13 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
-    let parts: [(&str, fn()); 6] = [
+    let parts: [(&str, fn()); 7] = [
         ("start", start_up),
         ("calls", calls),
         ("memory", memory),
         ("incremental", incremental),
         ("stops", stops),
+        ("files", files::files),
         ("redis", redis_throughput),
     ];
     for (name, part) in parts {

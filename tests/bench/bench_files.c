@@ -1,0 +1,121 @@
+/* flags: -O2
+ * What recording costs calls, and changes to files on order.
+ * usage: calls FILE: prints nanoseconds of 4 KiB by pwrite anywhere, by write at the position, by write that appends
+ *        stream FILE MIB: prints MiB a second of writes of 1 MiB to a new file
+ *        scatter FILE MIB COUNT GO: writes of 100 bytes anywhere, COUNT of them each time that GO appears
+ *        change FILE MIB PAGES DIR FILES GO: then rewrites PAGES pages of FILE, one after the other apart, and the first page of
+ *        so many of the files DIR/<n / 100>/<n>. GO is removed when it is done; GO.bytes says how many bytes are other ones. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+enum { PAGE = 4096, TURNS = 15, CALLS = 4096, FILE_PAGES = 4096 };
+static unsigned char data[1 << 20];
+static uint64_t x = 88172645463325252u;
+static uint64_t number(void) { x ^= x << 13; x ^= x >> 7; return x ^= x << 17; }
+static void fill(size_t len) { for (size_t i = 0; i < len; i += 8) { uint64_t n = number(); memcpy(data + i, &n, 8); } }
+static void must(int holds, const char *what) { if (!holds) { perror(what); exit(1); } }
+static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return (double)t.tv_sec + (double)t.tv_nsec / 1e9; }
+
+static void at_any(int fd, int i) { must(pwrite(fd, data, PAGE, (off_t)(i * 2654435761u % FILE_PAGES) * PAGE) == PAGE, "pwrite"); }
+static void at_position(int fd, int i) { (void)i; must(write(fd, data, PAGE) == PAGE, "write"); }
+static double cost(const char *name, int flags, int keeps, void (*call)(int, int)) {
+    double best = 1e9;
+    int fd = open(name, O_RDWR | O_CREAT | flags, 0600);
+    must(fd >= 0, name);
+    for (int turn = 0; turn < TURNS; turn++) {
+        if (!keeps) must(ftruncate(fd, 0) == 0, "ftruncate");
+        lseek(fd, 0, SEEK_SET);
+        double start = now();
+        for (int i = 0; i < CALLS; i++) call(fd, i);
+        double ns = (now() - start) / CALLS * 1e9;
+        if (ns < best) best = ns;
+    }
+    close(fd);
+    return best;
+}
+static int calls(const char *name) {
+    double write_at = cost(name, 0, 1, at_any), any = cost(name, 0, 1, at_any);
+    if (write_at < any) any = write_at;
+    double position = cost(name, 0, 1, at_position), append = cost(name, O_APPEND, 0, at_position);
+    printf("%.0f %.0f %.0f\n", any, position, append);
+    return unlink(name);
+}
+static int stream(const char *name, size_t mib) {
+    fill(sizeof data);
+    unlink(name);
+    int fd = open(name, O_WRONLY | O_CREAT, 0600);
+    must(fd >= 0, name);
+    double start = now();
+    for (size_t i = 0; i < mib; i++) must(write(fd, data, sizeof data) == sizeof data, "write");
+    printf("%.0f\n", (double)mib / (now() - start));
+    close(fd);
+    return unlink(name);
+}
+static int large(const char *name, size_t mib) {
+    int fd = open(name, O_RDWR | O_CREAT, 0600);
+    must(fd >= 0, name);
+    for (size_t i = 0; i < mib; i++) { fill(sizeof data); must(write(fd, data, sizeof data) == sizeof data, "write"); }
+    return fd;
+}
+static void wait_for(const char *go) { while (access(go, F_OK)) usleep(2000); }
+static void done(const char *go, size_t bytes) {
+    char name[4096];
+    snprintf(name, sizeof name, "%s.bytes", go);
+    FILE *f = fopen(name, "w");
+    must(f != NULL, name);
+    fprintf(f, "%zu\n", bytes);
+    fclose(f);
+    must(unlink(go) == 0, go);
+}
+static void scatter(const char *name, size_t mib, size_t count, const char *go) {
+    int fd = large(name, mib);
+    size_t pages = mib * 256;
+    unsigned char *seen = calloc(pages, 1);
+    must(seen != NULL, "calloc");
+    for (;;) {
+        wait_for(go);
+        memset(seen, 0, pages);
+        size_t distinct = 0;
+        for (size_t i = 0; i < count; i++) {
+            size_t page = number() % pages;
+            fill(104);
+            must(pwrite(fd, data, 100, (off_t)(page * PAGE + number() % (PAGE - 100))) == 100, "pwrite");
+            distinct += !seen[page], seen[page] = 1;
+        }
+        done(go, distinct * PAGE);
+    }
+}
+static void change(const char *name, size_t mib, size_t pages, const char *dir, size_t files, const char *go) {
+    int fd = large(name, mib);
+    for (size_t turn = 0;; turn++) {
+        wait_for(go);
+        for (size_t i = 0; i < pages; i++) {
+            fill(PAGE);
+            must(pwrite(fd, data, PAGE, (off_t)((i * (mib * 256 / pages) + turn % 2) * PAGE)) == PAGE, "pwrite");
+        }
+        for (size_t i = 0; i < files; i++) {
+            char path[4096];
+            snprintf(path, sizeof path, "%s/%zu/%zu", dir, i / 100, i);
+            int small = open(path, O_WRONLY);
+            must(small >= 0, path);
+            fill(PAGE);
+            must(write(small, data, PAGE) == PAGE, path);
+            close(small);
+        }
+        done(go, (pages + files) * PAGE);
+    }
+}
+int main(int argc, char **argv) {
+    const char *what = argc > 2 ? argv[1] : "";
+    size_t mib = argc > 3 ? strtoul(argv[3], NULL, 10) : 0, count = argc > 4 ? strtoul(argv[4], NULL, 10) : 0;
+    if (!strcmp(what, "calls")) return calls(argv[2]);
+    if (!strcmp(what, "stream") && mib) return stream(argv[2], mib);
+    if (!strcmp(what, "scatter") && argc == 6) scatter(argv[2], mib, count, argv[5]);
+    if (!strcmp(what, "change") && argc == 8) change(argv[2], mib, count, argv[5], strtoul(argv[6], NULL, 10), argv[7]);
+    return 2;
+}
