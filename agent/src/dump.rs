@@ -1,11 +1,14 @@
 //! DUMP: one epoch of one application.
 
+mod asking;
+
 use crate::app::{App, Failure, now_ns};
 use crate::fence::{Held, Kept, Progress};
 use crate::files::Files;
 use crate::graph::{Costs, process_id, state_id};
 use crate::kinds::registry;
 use crate::record::Instance;
+use asking::Asking;
 use holo_api::local::ErrorKind;
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, EpochMeta, EpochSide, PAGE_BYTES};
@@ -143,6 +146,16 @@ struct Out {
     unsettled: Vec<String>,
     staged: Vec<holo_rm::manager::Staged>,
     files_changed: u64,
+}
+
+impl Out {
+    /// Adds what was found of another process.
+    fn merge(&mut self, mut other: Self) {
+        self.sections.0.append(&mut other.sections.0);
+        self.remarks.append(&mut other.remarks);
+        self.unsettled.append(&mut other.unsettled);
+        self.staged.append(&mut other.staged);
+    }
 }
 
 /// Takes the last epoch before a planned switch: the application stays parked in `kept` from its cut on. It is told in
@@ -316,21 +329,8 @@ fn phases<'a>(
         return Err(not_running(app));
     }
     let pids = pids(&processes);
-    registry
-        .each(&pids, &mut |manager, index| {
-            let start = Instant::now();
-            let done = manager.dump(&mut context(&processes, index, out, app));
-            add(&mut parts, manager.name(), micros(start));
-            for (part, us) in manager.parts_us() {
-                add(&mut parts, &format!("{}.{part}", manager.name()), *us);
-            }
-            match out.unsettled.first() {
-                // Not what is wrong with the application: it is tried again.
-                Some(what) if may_wait => Err(RmError::Unsupported(what.clone())),
-                _ => done,
-            }
-        })
-        .map_err(|cause| unprotected(&cause))?;
+    let mut asking = Asking { app, processes: &processes, may_wait, parts: &mut parts };
+    asking.all(registry, &pids, out).map_err(|cause| unprotected(&cause))?;
     out.remarks.append(&mut out.unsettled);
     let threads = parked.threads();
     let stop = match keep.take() {

@@ -1,6 +1,11 @@
 //! Work in the stop that is shared among the processors: the application's threads leave them idle then.
+//!
+//! Helpers wait for work all the time: to start a thread takes as long as much of what is done in a stop.
 
-use std::sync::OnceLock;
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 /// Processors that this process may use.
@@ -27,22 +32,124 @@ pub(crate) fn parts<T>(list: &[T], weight: impl Fn(&T) -> u64, least: u64) -> Ve
     out
 }
 
-/// Does `work` for all, each but the first in a thread of its own; the results in order.
-pub(crate) fn run<T: Send, R: Send>(all: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let work = &work;
-    let mut all = all.into_iter();
-    let Some(first) = all.next() else { return Vec::new() };
-    thread::scope(|scope| {
-        let others: Vec<_> = all.map(|one| scope.spawn(move || work(one))).collect();
-        let mut out = vec![work(first)];
-        for other in others {
-            match other.join() {
-                Ok(done) => out.push(done),
-                Err(cause) => std::panic::resume_unwind(cause),
+type Task<'a> = dyn Fn() + Sync + 'a;
+
+/// Work that helpers may join.
+struct Job {
+    number: u64,
+    task: *const Task<'static>,
+    /// Helpers that may still join, and that have and are not done.
+    seats: usize,
+    inside: usize,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+// SAFETY: who posts a job waits until no helper is inside and takes it off the list before the task ends.
+unsafe impl Send for Job {}
+
+#[derive(Default)]
+struct Jobs {
+    list: Vec<Job>,
+    numbers: u64,
+    helpers: u64,
+}
+
+/// The helpers: one for each processor but the first.
+#[derive(Default)]
+struct Pool {
+    jobs: Mutex<Jobs>,
+    posted: Condvar,
+    left: Condvar,
+}
+
+impl Pool {
+    fn get() -> &'static Self {
+        static POOL: OnceLock<Pool> = OnceLock::new();
+        POOL.get_or_init(Self::default)
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `task` here and in up to `seats` helpers at the same time, until all are done with it.
+    fn share(&'static self, task: &Task, seats: usize) {
+        let mut jobs = self.jobs();
+        while jobs.helpers + 1 < cores() {
+            let helper = thread::Builder::new().name("at once".into()).spawn(|| self.help());
+            if helper.is_err() {
+                break;
             }
+            jobs.helpers += 1;
         }
-        out
-    })
+        jobs.numbers += 1;
+        let number = jobs.numbers;
+        // SAFETY: the lifetime alone changes; the job is off the list when this function returns.
+        let task_of_job: *const Task<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(task)) };
+        jobs.list.push(Job { number, task: task_of_job, seats, inside: 0, panic: None });
+        drop(jobs);
+        for _ in 0..seats {
+            self.posted.notify_one();
+        }
+        let own = catch_unwind(AssertUnwindSafe(task));
+        let mut jobs = self.jobs();
+        let job = loop {
+            let at = jobs.list.iter().position(|job| job.number == number);
+            let Some(at) = at else { break None };
+            jobs.list[at].seats = 0;
+            if jobs.list[at].inside == 0 {
+                break Some(jobs.list.remove(at));
+            }
+            jobs = self.left.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+        };
+        drop(jobs);
+        if let Some(panic) = own.err().or_else(|| job.and_then(|job| job.panic)) {
+            resume_unwind(panic);
+        }
+    }
+
+    /// What a helper does.
+    fn help(&self) {
+        let mut jobs = self.jobs();
+        loop {
+            let Some(job) = jobs.list.iter_mut().find(|job| job.seats > 0) else {
+                jobs = self.posted.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            job.seats -= 1;
+            job.inside += 1;
+            let (number, task) = (job.number, job.task);
+            drop(jobs);
+            // SAFETY: who posted it waits while we are inside.
+            let done = catch_unwind(AssertUnwindSafe(|| unsafe { (*task)() }));
+            jobs = self.jobs();
+            if let Some(job) = jobs.list.iter_mut().find(|job| job.number == number) {
+                job.inside -= 1;
+                job.panic = done.err().or(job.panic.take());
+            }
+            self.left.notify_all();
+        }
+    }
+}
+
+/// Does `work` for all, on all processors that are free; the results in order.
+pub fn run<T: Send, R: Send>(all: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    if all.len() < 2 || cores() < 2 {
+        return all.into_iter().map(work).collect();
+    }
+    let todo: Vec<Mutex<Option<T>>> = all.into_iter().map(|one| Mutex::new(Some(one))).collect();
+    let done: Vec<Mutex<Option<R>>> = todo.iter().map(|_| Mutex::new(None)).collect();
+    let next = AtomicUsize::new(0);
+    let task = || {
+        while let Some(index) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < todo.len())
+        {
+            let one = todo[index].lock().unwrap_or_else(PoisonError::into_inner).take();
+            let result = one.map(&work);
+            *done[index].lock().unwrap_or_else(PoisonError::into_inner) = result;
+        }
+    };
+    Pool::get().share(&task, (todo.len() - 1).min(cores() as usize - 1));
+    done.into_iter().filter_map(|one| one.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
 }
 
 #[cfg(test)]
@@ -60,5 +167,39 @@ mod tests {
             assert_eq!(run(cut, <[u64]>::to_vec).concat(), list);
         }
         assert_eq!(parts(&[1u64, 1, 1], |one| *one, 50).len(), 1);
+    }
+
+    // Goal: every part is done once, whoever else shares work at that time, in the midst of it too. Method: threads that share
+    // work which shares work.
+    #[test]
+    fn shared_by_many() {
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for length in 0..50u64 {
+                        let squares =
+                            |one: u64| run((0..one).collect(), |n| n * one).into_iter().sum::<u64>();
+                        let sums = run((0..length).collect(), squares);
+                        let want = (0..length).map(|one| (0..one).sum::<u64>() * one);
+                        assert_eq!(sums, want.collect::<Vec<_>>());
+                    }
+                });
+            }
+        });
+    }
+
+    // Goal: a panic comes out where the work was shared, and helpers live on. Method: one in each part, many times.
+    #[test]
+    fn panics_come_out() {
+        for bad in 0..20 {
+            let done = catch_unwind(|| {
+                run((0..20).collect(), |one: i32| {
+                    assert_ne!(one, bad);
+                    one
+                })
+            });
+            assert!(done.is_err());
+            assert_eq!(run(vec![1, 2, 3], |one| one + 1), [2, 3, 4]);
+        }
     }
 }

@@ -280,7 +280,8 @@ pub trait ResourceManager: Send {
         Ok(())
     }
 
-    /// The application is parked: read states without changing them.
+    /// The application is parked: read states without changing them. Kinds that are one for each process are asked for several
+    /// processes at once, see [`crate::registry::Turn`] and [`crate::page::Page::hands`].
     ///
     /// # Errors
     /// The epoch is aborted.

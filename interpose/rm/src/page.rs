@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Length of a tick of the parked threads' patience.
@@ -23,6 +24,7 @@ const TICKS_SNAPSHOT: u32 = 400;
 pub struct Page {
     at: *mut Control,
     fd: OwnedFd,
+    hands: Mutex<()>,
 }
 
 // SAFETY: the page is shared memory; words are atomics or written by one side at a time, by protocol.
@@ -118,7 +120,13 @@ impl Page {
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { at: at.cast(), fd })
+        Ok(Self { at: at.cast(), fd, hands: Mutex::new(()) })
+    }
+
+    /// The right to the scratch area and to the long list, for who uses them while others work with processes of the same
+    /// page: in phases in which several processes are asked at once. Nobody takes it twice.
+    pub fn hands(&self) -> MutexGuard<'_, ()> {
+        self.hands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The memory file.

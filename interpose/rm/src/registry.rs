@@ -21,6 +21,14 @@ enum Entry {
 #[derive(Default)]
 pub struct Registry(Vec<Entry>);
 
+/// Kinds whose turn it is.
+pub enum Turn<'a> {
+    /// One for the application.
+    Application(&'a mut dyn ResourceManager),
+    /// For each process those that are one for each process and follow one another: they know nothing of other processes.
+    Processes(Vec<Vec<&'a mut dyn ResourceManager>>),
+}
+
 impl Registry {
     /// No kinds yet.
     #[must_use]
@@ -83,6 +91,38 @@ impl Registry {
         phase: &mut dyn FnMut(&mut dyn ResourceManager, usize) -> RmResult<()>,
     ) -> RmResult<()> {
         self.0.iter_mut().try_for_each(|entry| entry.visit(pids, phase))
+    }
+
+    /// All kinds in order, such that those of several processes can be asked at once.
+    pub fn turns(&mut self, pids: &[i32]) -> Vec<Turn<'_>> {
+        let mut out: Vec<Turn> = Vec::new();
+        for entry in &mut self.0 {
+            let (make, each) = match entry {
+                Entry::Application(manager) => {
+                    out.push(Turn::Application(manager.as_mut()));
+                    continue;
+                }
+                Entry::Processes { make, each } => (make, each),
+            };
+            each.retain(|pid, _| pids.contains(pid));
+            for pid in pids {
+                each.entry(*pid).or_insert_with(&*make);
+            }
+            let mut all = match out.pop() {
+                Some(Turn::Processes(all)) => all,
+                before => {
+                    out.extend(before);
+                    pids.iter().map(|_| Vec::new()).collect()
+                }
+            };
+            for (pid, manager) in each.iter_mut() {
+                if let Some(index) = pids.iter().position(|known| known == pid) {
+                    all[index].push(manager.as_mut());
+                }
+            }
+            out.push(Turn::Processes(all));
+        }
+        out
     }
 
     /// [`Self::each`] in reverse order.
@@ -148,5 +188,28 @@ mod tests {
         registry.each(&[10, 11], &mut note).unwrap();
         registry.each_reversed(&[11], &mut note).unwrap();
         assert_eq!(seen, [("a", 0), ("a", 1), ("b", 0), ("b", 0), ("a", 0)]);
+    }
+
+    // Goal: turns have every kind once, in order, each process's with its process. Method: names by turn and process.
+    #[test]
+    fn turns_are_in_order() {
+        let mut registry = Registry::new()
+            .application(Box::new(Named("a")))
+            .process(|| Box::new(Named("b")))
+            .process(|| Box::new(Named("c")))
+            .application(Box::new(Named("d")))
+            .process(|| Box::new(Named("e")));
+        let mut names = |pids: &[i32]| -> Vec<Vec<Vec<&str>>> {
+            let of = |kinds: Vec<&mut dyn ResourceManager>| kinds.iter().map(|kind| kind.name()).collect();
+            let turn = |turn| match turn {
+                Turn::Application(kind) => vec![vec![kind.name()]],
+                Turn::Processes(all) => all.into_iter().map(of).collect(),
+            };
+            registry.turns(pids).into_iter().map(turn).collect()
+        };
+        let one = |name| vec![vec![name]];
+        let two = |names: &[&'static str]| vec![names.to_vec(), names.to_vec()];
+        assert_eq!(names(&[11, 10]), [one("a"), two(&["b", "c"]), one("d"), two(&["e"])]);
+        assert_eq!(names(&[11]), [one("a"), vec![vec!["b", "c"]], one("d"), one("e")]);
     }
 }

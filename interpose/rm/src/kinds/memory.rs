@@ -201,9 +201,11 @@ impl Memory {
     /// Takes a snapshot, and copies what fork left out or wiped, and what others may take from the snapshot.
     fn fork(&mut self, cx: &DumpCx, all: &mut [Zone]) -> RmResult<()> {
         let own = [cx.remote.page.address(), cx.remote.page.changes_at()];
-        let left_out = LeftOut::of(cx.remote, all)?;
-        let snapshot = Snapshot::take(cx.remote)?;
-        drop(left_out);
+        let snapshot = {
+            let _hands = cx.remote.page.hands();
+            let _left_out = LeftOut::of(cx.remote, all)?;
+            Snapshot::take(cx.remote)?
+        };
         let there = read_zones(snapshot.pid, own)?;
         self.changing.cut(all);
         let wiped = if cx.remote.page.control().header.wipe_on_fork.load(Ordering::Relaxed) == 0 {

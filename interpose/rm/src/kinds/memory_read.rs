@@ -96,6 +96,7 @@ pub(crate) fn check(
 pub(crate) fn resident(cx: &DumpCx, zone: &Zone) -> RmResult<Vec<(u64, u64)>> {
     const STEP: u64 = 128 * 1024 * PAGE;
     let mut out: Vec<(u64, u64)> = Vec::new();
+    let _hands = cx.remote.page.hands();
     let mut at = zone.start;
     while at < zone.end {
         let bytes = (zone.end - at).min(STEP);

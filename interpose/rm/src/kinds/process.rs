@@ -148,6 +148,13 @@ fn processor_features() -> Vec<String> {
     FOUND.get_or_init(look_for_features).clone()
 }
 
+/// It is the same for as long as we live.
+fn boot_id() -> String {
+    static FOUND: OnceLock<String> = OnceLock::new();
+    let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+    FOUND.get_or_init(read).clone()
+}
+
 fn look_for_features() -> Vec<String> {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags =
@@ -194,6 +201,7 @@ impl ResourceManager for Process {
         let remote = cx.remote;
         let text = remote.proc_text("status").on("reading", "status")?;
         obstacles(cx, &text)?;
+        let hands = remote.page.hands();
         let mut calls: Vec<_> = OPTIONS.iter().map(|(get, _)| call(sysno::prctl, &[*get])).collect();
         let reaper_at = remote.page.scratch_address(0);
         let death_at = remote.page.scratch_address(8);
@@ -221,6 +229,7 @@ impl ResourceManager for Process {
         let base = OPTIONS.len();
         let value = |index: usize| outcome(&calls[index]).unwrap_or(0);
         let scratch = remote.page.take(0, limit_at(LIMITS));
+        drop(hands);
         let word = |at: usize| i64::from_le_bytes(scratch[at..at + 8].try_into().unwrap_or([0; 8]));
         let clock = |index: usize| word(16 + index * 16) * 1_000_000_000 + word(24 + index * 16);
         let link = |name: &str| {
@@ -283,10 +292,7 @@ impl ResourceManager for Process {
                 .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
                 .max()
                 .unwrap_or(2),
-            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")
-                .unwrap_or_default()
-                .trim()
-                .to_owned(),
+            boot_id: boot_id(),
             clocks_ns: [clock(0), clock(1), clock(2)],
         };
         cx.put(NAME, VERSION, &state)

@@ -85,6 +85,8 @@ impl ResourceManager for Signals {
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         let page = &cx.remote.page;
+        cx.remote.tasks().on("reading", "threads")?;
+        let _hands = page.hands();
         let mut calls: Vec<_> = (1..=64usize)
             .map(|signal| {
                 let at = page.scratch_address((signal - 1) * ACTION_BYTES);

@@ -116,6 +116,7 @@ impl ResourceManager for Timers {
         if posix.len() > TIMERS_MAX {
             return Err(RmError::Unsupported(format!("{} POSIX timers", posix.len())));
         }
+        let hands = page.hands();
         let mut calls: Vec<_> = (0..3)
             .map(|which| call(sysno::getitimer, &[which, page.scratch_address(which as usize * 32)]))
             .collect();
@@ -125,6 +126,7 @@ impl ResourceManager for Timers {
         }
         remote.run(&mut calls, false).on("reading", "timers")?;
         let bytes = page.take(0, 96 + posix.len() * 32);
+        drop(hands);
         let itimer = |which: usize| {
             let at = which * 32;
             let us = |at: usize| word(&bytes, at) * 1_000_000 + word(&bytes, at + 8);
