@@ -1,6 +1,7 @@
 //! The registry: every kind of resource, in the order of the phases, with the reason for its place.
 
 use crate::files::Files;
+use holo_rm::kinds::aio::Aio;
 use holo_rm::kinds::descriptors::Descriptors;
 use holo_rm::kinds::ipc::Ipc;
 use holo_rm::kinds::memory::Memory;
@@ -29,6 +30,8 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
         .application(Box::new(Tree::default()))
         // What of them is stopped: likewise.
         .application(Box::new(Stops))
+        // Before files, descriptors and memory: waits for what is under way, which changes them. Contexts are made with memory.
+        .process(|| Box::new(Aio::default()))
         // Before processes and descriptors: a working directory may be one that this puts in place, and so are the files that they
         // open.
         .application(Box::new(files))

@@ -5,7 +5,7 @@ use holo_image::Blob;
 use holo_image::wire::{self, Kind};
 use holo_rm::kinds::ptys::TerminalsState;
 use holo_rm::kinds::stops::StopsState;
-use holo_rm::kinds::{sysv_msg, sysv_sem};
+use holo_rm::kinds::{aio, sysv_msg, sysv_sem};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -13,6 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
     let frame = wire::encode_raw(bytes, kind);
     let _ = sysv_sem::is_sound(&frame, 3);
     let _ = sysv_msg::is_sound(&frame);
+    let _ = aio::is_sound(&frame);
     if let Ok(state) = wire::decode::<StopsState>(&frame, kind, 1 << 20)
         && state.check(&[1, 2, 3]).is_ok()
     {

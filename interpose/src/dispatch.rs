@@ -1,8 +1,8 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
 use crate::{
-    changes, descriptors, exec, filters, inodes, ipc, members, moves, signals, socket_waits, start, trace,
-    transfers, traps, user, waits,
+    aio, changes, descriptors, exec, filters, inodes, ipc, members, moves, signals, socket_waits, start,
+    trace, transfers, traps, user, waits,
 };
 use core::sync::atomic::Ordering;
 use holo_abi::control::exiting;
@@ -43,6 +43,9 @@ const SLOW_CALLS: &[i64] = &[
     sysno::semtimedop,
     sysno::io_getevents,
     sysno::io_pgetevents,
+    sysno::io_setup,
+    sysno::io_submit,
+    sysno::io_destroy,
     sysno::recvmmsg,
     sysno::execve,
     sysno::execveat,
@@ -149,6 +152,9 @@ fn decide(regs: &mut Regs) -> Verdict {
         sysno::stat | sysno::fstat | sysno::lstat | sysno::newfstatat | sysno::statx | sysno::getdents64 => {
             inodes::on_call(regs)
         }
+        sysno::io_setup => aio::on_setup(regs),
+        sysno::io_submit => aio::on_submit(regs),
+        sysno::io_destroy => aio::on_destroy(regs),
         sysno::semget | sysno::msgget => ipc::on_get(regs),
         sysno::mq_notify if !filters::on() => ipc::on_notify(regs),
         sysno::execve => exec::on_exec(regs, 2),

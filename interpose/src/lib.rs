@@ -8,6 +8,7 @@
 //! | `transfers` | calls that a park cut short move the rest |
 //! | `socket_waits` | calls whose time-out is the socket's |
 //! | `inodes` | files keep the identity that the application knows |
+//! | `aio` | requests of asynchronous I/O, counted |
 //! | `ipc` | System V objects that were asked for |
 //! | `changes`, `descriptors` | files that the application is about to change |
 //! | `signals` | the application's handlers: deferral, true contexts |
@@ -23,6 +24,7 @@
 // Errors live on the constructor's stack for a moment; there is no allocator to box them with.
 #![allow(clippy::result_large_err)]
 
+mod aio;
 mod changes;
 mod descriptors;
 mod dispatch;

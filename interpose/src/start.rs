@@ -4,7 +4,7 @@
 //! Whatever fails, the program runs on as if holo were not there; it is told once, on standard error.
 
 use crate::early::Early;
-use crate::{changes, dispatch, inodes, signals, symbols, trace, traps, vdso};
+use crate::{aio, changes, dispatch, inodes, signals, symbols, trace, traps, vdso};
 use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use holo_abi::control::{CONTROL_BYTES, Control};
@@ -527,6 +527,7 @@ impl Joined {
         }
         dispatch::classify(traced);
         inodes::start(header);
+        aio::start(header);
         CONTROL.store(self.page, Ordering::Release);
         signals::start();
         let mut active = wanted & ways::SYMBOLS;

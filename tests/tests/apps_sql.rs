@@ -99,7 +99,6 @@ impl Service for Mariadb {
             "--skip-grant-tables",
             "--innodb-buffer-pool-size=16M",
             "--innodb-log-file-size=8M",
-            "--innodb-use-native-aio=0",
         ]
         .map(str::to_owned)
         .into();

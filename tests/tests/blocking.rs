@@ -34,13 +34,13 @@ holo_tests::workloads! {
     own_eintr: Workload::new("blocking_wake.c").arg("own_eintr");
     own_eintr_dense: Workload::new("blocking_wake.c").arg("own_eintr_dense").checkpoints(100);
     own_restart: Workload::new("blocking_wake.c").arg("own_restart");
+    timed_io_getevents: Workload::new("blocking_timed.c").arg("io_getevents");
     transfers: Workload::new("transfers.c").checkpoints(15);
 }
 
-// Connections that were made but not accepted are lost in a restore; System V objects, asynchronous I/O contexts, terminals and children are kinds of their own.
+// Connections that were made but not accepted are lost in a restore; System V objects, terminals and children are kinds of their own.
 holo_tests::workloads_unprotected! {
     timed_semtimedop: Workload::new("blocking_timed.c").arg("semtimedop");
-    timed_io_getevents: Workload::new("blocking_timed.c").arg("io_getevents");
     read_pty: Workload::new("blocking_wake.c").arg("read_pty");
     semop: Workload::new("blocking_wake.c").arg("semop");
     msgrcv: Workload::new("blocking_wake.c").arg("msgrcv");

@@ -16,9 +16,10 @@ const DIR: &str = "data/work";
 const LIMIT: Duration = Duration::from_secs(30);
 const WHENS: [&str; 2] = ["before", "after"];
 /// Every kind of `agent/src/kinds.rs`.
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 14] = [
     "tree",
     "stops",
+    "aio",
     "files",
     "process",
     "descriptors",

@@ -117,7 +117,7 @@ fn mariadb() {
         script: "cd $1
             (while :; do /usr/sbin/mariadbd --no-defaults --skip-grant-tables --skip-networking --socket=$1/s \\
                 --datadir=$1/db --tmpdir=$1/tmp --pid-file=$1/pid --innodb-buffer-pool-size=16M --innodb-log-file-size=8M \\
-                --innodb-use-native-aio=0 2>log; sleep 0.1; done) &
+                2>log; sleep 0.1; done) &
             sql() { mariadb --no-defaults --socket=$1/s test -e \"$2\"; }
             until sql $1 'create table if not exists t (n int auto_increment primary key, text varchar(2000))' 2>/dev/null
             do sleep 0.1; done

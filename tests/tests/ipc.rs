@@ -7,8 +7,10 @@ holo_tests::workloads! {
     sysv_msg: Workload::new("sysv_msg.c");
     mqueue: Workload::new("mqueue.c");
     pshared: Workload::new("pshared.c");
+    aio: Workload::new("aio.c");
 }
 
-holo_tests::workloads_unprotected! {
-    aio: Workload::new("aio.c");
+#[test]
+fn aio_is_switched() {
+    holo_tests::workload::Workload::new("aio.c").switched();
 }

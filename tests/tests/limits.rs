@@ -72,7 +72,7 @@ limits! {
     pidfd_thread: "not the first of its process", true;
     fanotify: "fanotify", true;
     lease: "lease", true;
-    aio: "io_setup", true;
+    aio: "asynchronous I/O under way", true;
 }
 
 /// Ordinary users may not make these.

@@ -281,6 +281,8 @@ pub struct Header {
     pub advised: AtomicU32,
     /// Where the process mapped the table of file changes ([`super::changes`]); 0: it records nothing.
     pub changes_at: u64,
+    /// Address of the table of contexts of asynchronous I/O ([`super::aio`]), the same in forked processes.
+    pub aio_at: u64,
 }
 
 /// What [`Header::exiting`] says for an exit code: 0 is for a process that has not called `exit_group`.
@@ -366,7 +368,7 @@ pub const CONTROL_BYTES: usize = (size_of::<Control>() + 4095) & !4095;
 
 const _: () = assert!(size_of::<Call>() == 64);
 const _: () = assert!(size_of::<Slot>() == 128 + 64 * SLOT_CALLS);
-const _: () = assert!(size_of::<Header>() == 192);
+const _: () = assert!(size_of::<Header>() == 256);
 const _: () = assert!(size_of::<InodeName>() == 32);
 const _: () = assert!(size_of::<Lift>() == 24);
 const _: () = assert!(core::mem::offset_of!(Header, cut) == 16);

@@ -7,6 +7,7 @@
 //! Policy for versions: [`VERSION`] changes whenever a layout does; both sides refuse a stranger.
 #![no_std]
 
+pub mod aio;
 pub mod changes;
 pub mod control;
 pub mod join;
@@ -14,7 +15,7 @@ pub mod sites;
 pub mod sysno;
 
 /// Version of every layout in this crate.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// The signal that parks a thread. glibc keeps it for `setuid` in threads (`SIGSETXID`) and refuses to let
 /// programs use it, so no application action is displaced; glibc's own use is told apart by `si_code`.

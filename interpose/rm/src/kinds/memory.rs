@@ -124,13 +124,12 @@ fn layout(cx: &DumpCx) -> RmResult<(Layout, u64)> {
 /// All but holo's own, which begin at `own`.
 fn read_zones(pid: i32, own: [u64; 2]) -> RmResult<Vec<Zone>> {
     let path = format!("/proc/{pid}/maps");
-    parse_zones(pid, &proc_file::read(&path).on("reading", &path)?, own)
+    parse_zones(&proc_file::read(&path).on("reading", &path)?, own)
 }
 
-fn parse_zones(pid: i32, text: &[u8], own: [u64; 2]) -> RmResult<Vec<Zone>> {
+fn parse_zones(text: &[u8], own: [u64; 2]) -> RmResult<Vec<Zone>> {
     let mut all = zones::parse(text).map_err(RmError::Unsupported)?;
     all.retain(|zone| !own.contains(&zone.start) && zone.kind != ZoneKind::Vsyscall);
-    super::aio::check(pid, &all)?;
     Ok(all)
 }
 
@@ -283,7 +282,9 @@ impl ResourceManager for Memory {
         self.by_hand.clear();
         let own = [cx.remote.page.address(), cx.remote.page.changes_at()];
         self.advised = cx.remote.page.control().header.advised.load(Ordering::SeqCst);
-        let mut all = parse_zones(cx.remote.pid, cx.remote.maps().on("reading", "maps")?, own)?;
+        let mut all = parse_zones(cx.remote.maps().on("reading", "maps")?, own)?;
+        let rings = super::aio::owned(cx.remote, &all)?;
+        all.retain(|zone| !rings.contains(&zone.start));
         let (layout, started) = layout(cx)?;
         let objects = self.copy_objects(cx, &all)?;
         self.copy_nameless(cx, &all)?;

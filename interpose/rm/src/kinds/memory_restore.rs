@@ -83,7 +83,9 @@ pub(crate) fn restore(cx: &mut SwitchCx, shared: &SharedObjects) -> RmResult<()>
     jump(cx, process.holo[0], slot)?;
     let mut calls = [call(sysno::munmap, &[hole, VDSO_AT])];
     cx.remote.run_all(&mut calls).on("closing", "the hole")?;
-    check(cx, &state)
+    check(cx, &state)?;
+    // At addresses that all else leaves free.
+    super::aio_restore::make(cx)
 }
 
 /// Copies the server code into the hole and goes on there.

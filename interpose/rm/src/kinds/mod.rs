@@ -1,6 +1,7 @@
 //! One file per kind of resource.
 
-mod aio;
+pub mod aio;
+mod aio_restore;
 mod changing;
 mod clock;
 pub mod descriptors;
