@@ -86,6 +86,11 @@ pub(crate) fn any_child(parent: &Remote) -> RmResult<Remote> {
     clone_of(parent, None, parent.pid, CLONE_VM, 0)
 }
 
+/// Makes one that shares its memory and descriptors, with this pid, which must be free.
+pub(crate) fn child_with(parent: &Remote, inner: i32) -> RmResult<Remote> {
+    clone_of(parent, Some(inner), parent.pid, CLONE_VM | CLONE_FILES, 0)
+}
+
 fn clone_of(parent: &Remote, wanted: Option<i32>, of: i32, flags: u64, signal: u64) -> RmResult<Remote> {
     let page = &parent.page;
     let index = page.reserve().ok_or_else(|| RmError::Unsupported("no free slot for a process".into()))?;

@@ -41,7 +41,7 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Name of the kind and of its section.
 pub const NAME: &str = "descriptors";
 /// Version of the section.
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 
 /// A descriptor number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,6 +256,7 @@ impl ResourceManager for Descriptors {
             output: cx.output,
             remarks: &mut remarks,
             clone: Some(cx.remote),
+            way: Some(cx.way()),
             tree: cx.tree,
             pids: &pids,
         };

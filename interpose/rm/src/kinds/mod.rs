@@ -42,6 +42,7 @@ pub mod ptys;
 mod round_trip;
 #[cfg(test)]
 mod round_trip_sockets;
+mod senders;
 pub mod shared;
 pub mod sharing;
 mod signalfd;

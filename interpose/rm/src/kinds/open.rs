@@ -7,6 +7,7 @@ use super::ptys::Terminals;
 use super::shared::{Contents, SharedObjects};
 use super::sockdiag::SockDiag;
 use super::watched::Names;
+use crate::install::Channel;
 use crate::manager::{Context, DumpCx, RmError, RmResult};
 use crate::remote::Remote;
 use serde::{Deserialize, Serialize};
@@ -152,6 +153,8 @@ pub(crate) struct Making<'a> {
     pub(crate) remarks: &'a mut Vec<String>,
     /// The clone, where objects remember who made them; none in tests.
     pub(crate) clone: Option<&'a Remote>,
+    /// The way to it.
+    pub(crate) way: Option<Channel<'a>>,
     /// All its processes.
     pub(crate) tree: &'a [Remote],
     /// Pids of the processes at the cut and of their clones, as the agent sees them.

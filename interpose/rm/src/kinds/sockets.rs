@@ -2,6 +2,7 @@
 
 use super::kernel::{self, Bytes, checked, owned};
 use super::open::{Making, Open};
+use super::senders::{Sender, credentials};
 use super::sockopts::{self, Options, SO_PEEK_OFF};
 use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ pub(crate) struct Message {
     pub(crate) data: Bytes,
     /// Descriptions that come with it.
     pub(crate) passed: Vec<u32>,
+    /// Who sent it, where the kernel knows.
+    pub(crate) sender: Option<Sender>,
 }
 
 /// What a peek found.
@@ -200,7 +203,7 @@ fn peek_from_start(fd: &impl AsRawFd) -> io::Result<Queue> {
     let mut buffer = vec![0; PEEK_BYTES];
     let (mut offset, mut empty) = (0, 0);
     while queue.messages.len() < PEEK_MESSAGES_MAX {
-        let (bytes, from, descriptors) = match peek_one(fd, &mut buffer, stream) {
+        let (bytes, from, descriptors, sender) = match peek_one(fd, &mut buffer, stream) {
             Ok(found) => found,
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => break,
             // Not connected, or an error that waits to be reported: nothing is queued before it.
@@ -232,7 +235,7 @@ fn peek_from_start(fd: &impl AsRawFd) -> io::Result<Queue> {
         }
         offset += bytes as i32;
         let data = Bytes(buffer[..bytes].to_vec());
-        queue.messages.push(Message { from, data, passed: Vec::new() });
+        queue.messages.push(Message { from, data, passed: Vec::new(), sender });
     }
     Ok(queue)
 }
@@ -260,8 +263,11 @@ fn bytes_before(fd: &impl AsRawFd, bytes: usize, offset: i32) -> io::Result<usiz
     }
 }
 
+/// Length, name and descriptors of a message, and who sent it.
+type Peeked = (usize, Bytes, Vec<OwnedFd>, Option<Sender>);
+
 /// One message at the peek offset: its whole length, its sender, the descriptors that it carries.
-fn peek_one(fd: &impl AsRawFd, buffer: &mut [u8], stream: bool) -> io::Result<(usize, Bytes, Vec<OwnedFd>)> {
+fn peek_one(fd: &impl AsRawFd, buffer: &mut [u8], stream: bool) -> io::Result<Peeked> {
     let mut name = [0u8; 128];
     let mut control = [0u64; 256];
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -278,10 +284,12 @@ fn peek_one(fd: &impl AsRawFd, buffer: &mut [u8], stream: bool) -> io::Result<(u
     // SAFETY: all buffers are live and of the stated sizes.
     let got = checked(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) })?;
     let mut descriptors = Vec::new();
+    let mut sender = None;
     // SAFETY: the kernel filled in the control messages; descriptors in them are new and ours.
     unsafe {
         let mut at = libc::CMSG_FIRSTHDR(&raw const message);
         while !at.is_null() {
+            sender = sender.or(credentials(at));
             if ((*at).cmsg_level, (*at).cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
                 let bytes = (*at).cmsg_len - libc::CMSG_LEN(0) as usize;
                 let first = libc::CMSG_DATA(at).cast::<i32>();
@@ -293,7 +301,7 @@ fn peek_one(fd: &impl AsRawFd, buffer: &mut [u8], stream: bool) -> io::Result<(u
         }
     }
     let named = (message.msg_namelen as usize).min(name.len());
-    Ok((got as usize, Bytes(name[..named].to_vec()), descriptors))
+    Ok((got as usize, Bytes(name[..named].to_vec()), descriptors, sender))
 }
 
 /// Sends one message with descriptors, to `to` if that is not empty.

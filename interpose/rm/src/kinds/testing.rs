@@ -143,6 +143,7 @@ impl Captured {
             output: &output,
             remarks: &mut remarks,
             clone: None,
+            way: None,
             tree: &[],
             pids: &pids,
         };

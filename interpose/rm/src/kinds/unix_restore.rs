@@ -6,7 +6,9 @@
 
 use super::kernel::{Bytes, identity};
 use super::open::{Each, Making, path_of};
+use super::senders::{Noting, Post};
 use super::sockets::{self, Message, connect, listen, send, send_with, shutdown};
+use super::sockopts::set_int;
 use super::terminals::lead_outside;
 use super::unix_names::bind_again;
 use super::unix_pairs::{self, Hands};
@@ -17,7 +19,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Who fills a queue.
-enum Sender {
+enum Filler {
     /// A description of the application.
     Made(u32),
     /// The end of a lost connection, which goes away afterwards.
@@ -27,7 +29,7 @@ enum Sender {
 /// Sockets whose queues are still empty.
 #[derive(Default)]
 pub(crate) struct Unfinished<'a> {
-    streams: Vec<(u32, &'a UnixState, Sender)>,
+    streams: Vec<(u32, &'a UnixState, Filler)>,
     datagrams: Vec<(u32, &'a UnixState)>,
 }
 
@@ -56,12 +58,12 @@ pub(crate) fn recreate<'a>(all: &'a Each<UnixState>, making: &mut Making) -> RmR
         };
         let datagrams_with_names = state.socket.kind == libc::SOCK_DGRAM && (named(state) || named(other));
         if *index < other_index && !datagrams_with_names {
-            let (one, two) = pair((*index, state), (other_index, other), &names, making)?;
+            let (one, two) = pair((*index, state), other, &names, making)?;
             for (index, state, fd, from) in
                 [(*index, state, one, other_index), (other_index, other, two, *index)]
             {
                 state.socket.settle(index, fd, making)?;
-                unfinished.streams.push((index, state, Sender::Made(from)));
+                unfinished.streams.push((index, state, Filler::Made(from)));
                 done.insert(index);
             }
         }
@@ -92,7 +94,7 @@ pub(crate) fn recreate<'a>(all: &'a Each<UnixState>, making: &mut Making) -> RmR
         } else {
             let (fd, other) = sockets::pair(state.socket.kind).on("making", "a connection that was lost")?;
             state.socket.settle(*index, fd, making)?;
-            unfinished.streams.push((*index, state, Sender::Lost(other)));
+            unfinished.streams.push((*index, state, Filler::Lost(other)));
             if state.peer_inode.is_some() {
                 making.remark(*index, "the other side of the unix socket was outside and is closed");
             }
@@ -112,15 +114,24 @@ fn wait_to_be_accepted(index: u32, state: &UnixState, making: &mut Making) -> Rm
 
 /// Fills the queues, when all descriptions are made.
 pub(crate) fn finish(unfinished: Unfinished, all: &Each<UnixState>, making: &mut Making) -> RmResult<()> {
+    // What was sent without a name stays so: the kernel would note ours.
+    let mut noting = Noting::default();
+    all.iter().filter_map(|(index, _)| making.made.get(index)).for_each(|fd| noting.turn(fd, false));
+    let mut nameless = Vec::new();
     for (index, state, from) in &unfinished.streams {
         let from = match from {
-            Sender::Made(other) => making.made[other].as_fd(),
-            Sender::Lost(end) => end.as_fd(),
+            Filler::Made(other) => making.made[other].as_fd(),
+            Filler::Lost(end) => end.as_fd(),
         };
-        refill(from, &state.queued, &making.made).on("refilling descriptor", making.common(*index).number)?;
+        let lost =
+            refill(from, &state.queued, making).on("refilling descriptor", making.common(*index).number)?;
+        nameless.extend(lost.map(|cause| (*index, cause)));
+    }
+    for (index, cause) in nameless {
+        making.remark(index, format!("queued messages lost the identity of their sender: {cause}"));
     }
     for (index, state, from) in unfinished.streams {
-        if matches!(from, Sender::Made(_)) {
+        if matches!(from, Filler::Made(_)) {
             shut(&making.made[&index], state.shut).on("shutting descriptor", making.common(index).number)?;
         }
     }
@@ -134,7 +145,7 @@ fn named(state: &UnixState) -> bool {
 /// A connection with both ends here.
 fn pair(
     (index, state): (u32, &UnixState),
-    (other_index, other): (u32, &UnixState),
+    other: &UnixState,
     names: &BTreeMap<&Bytes, usize>,
     making: &mut Making,
 ) -> RmResult<(OwnedFd, OwnedFd)> {
@@ -148,13 +159,6 @@ fn pair(
         making.remark(index, format!("the connection lost its name: {cause}"));
         hands[0].pair(state.socket.kind)
     });
-    for (index, state) in [(index, state), (other_index, other)] {
-        if state.socket.options.int(libc::SOL_SOCKET, libc::SO_PASSCRED).is_some_and(|on| on != 0)
-            && !state.queued.is_empty()
-        {
-            making.remark(index, "queued messages lost the identity of their sender");
-        }
-    }
     made.on("making the connection of descriptor", number)
 }
 
@@ -164,18 +168,48 @@ fn passed<'a>(message: &Message, made: &'a BTreeMap<u32, OwnedFd>) -> io::Result
     message.passed.iter().map(|index| find(index).ok_or_else(|| io::ErrorKind::InvalidData.into())).collect()
 }
 
-fn refill(from: BorrowedFd, messages: &[Message], made: &BTreeMap<u32, OwnedFd>) -> io::Result<()> {
-    for message in messages {
-        let data = &message.data.0;
-        let sent = match passed(message, made)?.as_slice() {
-            [] => send(&from, data, &[])?,
-            descriptors => send_with(&from, data, &[], descriptors)?,
-        };
-        if sent < data.len() {
-            sockets::send_all(&from, &data[sent..])?;
+/// Sends a message, or a part of a stream as far as there is room; with it, why not in the name of its sender.
+fn send_again(
+    from: BorrowedFd,
+    message: &Message,
+    to: &[u8],
+    making: &Making,
+) -> io::Result<(usize, Option<io::Error>)> {
+    let passed = passed(message, &making.made)?;
+    let mut lost = None;
+    if let (Some(sender), Some(clone), Some(way)) = (message.sender, making.clone, &making.way) {
+        match (Post { clone, way }).send(from, message, to, sender, &passed) {
+            Ok(sent) => return Ok((sent, None)),
+            Err(cause) => lost = Some(cause),
         }
     }
-    Ok(())
+    let sent = match passed.as_slice() {
+        [] => send(&from, &message.data.0, to)?,
+        descriptors => send_with(&from, &message.data.0, to, descriptors)?,
+    };
+    Ok((sent, lost))
+}
+
+/// Fills a queue; why messages lost their sender, if some did.
+fn refill(from: BorrowedFd, messages: &[Message], making: &Making) -> io::Result<Option<io::Error>> {
+    let mut nameless = None;
+    for message in messages {
+        let (mut sent, lost) = send_again(from, message, &[], making)?;
+        nameless = nameless.or(lost);
+        while sent < message.data.0.len() {
+            let data = Bytes(message.data.0[sent..].to_vec());
+            let rest = Message { data, passed: Vec::new(), ..message.clone() };
+            match send_again(from, &rest, &[], making) {
+                Ok((more, _)) => sent += more,
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
+                    sockets::send_all(&from, &rest.data.0)?;
+                    break;
+                }
+                Err(cause) => return Err(cause),
+            }
+        }
+    }
+    Ok(nameless)
 }
 
 fn shut(fd: &OwnedFd, halves: u8) -> io::Result<()> {
@@ -194,10 +228,18 @@ fn finish_datagrams(
     making: &mut Making,
 ) -> RmResult<()> {
     for (index, state) in datagrams {
-        let failed = |message: &&Message| resend(state, message, datagrams, &making.made).is_err();
-        let lost = state.queued.iter().filter(failed).count();
+        let (mut lost, mut nameless) = (0, None);
+        for message in &state.queued {
+            match resend(state, message, datagrams, making) {
+                Ok(why) => nameless = nameless.or(why),
+                Err(_) => lost += 1,
+            }
+        }
         if lost > 0 {
             making.remark(*index, format!("{lost} datagrams are lost"));
+        }
+        if let Some(cause) = nameless {
+            making.remark(*index, format!("queued messages lost the identity of their sender: {cause}"));
         }
     }
     for (index, state) in datagrams {
@@ -219,21 +261,19 @@ fn resend(
     to: &UnixState,
     message: &Message,
     datagrams: &[(u32, &UnixState)],
-    made: &BTreeMap<u32, OwnedFd>,
-) -> io::Result<()> {
+    making: &Making,
+) -> io::Result<Option<io::Error>> {
     let sender = datagrams.iter().find(|(_, state)| named(state) && state.socket.local == message.from);
     let stranger;
     let from = match sender {
-        Some((index, _)) => &made[index],
+        Some((index, _)) => &making.made[index],
         None => {
             stranger = sockets::socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0)?;
+            // Its own may have been larger than that of a new one.
+            let room = message.data.0.len().max(64 << 10);
+            let _ = set_int(&stranger, libc::SOL_SOCKET, libc::SO_SNDBUF, room as i32);
             &stranger
         }
     };
-    let to = &to.socket.local.0;
-    match passed(message, made)?.as_slice() {
-        [] => send(from, &message.data.0, to),
-        descriptors => send_with(from, &message.data.0, to, descriptors),
-    }
-    .map(|_| ())
+    send_again(from.as_fd(), message, &to.socket.local.0, making).map(|(_, lost)| lost)
 }

@@ -2,6 +2,7 @@
 
 use super::kernel::{self, Bytes, identity};
 use super::open::{Dumping, Open, path_of};
+use super::senders::{self, Noting};
 use super::sockets::{self, Message, Socket};
 use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
@@ -64,9 +65,12 @@ impl UnixState {
         let found = dumping.diag.unix(open.stat.st_ino).on("asking for", open.named())?;
         let found = found.ok_or_else(|| open.unsupported("a socket of another network namespace"))?;
         let listening = found.state == LISTENING;
-        let queued = if listening {
+        // Most have nothing: a poll is less than what follows.
+        let queued = if listening || sockets::poll(open, libc::POLLIN, 0) & libc::POLLIN == 0 {
             Vec::new()
         } else {
+            let mut noting = Noting::default();
+            noting.turn(open, true);
             let mut queue = sockets::peek(open).on("peeking at", open.named())?;
             for (message, descriptors) in queue.passed {
                 for fd in descriptors {
@@ -74,6 +78,8 @@ impl UnixState {
                     queue.messages[message].passed.push(index);
                 }
             }
+            senders::as_seen_inside(&mut queue.messages, open, dumping.cx)
+                .on("asking who sent to", open.named())?;
             queue.messages
         };
         let bound = path_in(&socket.local.0).filter(|_| found.bound_inode.is_some());
