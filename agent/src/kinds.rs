@@ -36,7 +36,7 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
         // open.
         .application(Box::new(files))
         // It refuses what cannot be dumped at all, and gives each process its directory.
-        .process(|| Box::new(Process))
+        .process(|| Box::new(Process::default()))
         // Before memory: says which shared objects it has staged already.
         .application(Box::new(Descriptors::new(shared, ipc.clone())))
         // Before memory, which attaches the segments; those that had been removed are removed in POST, after that.
@@ -50,9 +50,9 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
         // libholo's own text comes with it, on which threads are made.
         .process(move || Box::new(Memory::new(roots.clone(), mappings.clone(), tracking.clone())))
         // After memory: handlers point into it.
-        .process(|| Box::new(Signals))
+        .process(|| Box::new(Signals::default()))
         // Armed (POST, reverse order) when threads are there and before signals that are pending.
-        .process(|| Box::new(Timers))
+        .process(|| Box::new(Timers::default()))
         // Last: from here on the process has its shape.
         .process(|| Box::new(Threads));
     match std::env::var_os("HOLO_FAULTS") {

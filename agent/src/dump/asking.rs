@@ -2,10 +2,13 @@
 
 use super::{Out, add, context, micros};
 use crate::app::App;
+use holo_rm::asks::Windows;
 use holo_rm::at_once;
 use holo_rm::manager::{ResourceManager, RmError};
+use holo_rm::page::Page;
 use holo_rm::registry::{Registry, Turn};
 use holo_rm::tree::Process;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What kinds are asked with.
@@ -29,6 +32,37 @@ impl Asking<'_> {
         pids: &[i32],
         out: &mut Out,
     ) -> Result<(), RmError> {
+        let start = Instant::now();
+        self.ask(registry, pids);
+        add(self.parts, "ask", micros(start));
+        let done = self.in_turn(registry, pids, out);
+        // Also where nobody wanted the answers: who is let go must have none to give.
+        self.processes.iter().for_each(|process| drop(process.remote.settle()));
+        done
+    }
+
+    /// What kinds want to know of processes by calls: they make them while we go on.
+    fn ask(&self, registry: &mut Registry, pids: &[i32]) {
+        let mut asked: Vec<Vec<&mut dyn ResourceManager>> = pids.iter().map(|_| Vec::new()).collect();
+        for turn in registry.turns(pids) {
+            if let Turn::Processes(each) = turn {
+                asked.iter_mut().zip(each).for_each(|(all, kinds)| all.extend(kinds));
+            }
+        }
+        let mut pages: Vec<(&Arc<Page>, Windows)> = Vec::new();
+        for (process, kinds) in self.processes.iter().zip(asked) {
+            let page = &process.remote.page;
+            let at = pages.iter().position(|(known, _)| Arc::ptr_eq(known, page)).unwrap_or_else(|| {
+                pages.push((page, Windows::default()));
+                pages.len() - 1
+            });
+            let mut asking = pages[at].1.open(page);
+            kinds.into_iter().for_each(|manager| manager.ask(&process.remote, &mut asking));
+            pages[at].1.start(&process.remote, asking);
+        }
+    }
+
+    fn in_turn(&mut self, registry: &mut Registry, pids: &[i32], out: &mut Out) -> Result<(), RmError> {
         for turn in registry.turns(pids) {
             let each = match turn {
                 Turn::Application(manager) => {

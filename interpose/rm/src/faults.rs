@@ -4,7 +4,9 @@
 //! that phase of that kind fails: before it has done anything, or when it has done all. Of kinds that are one for each process the
 //! last process's fails, when the others are done. Behind `before` or `after` may stand `kill`: then the agent dies of it, as by `kill -9`.
 
+use crate::asks::Asking;
 use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
+use crate::remote::Remote;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -76,6 +78,10 @@ impl ResourceManager for Faulty {
 
     fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         self.dumping("pre_dump", cx, |inner, cx| inner.pre_dump(cx))
+    }
+
+    fn ask(&mut self, remote: &Remote, asking: &mut Asking) {
+        self.inner.ask(remote, asking);
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {

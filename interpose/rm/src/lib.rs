@@ -3,6 +3,7 @@
 //! Linked by the agent, which captures from outside: a parked thread of the application serves system calls
 //! ([`remote`]), so that the code that runs inside other people's programs stays small.
 
+pub mod asks;
 pub mod at_once;
 pub mod barrier;
 pub mod clone;

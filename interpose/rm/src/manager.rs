@@ -1,5 +1,6 @@
 //! The resource manager: one trait, one file per kind, phases as in the design (section 4).
 
+use crate::asks::Asking;
 use crate::install::Channel;
 use crate::kinds::ptys::Terminals;
 use crate::remote::Remote;
@@ -279,6 +280,10 @@ pub trait ResourceManager: Send {
     fn pre_dump(&mut self, _: &mut DumpCx) -> RmResult<()> {
         Ok(())
     }
+
+    /// The application is parked: what [`Self::dump`] wants to know of the process by calls that change nothing, for kinds that
+    /// are one for each process.
+    fn ask(&mut self, _: &Remote, _: &mut Asking) {}
 
     /// The application is parked: read states without changing them. Kinds that are one for each process are asked for several
     /// processes at once, see [`crate::registry::Turn`] and [`crate::page::Page::hands`].

@@ -4,6 +4,7 @@
 //! memory go through `process_vm_readv`/`writev`, descriptors through `pidfd_getfd`, all else through calls
 //! made by a thread of the process itself.
 
+use crate::asks::{Answers, Asks};
 use crate::page::Page;
 use crate::proc_file;
 use crate::tasks::{self, Task};
@@ -35,6 +36,7 @@ pub struct Remote {
     tasks: OnceLock<Vec<Task>>,
     maps: OnceLock<Vec<u8>>,
     stat: OnceLock<Option<Stat>>,
+    pub(crate) asks: Asks,
 }
 
 /// A call list entry.
@@ -78,6 +80,7 @@ impl Remote {
             tasks: OnceLock::new(),
             maps: OnceLock::new(),
             stat: OnceLock::new(),
+            asks: Asks::default(),
         })
     }
 
@@ -179,6 +182,9 @@ impl Remote {
         stop: bool,
         lives: &dyn Fn() -> bool,
     ) -> io::Result<()> {
+        if slot == self.leader {
+            self.settle()?;
+        }
         for part in calls.chunks_mut(holo_abi::control::BATCH_CALLS) {
             self.page.keep_alive();
             self.page.start(slot, part, stop);
@@ -195,9 +201,36 @@ impl Remote {
     /// # Errors
     /// Only that the thread does not answer.
     pub fn run_at(&self, calls_at: u64, count: usize) -> io::Result<()> {
+        self.settle()?;
+        self.start_at(calls_at, count);
+        self.finish_list()
+    }
+
+    /// The beginning of [`Self::run_at`].
+    pub(crate) fn start_at(&self, calls_at: u64, count: usize) {
         self.page.keep_alive();
         self.page.start_at(self.leader, calls_at, count);
+    }
+
+    /// The end of it.
+    pub(crate) fn finish_list(&self) -> io::Result<()> {
         self.finish(self.leader, &mut [], &|| !self.ended()).map(|_| ())
+    }
+
+    /// Waits until it has made the calls that it was asked for at the beginning of the stop: before it is let go.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn settle(&self) -> io::Result<()> {
+        self.asks.settle(self)
+    }
+
+    /// What it answered to what kinds asked for at the beginning of the stop.
+    ///
+    /// # Errors
+    /// It does not answer, or was not asked.
+    pub fn answers(&self) -> io::Result<&Answers> {
+        self.asks.answers(self)
     }
 
     /// Waits for a list, as long as there is somebody to run it.

@@ -4,6 +4,7 @@
 //! the others are copied if they are few; else only a copy-on-write snapshot is taken, and what a snapshot
 //! cannot hold is copied: shared objects, zones that `fork` leaves out. All else is read from it afterwards.
 
+use crate::asks::{Asked, Asking};
 use crate::kinds::changing::Changing;
 use crate::kinds::increment::{self, Increment, Plan, Runs};
 use crate::kinds::memory_read::{check, read_snapshot, resident, wanted, whole};
@@ -15,7 +16,7 @@ use crate::kinds::zone_flags::Flags;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::proc_file;
-use crate::remote::{call, read_guarded};
+use crate::remote::{Remote, call, outcome, read_guarded};
 use crate::snapshot::Snapshot;
 use crate::track::{Tracking, ranges};
 use holo_abi::control::CONTROL_BYTES;
@@ -72,6 +73,7 @@ pub struct MemoryState {
 /// The manager.
 #[derive(Default)]
 pub struct Memory {
+    asked: Option<Asked>,
     flags: Flags,
     /// Calls that change flags, at the cut.
     advised: u32,
@@ -104,7 +106,7 @@ pub struct Memory {
 /// Layout out of `/proc/<pid>/stat` and `brk`.
 ///
 /// With it, the process's start time, which tells it from others of the same pid.
-fn layout(cx: &DumpCx) -> RmResult<(Layout, u64)> {
+fn layout(cx: &DumpCx, asked: &Asked) -> RmResult<(Layout, u64)> {
     let stat = cx.remote.proc_text("stat").on("reading", "stat")?;
     let fields: Vec<u64> = stat
         .rsplit_once(") ")
@@ -114,7 +116,8 @@ fn layout(cx: &DumpCx) -> RmResult<(Layout, u64)> {
         .collect();
     // Numbers as in proc(5); the first field after the name is 3.
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
-    let brk = cx.remote.call(sysno::brk, &[0]).on("asking for", "brk")?;
+    let brk = cx.remote.answers().and_then(|answers| outcome(&answers.of(asked)?.0[0]));
+    let brk = brk.on("asking for", "brk")?;
     let words = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51]
         .map(|number| if number == 0 { brk } else { field(number) });
     let auxv = proc_file::read(cx.remote.proc("auxv")).on("reading", "auxv")?;
@@ -275,6 +278,10 @@ impl ResourceManager for Memory {
         NAME
     }
 
+    fn ask(&mut self, _: &Remote, asking: &mut Asking) {
+        self.asked = asking.add(0, |_| vec![call(sysno::brk, &[0])]);
+    }
+
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         let mut since = std::time::Instant::now();
         self.parts_us.clear();
@@ -285,7 +292,7 @@ impl ResourceManager for Memory {
         let mut all = parse_zones(cx.remote.maps().on("reading", "maps")?, own)?;
         let rings = super::aio::owned(cx.remote, &all)?;
         all.retain(|zone| !rings.contains(&zone.start));
-        let (layout, started) = layout(cx)?;
+        let (layout, started) = layout(cx, &self.asked.take().unwrap_or_default())?;
         let objects = self.copy_objects(cx, &all)?;
         self.copy_nameless(cx, &all)?;
         self.mark("zones", &mut since);

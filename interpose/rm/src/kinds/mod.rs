@@ -15,6 +15,7 @@ mod increment;
 mod inotify;
 mod internet;
 pub mod ipc;
+mod ipc_list;
 mod kernel;
 mod line;
 mod listing;

@@ -1,9 +1,10 @@
 //! The process itself: identity, directories, limits, credentials, what `prctl` set.
 
 use super::kernel::bytes_of;
+use crate::asks::{Asked, Asking};
 use crate::filters::has_own;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use crate::remote::{call, outcome};
+use crate::remote::{Remote, call, outcome};
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -15,7 +16,7 @@ use std::sync::atomic::Ordering;
 const NAME: &str = "process";
 const VERSION: u16 = 1;
 const LIMITS: u64 = 16;
-/// Where in the scratch page they are read to.
+/// Where in what the calls write they are.
 const LIMITS_AT: usize = 64;
 
 /// `prctl` options that are read and set alike: get, set.
@@ -169,7 +170,14 @@ fn look_for_features() -> Vec<String> {
 
 /// The manager.
 #[derive(Default)]
-pub struct Process;
+pub struct Process {
+    asked: Option<Asked>,
+}
+
+/// Where a limit is in what the calls write.
+fn limit_at(resource: u64) -> usize {
+    LIMITS_AT + resource as usize * 16
+}
 
 /// What is not built yet.
 fn obstacles(cx: &DumpCx, status_text: &str) -> RmResult<()> {
@@ -197,39 +205,38 @@ impl ResourceManager for Process {
         obstacles(cx, &text)
     }
 
+    fn ask(&mut self, _: &Remote, asking: &mut Asking) {
+        self.asked = asking.add(limit_at(LIMITS), |at| {
+            let clock_at = |index: u64| at + 16 + index * 16;
+            let mut calls: Vec<_> = OPTIONS.iter().map(|(get, _)| call(sysno::prctl, &[*get])).collect();
+            calls.extend([
+                call(sysno::prctl, &[PR_GET_DUMPABLE]),
+                call(sysno::prctl, &[PR_GET_CHILD_SUBREAPER, at]),
+                call(sysno::prctl, &[PR_GET_PDEATHSIG, at + 8]),
+                call(sysno::personality, &[0xffff_ffff]),
+                call(sysno::clock_gettime, &[libc::CLOCK_MONOTONIC as u64, clock_at(0)]),
+                call(sysno::clock_gettime, &[libc::CLOCK_BOOTTIME as u64, clock_at(1)]),
+                call(sysno::clock_gettime, &[libc::CLOCK_REALTIME as u64, clock_at(2)]),
+                call(sysno::getppid, &[]),
+                call(sysno::getpgid, &[0]),
+                call(sysno::getsid, &[0]),
+            ]);
+            // By itself: of another user's process only who may change limits can ask.
+            let limit = |resource| call(sysno::prlimit64, &[0, resource, 0, at + limit_at(resource) as u64]);
+            calls.extend((0..LIMITS).map(limit));
+            calls
+        });
+    }
+
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         let remote = cx.remote;
         let text = remote.proc_text("status").on("reading", "status")?;
         obstacles(cx, &text)?;
-        let hands = remote.page.hands();
-        let mut calls: Vec<_> = OPTIONS.iter().map(|(get, _)| call(sysno::prctl, &[*get])).collect();
-        let reaper_at = remote.page.scratch_address(0);
-        let death_at = remote.page.scratch_address(8);
-        let clocks_at = |index: usize| remote.page.scratch_address(16 + index * 16);
-        calls.extend([
-            call(sysno::prctl, &[PR_GET_DUMPABLE]),
-            call(sysno::prctl, &[PR_GET_CHILD_SUBREAPER, reaper_at]),
-            call(sysno::prctl, &[PR_GET_PDEATHSIG, death_at]),
-            call(sysno::personality, &[0xffff_ffff]),
-            call(sysno::clock_gettime, &[libc::CLOCK_MONOTONIC as u64, clocks_at(0)]),
-            call(sysno::clock_gettime, &[libc::CLOCK_BOOTTIME as u64, clocks_at(1)]),
-            call(sysno::clock_gettime, &[libc::CLOCK_REALTIME as u64, clocks_at(2)]),
-            call(sysno::getppid, &[]),
-            call(sysno::getpgid, &[0]),
-            call(sysno::getsid, &[0]),
-        ]);
-        // By itself: of another user's process only who may change limits can ask.
-        let limit_at = |resource: u64| LIMITS_AT + resource as usize * 16;
-        let limit = |resource| {
-            call(sysno::prlimit64, &[0, resource, 0, remote.page.scratch_address(limit_at(resource))])
-        };
-        let limits_from = calls.len();
-        calls.extend((0..LIMITS).map(limit));
-        remote.run(&mut calls, false).on("asking", "the process")?;
+        let asked = self.asked.take().unwrap_or_default();
+        let answers = remote.answers().and_then(|answers| answers.of(&asked));
+        let (calls, scratch) = answers.on("asking", "the process")?;
         let base = OPTIONS.len();
         let value = |index: usize| outcome(&calls[index]).unwrap_or(0);
-        let scratch = remote.page.take(0, limit_at(LIMITS));
-        drop(hands);
         let word = |at: usize| i64::from_le_bytes(scratch[at..at + 8].try_into().unwrap_or([0; 8]));
         let clock = |index: usize| word(16 + index * 16) * 1_000_000_000 + word(24 + index * 16);
         let link = |name: &str| {
@@ -242,7 +249,7 @@ impl ResourceManager for Process {
         if cwd.ends_with(b" (deleted)") {
             return Err(RmError::Unsupported("the working directory was removed".into()));
         }
-        for made in &calls[limits_from..] {
+        for made in &calls[calls.len() - LIMITS as usize..] {
             outcome(made).on("asking", "for a limit")?;
         }
         let limits = (0..LIMITS)

@@ -3,8 +3,9 @@
 //! Pending signals are read by taking each and queueing it again at once, in order, while everything is
 //! blocked: nothing is delivered or lost. (There is no call that only looks.)
 
+use crate::asks::{Asked, Asking};
 use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
-use crate::remote::call;
+use crate::remote::{Remote, call};
 use holo_abi::{PARK_SIGNAL, sysno};
 use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
@@ -42,7 +43,9 @@ fn actions_of_64<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<u8>, D
 
 /// The manager.
 #[derive(Default)]
-pub struct Signals;
+pub struct Signals {
+    asked: Option<Asked>,
+}
 
 /// The signal that parks, in a set.
 const OURS: u64 = 1 << (PARK_SIGNAL - 1);
@@ -50,6 +53,7 @@ const OURS: u64 = 1 << (PARK_SIGNAL - 1);
 /// Takes and queues again every signal of `set` in the thread of `slot`.
 fn look(cx: &DumpCx, slot: usize, set: u64, own: Option<u32>, out: &mut Vec<Pending>) -> RmResult<()> {
     let page = &cx.remote.page;
+    let _hands = page.hands();
     let tid = u64::from(cx.remote.call_in(slot, sysno::gettid, &[]).on("asking", "a thread")? as u32);
     let pid = cx.remote.call_in(slot, sysno::getpid, &[]).on("asking", "a thread")?;
     for signal in (1..=64u64).filter(|signal| set & (1 << (signal - 1)) != 0) {
@@ -83,18 +87,20 @@ impl ResourceManager for Signals {
         NAME
     }
 
+    fn ask(&mut self, _: &Remote, asking: &mut Asking) {
+        self.asked = asking.add(64 * ACTION_BYTES, |at| {
+            let action = |signal: u64| {
+                call(sysno::rt_sigaction, &[signal, 0, at + (signal - 1) * ACTION_BYTES as u64, 8])
+            };
+            (1..=64).map(action).collect()
+        });
+    }
+
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         let page = &cx.remote.page;
-        cx.remote.tasks().on("reading", "threads")?;
-        let _hands = page.hands();
-        let mut calls: Vec<_> = (1..=64usize)
-            .map(|signal| {
-                let at = page.scratch_address((signal - 1) * ACTION_BYTES);
-                call(sysno::rt_sigaction, &[signal as u64, 0, at, 8])
-            })
-            .collect();
-        cx.remote.run(&mut calls, false).on("reading", "signal actions")?;
-        let actions = page.take(0, 64 * ACTION_BYTES);
+        let asked = self.asked.take().unwrap_or_default();
+        let answers = cx.remote.answers().and_then(|answers| answers.of(&asked));
+        let actions = answers.on("reading", "signal actions")?.1.to_vec();
         let mut pending = Vec::new();
         for (index, slot) in cx.slots.iter().enumerate() {
             // SAFETY: filled in by the parked thread.

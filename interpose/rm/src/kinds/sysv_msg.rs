@@ -4,6 +4,7 @@
 //! message waits again by itself.
 
 use super::ipc::{self, Ipc, is_ours, long, stranger, word};
+use super::ipc_list::{self, Sort};
 use super::kernel::Bytes;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, decode};
 use crate::remote::{Remote, call, outcome};
@@ -17,7 +18,8 @@ const VERSION: u16 = 1;
 /// As many as the kernel's own limit allows (`MSGMNI`).
 const QUEUES_MAX: usize = 32_768;
 const DS_BYTES: usize = 120;
-const DS_ROOM: usize = 128;
+/// `MSG_INFO`, `MSG_STAT_ANY`.
+const MSG: Sort = Sort { call: sysno::msgctl, sub: false, info: 12, stat: 13, used_at: 0, bytes: DS_BYTES };
 /// When a message was last sent, and received.
 const STIME_AT: usize = 48;
 const RTIME_AT: usize = 56;
@@ -25,8 +27,6 @@ const QBYTES_AT: usize = 88;
 const IPC_CREAT_EXCL: u64 = 0o3000;
 const IPC_NOWAIT: u64 = 0o4000;
 const IPC_SET: u64 = 1;
-const MSG_INFO: u64 = 12;
-const MSG_STAT_ANY: u64 = 13;
 const MSG_COPY: u64 = 0o40000;
 /// The type of a message is in front of its text.
 const TYPE_BYTES: usize = 8;
@@ -101,26 +101,9 @@ impl Queue {
 
 /// `struct msqid64_ds` of every queue that the application could see, by id; and the longest message that may be sent.
 fn listed(remote: &Remote) -> RmResult<(BTreeMap<i32, Vec<u8>>, u64)> {
-    let at = remote.page.scratch_address(0);
-    let last = remote.call(sysno::msgctl, &[0, MSG_INFO, at]).on("listing", "System V message queues")?;
-    let info = remote.page.take(0, 32);
-    let mut out = BTreeMap::new();
-    if word(&info, 0) == 0 {
-        return Ok((out, 0));
-    }
-    for first in (0..=last).step_by(16) {
-        let asked = first..=last.min(first + 15);
-        let ask = |index| call(sysno::msgctl, &[index, MSG_STAT_ANY, at + (index - first) * DS_ROOM as u64]);
-        let mut calls: Vec<_> = asked.map(ask).collect();
-        remote.run(&mut calls, false).on("listing", "System V message queues")?;
-        for (index, made) in calls.iter().enumerate() {
-            // An index without a queue is refused.
-            if let Ok(id) = outcome(made) {
-                out.insert(id as i32, remote.page.take(index * DS_ROOM, DS_BYTES));
-            }
-        }
-    }
-    Ok((out, u64::from(word(&info, 8))))
+    let listed = ipc_list::list(remote, &MSG, "System V message queues")?;
+    let longest = if listed.objects.is_empty() { 0 } else { u64::from(word(&listed.info, 8)) };
+    Ok((listed.objects, longest))
 }
 
 /// Copies `count` messages of at most `longest` bytes, by the first process that may read them; none may: nothing.

@@ -11,9 +11,10 @@
 //! ```
 
 use super::ipc::{self, Ipc, is_ours, long, stranger, word};
+use super::ipc_list::{self, Sort};
 use super::sysv_undo::{self, Undo};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, decode};
-use crate::remote::{Remote, call, outcome};
+use crate::remote::{Remote, call};
 use holo_abi::control::object;
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,8 @@ const SEMAPHORES_MAX: usize = 65_536;
 /// Largest value (`SEMVMX`).
 pub(super) const VALUE_MAX: u16 = 32_767;
 const DS_BYTES: usize = 104;
-const DS_ROOM: usize = 128;
+/// `SEM_INFO`, `SEM_STAT_ANY`.
+const SEM: Sort = Sort { call: sysno::semctl, sub: true, info: 19, stat: 20, used_at: 28, bytes: DS_BYTES };
 /// Of the last operation and the last change.
 const OTIME_AT: usize = 48;
 const CTIME_AT: usize = 64;
@@ -37,8 +39,6 @@ const IPC_SET: u64 = 1;
 const GETPID: u64 = 11;
 const GETALL: u64 = 13;
 const SETVAL: u64 = 16;
-const SEM_INFO: u64 = 19;
-const SEM_STAT_ANY: u64 = 20;
 /// Semaphores of a set that nobody is known to have asked for: one of them tells whether a process of ours uses it.
 const ASKED_MAX: u64 = 64;
 
@@ -91,26 +91,7 @@ impl Set {
 
 /// `struct semid64_ds` of every set that the application could see, by id.
 fn listed(remote: &Remote) -> RmResult<BTreeMap<i32, Vec<u8>>> {
-    let at = remote.page.scratch_address(0);
-    let last = remote.call(sysno::semctl, &[0, 0, SEM_INFO, at]).on("listing", "System V semaphore sets")?;
-    let mut out = BTreeMap::new();
-    if word(&remote.page.take(0, 40), 28) == 0 {
-        return Ok(out);
-    }
-    for first in (0..=last).step_by(16) {
-        let asked = first..=last.min(first + 15);
-        let ask =
-            |index| call(sysno::semctl, &[index, 0, SEM_STAT_ANY, at + (index - first) * DS_ROOM as u64]);
-        let mut calls: Vec<_> = asked.map(ask).collect();
-        remote.run(&mut calls, false).on("listing", "System V semaphore sets")?;
-        for (index, made) in calls.iter().enumerate() {
-            // An index without a set is refused.
-            if let Ok(id) = outcome(made) {
-                out.insert(id as i32, remote.page.take(index * DS_ROOM, DS_BYTES));
-            }
-        }
-    }
-    Ok(out)
+    Ok(ipc_list::list(remote, &SEM, "System V semaphore sets")?.objects)
 }
 
 /// Who operated last on the first `count` semaphores.

@@ -4,10 +4,11 @@
 //! with it, and removed afterwards where they had been removed (`IPC_RMID`) while still attached.
 
 use crate::kinds::ipc::{self, Ipc, long, word};
+use crate::kinds::ipc_list::{self, Sort};
 use crate::kinds::memory_read::resident;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, Staged, SwitchCx, section};
-use crate::remote::{Remote, call, outcome};
+use crate::remote::{Remote, call};
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,13 +21,12 @@ const VERSION: u16 = 1;
 const SEGMENTS_MAX: usize = 4096;
 const CHUNK_BYTES: u64 = 1 << 20;
 const DS_BYTES: usize = 112;
-const DS_ROOM: usize = 128;
+/// `SHM_INFO`, `SHM_STAT_ANY`.
+const SHM: Sort = Sort { call: sysno::shmctl, sub: false, info: 14, stat: 15, used_at: 0, bytes: DS_BYTES };
 const IPC_CREAT_EXCL: u64 = 0o3000;
 const IPC_RMID: u64 = 0;
 const IPC_SET: u64 = 1;
 const SHM_LOCK: u64 = 11;
-const SHM_INFO: u64 = 14;
-const SHM_STAT_ANY: u64 = 15;
 const SHM_RDONLY: u64 = 0o10000;
 const SHM_DEST: u32 = 0o1000;
 const SHM_LOCKED: u32 = 0o2000;
@@ -103,22 +103,8 @@ impl Segment {
 
 /// All segments that the application could see.
 fn segments(remote: &Remote) -> RmResult<Vec<Segment>> {
-    let at = remote.page.scratch_address(0);
-    let last = remote.call(sysno::shmctl, &[0, SHM_INFO, at]).on("listing", "System V shared memory")?;
-    let mut out = Vec::new();
-    for first in (0..=last).step_by(16) {
-        let mut calls: Vec<_> = (first..=last.min(first + 15))
-            .map(|index| call(sysno::shmctl, &[index, SHM_STAT_ANY, at + (index - first) * DS_ROOM as u64]))
-            .collect();
-        remote.run(&mut calls, false).on("listing", "System V shared memory")?;
-        for (index, made) in calls.iter().enumerate() {
-            // An index without a segment is refused.
-            if let Ok(id) = outcome(made) {
-                out.push(Segment::parse(id as i32, &remote.page.take(index * DS_ROOM, DS_BYTES)));
-            }
-        }
-    }
-    Ok(out)
+    let listed = ipc_list::list(remote, &SHM, "System V shared memory")?;
+    Ok(listed.objects.iter().map(|(id, ds)| Segment::parse(*id, ds)).collect())
 }
 
 /// Zones of segments, with all their flags.

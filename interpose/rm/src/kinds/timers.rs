@@ -3,11 +3,14 @@
 //! Time goes on while the application is down: what is left is reduced by it, and a timer that would have
 //! expired expires at once.
 
+use crate::asks::{Asked, Asking};
 use crate::kinds::process::{ProcessState, clock_ns};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use crate::remote::{call, outcome};
+use crate::remote::{Remote, call, outcome};
+use holo_abi::control::Call;
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
 
 const NAME: &str = "timers";
 const VERSION: u16 = 1;
@@ -16,6 +19,8 @@ const SIGEV_NONE: u32 = 1;
 const SIGEV_THREAD_ID: u32 = 4;
 const TIMERS_MAX: usize = 4096;
 const SECOND_NS: i64 = 1_000_000_000;
+/// What three calls for interval timers write.
+const ITIMERS_BYTES: usize = 96;
 
 /// A POSIX timer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -49,7 +54,10 @@ pub struct TimersState {
 
 /// The manager.
 #[derive(Default)]
-pub struct Timers;
+pub struct Timers {
+    /// What was asked, for which timers, and when.
+    asked: Option<(Asked, Vec<PosixTimer>, Instant)>,
+}
 
 fn word(bytes: &[u8], at: usize) -> i64 {
     bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, i64::from_le_bytes)
@@ -102,47 +110,94 @@ fn parse(text: &str) -> Option<Vec<PosixTimer>> {
     Some(out)
 }
 
+/// Bytes that [`calls_of`] write.
+fn bytes_of(posix: &[PosixTimer]) -> usize {
+    ITIMERS_BYTES + posix.len() * 32
+}
+
+/// Calls that tell what is left of interval timers and of these.
+fn calls_of(posix: &[PosixTimer], at: u64) -> Vec<Call> {
+    let itimers = (0..3).map(|which| call(sysno::getitimer, &[which, at + which * 32]));
+    let places = (at + ITIMERS_BYTES as u64..).step_by(32);
+    let others = posix.iter().zip(places);
+    let others = others.map(|(timer, at)| call(sysno::timer_gettime, &[u64::from(timer.id), at]));
+    itimers.chain(others).collect()
+}
+
+/// What they told.
+fn state_of(
+    remote: &Remote,
+    calls: &[Call],
+    bytes: &[u8],
+    mut posix: Vec<PosixTimer>,
+) -> RmResult<TimersState> {
+    let itimer = |which: usize| {
+        let at = which * 32;
+        let us = |at: usize| word(bytes, at) * 1_000_000 + word(bytes, at + 8);
+        (us(at), us(at + 16))
+    };
+    for (index, timer) in posix.iter_mut().enumerate() {
+        outcome(&calls[3 + index]).on("reading", format!("timer {}", timer.id))?;
+        let at = ITIMERS_BYTES + index * 32;
+        let ns = |at: usize| word(bytes, at) * SECOND_NS + word(bytes, at + 8);
+        (timer.interval_ns, timer.left_ns) = (ns(at), ns(at + 16));
+        if timer.notify & SIGEV_THREAD_ID != 0 {
+            // The kernel shows the id of the reader's namespace.
+            timer.tid = crate::barrier::inner_tid(remote.pid, timer.tid);
+        }
+    }
+    Ok(TimersState { itimers_us: [itimer(0), itimer(1), itimer(2)], posix })
+}
+
+impl TimersState {
+    /// Whether no timer expires within this time.
+    fn lasts(&self, time: Duration) -> bool {
+        let ns = time.as_nanos() as i64;
+        let mut left =
+            self.itimers_us.iter().map(|(_, left)| left * 1000).chain(self.posix.iter().map(|t| t.left_ns));
+        left.all(|left| left == 0 || left > ns)
+    }
+}
+
 impl ResourceManager for Timers {
     fn name(&self) -> &'static str {
         NAME
     }
 
+    fn ask(&mut self, remote: &Remote, asking: &mut Asking) {
+        self.asked = None;
+        let list = remote.proc_text("timers").ok().and_then(|text| parse(&text));
+        // Whatever is wrong is found again.
+        let Some(posix) = list else { return };
+        let at = Instant::now();
+        let asked = asking.add(bytes_of(&posix), |room| calls_of(&posix, room));
+        self.asked = asked.map(|asked| (asked, posix, at));
+    }
+
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        if let Some((asked, posix, at)) = self.asked.take() {
+            let answers = cx.remote.answers().and_then(|answers| answers.of(&asked));
+            let (calls, bytes) = answers.on("reading", "timers")?;
+            let state = state_of(cx.remote, calls, bytes, posix)?;
+            // Pending signals were looked at since. Of a timer that may have expired before that, its signal may be there.
+            if state.lasts(at.elapsed()) {
+                return cx.put(NAME, VERSION, &state);
+            }
+        }
         let remote = cx.remote;
-        let page = &remote.page;
         let text = remote.proc_text("timers").on("reading", "timers")?;
-        let mut posix = parse(&text)
+        let posix = parse(&text)
             .ok_or_else(|| RmError::Unsupported(format!("POSIX timers of unknown form: {text}")))?;
         if posix.len() > TIMERS_MAX {
             return Err(RmError::Unsupported(format!("{} POSIX timers", posix.len())));
         }
-        let hands = page.hands();
-        let mut calls: Vec<_> = (0..3)
-            .map(|which| call(sysno::getitimer, &[which, page.scratch_address(which as usize * 32)]))
-            .collect();
-        for (index, timer) in posix.iter().enumerate() {
-            let at = page.scratch_address(96 + index * 32);
-            calls.push(call(sysno::timer_gettime, &[u64::from(timer.id), at]));
-        }
-        remote.run(&mut calls, false).on("reading", "timers")?;
-        let bytes = page.take(0, 96 + posix.len() * 32);
-        drop(hands);
-        let itimer = |which: usize| {
-            let at = which * 32;
-            let us = |at: usize| word(&bytes, at) * 1_000_000 + word(&bytes, at + 8);
-            (us(at), us(at + 16))
+        let (calls, bytes) = {
+            let _hands = remote.page.hands();
+            let mut calls = calls_of(&posix, remote.page.scratch_address(0));
+            remote.run(&mut calls, false).on("reading", "timers")?;
+            (calls, remote.page.take(0, bytes_of(&posix)))
         };
-        for (index, timer) in posix.iter_mut().enumerate() {
-            outcome(&calls[3 + index]).on("reading", format!("timer {}", timer.id))?;
-            let at = 96 + index * 32;
-            let ns = |at: usize| word(&bytes, at) * SECOND_NS + word(&bytes, at + 8);
-            (timer.interval_ns, timer.left_ns) = (ns(at), ns(at + 16));
-            if timer.notify & SIGEV_THREAD_ID != 0 {
-                // The kernel shows the id of the reader's namespace.
-                timer.tid = crate::barrier::inner_tid(remote.pid, timer.tid);
-            }
-        }
-        let state = TimersState { itimers_us: [itimer(0), itimer(1), itimer(2)], posix };
+        let state = state_of(remote, &calls, &bytes, posix)?;
         cx.put(NAME, VERSION, &state)
     }
 
@@ -240,6 +295,21 @@ impl ResourceManager for Timers {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    // Goal: a timer that may have expired is known, whatever its sort; one that is not armed does not. Method: by value.
+    #[test]
+    fn what_lasts() {
+        let posix = |left_ns| {
+            let mut timers = parse("ID: 1\nsignal: 14/0\nnotify: signal/pid.1\nClockID: 0\n").unwrap();
+            timers[0].left_ns = left_ns;
+            TimersState { posix: timers, ..TimersState::default() }
+        };
+        let real = |left_us| TimersState { itimers_us: [(0, left_us), (0, 0), (0, 0)], ..posix(0) };
+        let ms = Duration::from_millis(1);
+        assert!(posix(0).lasts(ms) && real(0).lasts(ms));
+        assert!(posix(1_000_001).lasts(ms) && !posix(1_000_000).lasts(ms) && !posix(1).lasts(ms));
+        assert!(real(1001).lasts(ms) && !real(1000).lasts(ms));
+    }
 
     #[test]
     fn the_kernels_list() {

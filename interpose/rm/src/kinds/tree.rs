@@ -5,7 +5,7 @@
 use super::sharing::{self, Sharing};
 use super::{namespaces, sysctl};
 use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use crate::tree::{Process, children, state_and_parent};
+use crate::tree::{Process, children, is_nested, state_and_parent};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::sync::Arc;
@@ -172,7 +172,12 @@ impl ResourceManager for Tree {
             state.ended.extend(ended(process.remote.pid, process.pid));
         }
         state.shared = sharing::find(cx.processes)?;
-        let last = sysctl::read(cx.remote, LAST_PID).ok().and_then(|text| text.parse().ok());
+        // It is the reader's namespace that is told of.
+        let last = match is_nested(cx.remote.pid) {
+            true => sysctl::read(cx.remote, LAST_PID),
+            false => fs::read_to_string(format!("/proc/sys/{LAST_PID}")),
+        };
+        let last = last.ok().and_then(|text| text.trim().parse().ok());
         let highest = || state.processes.iter().map(|process| process.pid).max();
         state.last_pid = last.or_else(highest).unwrap_or(0);
         state.check()?;
