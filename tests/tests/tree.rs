@@ -17,6 +17,7 @@ holo_tests::workloads! {
     python: Workload::script("/usr/bin/python3", "processes.py");
     sharing: Workload::new("sharing.c");
     adopted: Workload::new("adopted.c");
+    siblings: Workload::new("siblings.c");
 }
 
 fn start(node: &Node, source: &'static str) -> App {
