@@ -12,6 +12,7 @@ use asking::Asking;
 use holo_api::local::ErrorKind;
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, EpochMeta, EpochSide, PAGE_BYTES};
+use holo_rm::at_once;
 use holo_rm::barrier::{self, Parked, Still};
 use holo_rm::kinds::memory::NAME as MEMORY;
 use holo_rm::kinds::vdso::is_in_head;
@@ -314,17 +315,10 @@ fn phases<'a>(
         0 => PARK_MS,
         ms => ms,
     };
-    let parked = park(app, Duration::from_millis(deadline))?;
+    let (parked, processes) = park(app, Duration::from_millis(deadline))?;
     let alive = Alive::start(parked.pages(), STOP_MAX);
     let at_unix_ns = now_ns();
     parts.push(("park".into(), micros(parked.since)));
-    let mut processes = Vec::with_capacity(parked.processes.len());
-    for still in parked.processes.iter().filter(|still| !still.slots.is_empty()) {
-        let remote = Remote::new(Arc::clone(&still.page), still.pid, still.slots[0]);
-        let remote = remote.map_err(|cause| failed(&cause))?;
-        let (pid, slots, stopped) = (still.inner, still.slots.clone(), still.stopped);
-        processes.push(Process { remote, pid, slots, stopped });
-    }
     if processes.is_empty() {
         return Err(not_running(app));
     }
@@ -379,20 +373,25 @@ fn engines(registry: &mut Registry, pids: &[i32]) -> String {
 }
 
 /// Parks the application where it can be run on from on any kernel.
-fn park(app: &App, deadline: Duration) -> Result<Parked, Failure> {
+fn park(app: &App, deadline: Duration) -> Result<(Parked, Vec<Process>), Failure> {
     let mut tries = 0;
     loop {
         let parked = barrier::park(&app.members, deadline)
             .map_err(|cause| Failure::new(ErrorKind::Unprotected, cause.to_string()))?;
         tries += 1;
-        let in_head = |still: &Still| {
-            let remote = Remote::new(Arc::clone(&still.page), still.pid, 0);
+        let serving = parked.processes.iter().filter(|still| !still.slots.is_empty());
+        let all = at_once::run(serving.collect(), |still: &Still| {
+            let remote = Remote::new(Arc::clone(&still.page), still.pid, still.slots[0])?;
             // What cannot be looked at is told of by the kinds.
-            remote.and_then(|remote| is_in_head(&remote, &still.slots)).unwrap_or(false)
-        };
+            let in_head = is_in_head(&remote, &still.slots).unwrap_or(false);
+            let (pid, slots, stopped) = (still.inner, still.slots.clone(), still.stopped);
+            Ok((Process { remote, pid, slots, stopped }, in_head))
+        });
+        let all: io::Result<Vec<(Process, bool)>> = all.into_iter().collect();
+        let all = all.map_err(|cause| Failure::new(ErrorKind::Failed, cause.to_string()))?;
         // It takes a few instructions to be somewhere else.
-        if tries >= PARK_TRIES || !parked.processes.iter().any(in_head) {
-            return Ok(parked);
+        if tries >= PARK_TRIES || !all.iter().any(|(_, in_head)| *in_head) {
+            return Ok((parked, all.into_iter().map(|(process, _)| process).collect()));
         }
     }
 }

@@ -15,6 +15,7 @@ use holo_api::files::{self as trees, SECTION as NAME, TREES, VERSION};
 use holo_cfor::{Captured, ContentSink, ContentSource, Part, Staged, Targets};
 use holo_image::wire;
 use holo_image::{Blob, BlobPart, EpochReader, EpochWriter};
+use holo_rm::at_once;
 use holo_rm::install::{Install, install};
 use holo_rm::kinds::zones::{self, ZoneKind};
 use holo_rm::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
@@ -25,7 +26,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Section with [`Inodes`].
@@ -123,6 +124,11 @@ impl Files {
     }
 
     fn written(&self, cx: &DumpCx) -> RmResult<Written> {
+        // What cannot be read is told of below.
+        at_once::run(cx.processes.iter().collect(), |process: &Process| {
+            let _ = process.remote.fds();
+            let _ = process.remote.maps();
+        });
         let table = self.recorded.table();
         let mut extra = BTreeSet::new();
         let mut open = Vec::new();
@@ -147,27 +153,19 @@ impl Files {
         extra: &mut BTreeSet<PathBuf>,
         open: &mut Vec<(u32, i32, Number)>,
     ) -> RmResult<()> {
-        let fds = remote.proc("fd");
-        for entry in fs::read_dir(&fds).on("listing", fds.display())? {
-            let Ok(entry) = entry else { continue };
-            let Ok(target) = fs::read_link(entry.path()) else { continue };
+        for fd in remote.fds()? {
+            let target = Path::new(&fd.link);
             let gone = target.as_os_str().as_bytes().ends_with(b" (deleted)");
-            if !target.is_absolute() || self.is_protected(&target) && !gone {
+            if !target.is_absolute() || self.is_protected(target) && !gone {
                 continue;
             }
-            let Ok(meta) = fs::metadata(entry.path()) else { continue };
-            let number = entry.file_name().to_string_lossy().into_owned();
-            if let Ok(fd) = number.parse() {
-                open.push((process, fd, (meta.dev(), meta.ino())));
-            }
-            if !meta.is_file() || meta.nlink() == 0 || self.is_protected(&target) {
+            let Ok(meta) = fs::metadata(remote.proc(&format!("fd/{}", fd.number))) else { continue };
+            open.push((process, fd.number, (meta.dev(), meta.ino())));
+            if !meta.is_file() || meta.nlink() == 0 || self.is_protected(target) {
                 continue;
             }
-            let info = remote.proc_text(&format!("fdinfo/{number}")).unwrap_or_default();
-            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-            let flags = flags.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0);
-            if flags & 3 != 0 && flags & libc::O_PATH as u32 == 0 {
-                extra.insert(target);
+            if fd.flags() & libc::O_ACCMODE != 0 && fd.flags() & libc::O_PATH == 0 {
+                extra.insert(target.to_owned());
             }
         }
         Ok(())
@@ -180,8 +178,9 @@ impl Files {
         extra: &mut BTreeSet<PathBuf>,
         maps: &mut Maps,
     ) -> RmResult<()> {
-        let text = fs::read(remote.proc("maps")).on("reading", "maps")?;
-        for zone in zones::parse(&text).map_err(RmError::Unsupported)? {
+        let text = remote.maps().on("reading", "maps")?;
+        // Most are private, and reading a line takes longer than all else.
+        for zone in zones::parse_shared(text).map_err(RmError::Unsupported)? {
             if zone.kind != ZoneKind::FileShared {
                 continue;
             }

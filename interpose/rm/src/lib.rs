@@ -9,6 +9,7 @@ pub mod barrier;
 pub mod clone;
 mod corpses;
 pub mod faults;
+pub mod fds;
 pub mod filters;
 mod grow;
 pub mod install;

@@ -5,10 +5,12 @@
 //! made by a thread of the process itself.
 
 use crate::asks::{Answers, Asks};
+use crate::fds::{self, Fd};
+use crate::manager::RmResult;
 use crate::page::Page;
 use crate::proc_file;
 use crate::tasks::{self, Task};
-use crate::tree::{Stat, stat, state_and_parent};
+use crate::tree::{Stat, children, stat, state_and_parent};
 use holo_abi::control::Call;
 use holo_abi::sysno;
 use std::fs;
@@ -36,6 +38,8 @@ pub struct Remote {
     tasks: OnceLock<Vec<Task>>,
     maps: OnceLock<Vec<u8>>,
     stat: OnceLock<Option<Stat>>,
+    children: OnceLock<Vec<i32>>,
+    fds: OnceLock<Vec<Fd>>,
     pub(crate) asks: Asks,
 }
 
@@ -80,6 +84,8 @@ impl Remote {
             tasks: OnceLock::new(),
             maps: OnceLock::new(),
             stat: OnceLock::new(),
+            children: OnceLock::new(),
+            fds: OnceLock::new(),
             asks: Asks::default(),
         })
     }
@@ -104,6 +110,22 @@ impl Remote {
     /// What `/proc/<pid>/stat` said when it was first asked for: only while it is parked. None: the process is gone.
     pub fn stat(&self) -> Option<Stat> {
         *self.stat.get_or_init(|| stat(self.pid))
+    }
+
+    /// Children of its threads, as they were when they were first asked for: only while it is parked.
+    pub fn children(&self) -> &[i32] {
+        self.children.get_or_init(|| children(self.pid))
+    }
+
+    /// What it has open, as it was when it was first asked for: only while it is parked, for those who leave nothing open.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn fds(&self) -> RmResult<&[Fd]> {
+        if self.fds.get().is_none() {
+            let _ = self.fds.set(fds::read(self)?);
+        }
+        Ok(self.fds.get().map_or(&[], Vec::as_slice))
     }
 
     /// Its `maps`, as they were when they were first asked for: only while it is parked, for those who leave no zone behind.

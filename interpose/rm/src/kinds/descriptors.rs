@@ -31,6 +31,7 @@ use super::udp::UdpState;
 use super::unix_sockets::UnixState;
 use super::watched::{self, Names};
 use super::{listing, moments, place, sharing, unix_restore};
+use crate::fds;
 use crate::install::{Install, install};
 use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
 use crate::remote::Remote;
@@ -206,10 +207,11 @@ impl ResourceManager for Descriptors {
     }
 
     fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        for (index, process) in cx.processes.iter().enumerate() {
+        for process in cx.processes {
             watched::search(&process.remote, &mut self.watched);
-            // What is open may change at any time now: this only makes the kernel's own tables ready.
-            let _ = listing::entries(index, &process.remote);
+            // What is open may change at any time now: this only makes the kernel's own tables ready. The first time costs several
+            // times as much as the next ones.
+            let _ = fds::read(&process.remote);
         }
         Ok(())
     }

@@ -6,23 +6,23 @@ use super::kernel::{self, compare, kcmp};
 use super::locks::Lock;
 use super::open::{Dumping, Open, Place};
 use super::{devices, sockets, terminals};
+use crate::fds::Fd;
 use crate::manager::{Context, RmResult};
 use crate::remote::{Remote, call};
 use holo_abi::sysno;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 const IPPROTO_MPTCP: i32 = 262;
 
 /// A number as `/proc` shows it.
-pub(crate) struct Entry {
+struct Entry<'a> {
     process: usize,
     number: i32,
-    link: OsString,
-    info: FdInfo,
+    link: &'a OsString,
+    info: &'a FdInfo,
 }
 
 /// What all processes have open.
@@ -44,28 +44,6 @@ pub(crate) fn ask_cloexec(remote: &Remote, numbers: &[i32]) -> RmResult<Vec<bool
     Ok(calls.iter().map(|call| call.ret & i64::from(libc::FD_CLOEXEC) != 0).collect())
 }
 
-/// Link and fdinfo of every number. The first time costs several times as much as the next ones, so that this
-/// is also done, for nothing, while the application still runs.
-pub(crate) fn entries(process: usize, remote: &Remote) -> RmResult<Vec<Entry>> {
-    let dir = remote.proc("fd");
-    // Open once: walking from the root costs more than all else that is asked of a descriptor.
-    let open_dir = |path: &Path| kernel::open(path, libc::O_RDONLY | libc::O_DIRECTORY, 0);
-    let links = open_dir(&dir).on("opening", dir.display())?;
-    let infos = open_dir(&remote.proc("fdinfo")).on("opening", "fdinfo")?;
-    let mut entries = Vec::new();
-    for entry in std::fs::read_dir(&dir).on("listing", dir.display())? {
-        let entry = entry.on("listing", dir.display())?;
-        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let name = CString::new(entry.file_name().as_bytes()).unwrap_or_default();
-        let link = kernel::link_at(&links, &name).on("reading link of descriptor", number)?;
-        let text = kernel::read_at(&infos, &name).on("reading fdinfo of descriptor", number)?;
-        let info = FdInfo::parse(String::from_utf8_lossy(&text).into_owned());
-        entries.push(Entry { process, number, link, info });
-    }
-    entries.sort_by_key(|entry| entry.number);
-    Ok(entries)
-}
-
 /// Numbers and descriptions of all processes, by process and in rising order.
 ///
 /// What several processes share is listed once, for the one of them that `holders` names.
@@ -73,9 +51,10 @@ pub(crate) fn list(processes: &[&Remote], holders: &[usize], ask: AskCloexec) ->
     let mut all = Vec::new();
     for (process, remote) in processes.iter().enumerate().filter(|(process, _)| holders[*process] == *process)
     {
-        all.append(&mut entries(process, remote)?);
+        let fds = remote.fds()?.iter();
+        all.extend(fds.map(|Fd { number, link, info }| Entry { process, number: *number, link, info }));
     }
-    let entries = all;
+    let entries: Vec<Entry> = all;
     let groups = group(processes, &entries)?;
     let mut numbers = Vec::with_capacity(entries.len());
     let mut opens: Vec<Open> = Vec::new();
@@ -118,7 +97,7 @@ pub(crate) fn list(processes: &[&Remote], holders: &[usize], ask: AskCloexec) ->
     }
     let held = |entry: &Entry| {
         let place = (entry.process as u32, entry.number);
-        Lock::of_process(&entry.info).into_iter().map(move |lock| (place, lock))
+        Lock::of_process(entry.info).into_iter().map(move |lock| (place, lock))
     };
     let locks = entries.iter().flat_map(held).collect();
     Ok(Listed { numbers, opens, locks })

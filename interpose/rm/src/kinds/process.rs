@@ -294,11 +294,7 @@ impl ResourceManager for Process {
             ways: remote.page.control().header.ways.load(Ordering::Relaxed),
             page_address,
             features: processor_features(),
-            fd_max: fs::read_dir(remote.proc("fd"))
-                .on("listing", "descriptors")?
-                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-                .max()
-                .unwrap_or(2),
+            fd_max: remote.fds()?.last().map_or(2, |fd| fd.number),
             boot_id: boot_id(),
             clocks_ns: [clock(0), clock(1), clock(2)],
         };

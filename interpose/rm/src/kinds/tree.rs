@@ -4,8 +4,9 @@
 
 use super::sharing::{self, Sharing};
 use super::{namespaces, sysctl};
+use crate::at_once;
 use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use crate::tree::{Process, children, is_nested, state_and_parent};
+use crate::tree::{Process, is_nested, state_and_parent};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::sync::Arc;
@@ -117,11 +118,11 @@ fn changes(processes: &[Process]) -> Vec<(i32, u32)> {
 }
 
 /// The zombies among the children of a process that is `parent` to itself.
-fn ended(pid: i32, parent: i32) -> Vec<Ended> {
+fn ended(children: &[i32], parent: i32) -> Vec<Ended> {
     let zombie = |child: &i32| state_and_parent(*child).is_some_and(|(state, _)| state == 'Z');
-    children(pid)
-        .into_iter()
-        .filter(zombie)
+    children
+        .iter()
+        .filter(|child| zombie(child))
         .filter_map(|child| {
             let text = fs::read_to_string(format!("/proc/{child}/status")).ok()?;
             let inner = |name: &str| -> Option<i32> {
@@ -156,6 +157,10 @@ impl ResourceManager for Tree {
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        at_once::run(cx.processes.iter().collect(), |process: &Process| {
+            process.remote.stat();
+            process.remote.children();
+        });
         let mut state = TreeState::default();
         let mut pages = Vec::new();
         for process in cx.processes {
@@ -169,7 +174,7 @@ impl ResourceManager for Tree {
             let seen = process.remote.stat();
             let exit_signal = seen.map_or(libc::SIGCHLD, |seen| seen.exit_signal);
             state.processes.push(Branch { pid: process.pid, page: index as u32, exit_signal });
-            state.ended.extend(ended(process.remote.pid, process.pid));
+            state.ended.extend(ended(process.remote.children(), process.pid));
         }
         state.shared = sharing::find(cx.processes)?;
         // It is the reader's namespace that is told of.
@@ -218,7 +223,7 @@ mod tests {
         while state_and_parent(pid).unwrap().0 != 'Z' && std::time::Instant::now() < until {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        let found = ended(me, me).into_iter().find(|ended| ended.pid == pid).unwrap();
+        let found = ended(&crate::tree::children(me), me).into_iter().find(|ended| ended.pid == pid).unwrap();
         assert_eq!((found.ppid, found.status), (me, 7 << 8));
         child.wait().unwrap();
     }

@@ -91,8 +91,25 @@ pub fn zones_can_be_asked_for() -> bool {
 /// # Errors
 /// The line that makes no sense.
 pub fn parse(maps: &[u8]) -> Result<Vec<Zone>, String> {
+    parse_lines(maps, |_| true)
+}
+
+/// [`parse`] for shared zones alone.
+///
+/// # Errors
+/// As [`parse`], for their lines.
+pub fn parse_shared(maps: &[u8]) -> Result<Vec<Zone>, String> {
+    // `start-end rwxs`
+    let is_shared = |line: &[u8]| {
+        let space = line.iter().position(|byte| *byte == b' ');
+        space.is_none_or(|at| line.get(at + 4).is_none_or(|shared| *shared == b's'))
+    };
+    parse_lines(maps, is_shared)
+}
+
+fn parse_lines(maps: &[u8], wanted: impl Fn(&[u8]) -> bool) -> Result<Vec<Zone>, String> {
     maps.split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && wanted(line))
         .map(|line| parse_line(line).ok_or_else(|| format!("maps: `{}`", String::from_utf8_lossy(line))))
         .collect()
 }
@@ -219,6 +236,7 @@ mod tests {
         assert_eq!((zones[0].prot, zones[0].offset, zones[0].inode), (5, 0x1000, 123));
         assert_eq!(zones[0].device, libc::makedev(0xfe, 1));
         assert!(zones[2].deleted);
+        assert_eq!(parse_shared(maps).unwrap(), zones[2..4]);
         assert!(parse(b"nonsense\n").is_err());
     }
 
