@@ -8,7 +8,7 @@
 
 use crate::descriptors::{self, Target};
 use crate::dispatch::Verdict;
-use crate::{filters, user};
+use crate::{filters, user, waits};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use holo_abi::changes::{CHANGES_BYTES, Changes, MAGIC, flags};
 use holo_abi::sysno;
@@ -127,9 +127,19 @@ pub(crate) fn on_dup(regs: &Regs) -> Verdict {
     }
     let [old, new, how, ..] = regs.args;
     // SAFETY: no memory is passed.
-    let ret = unsafe { sys!(regs.rax.cast_signed(), old, new, how) };
-    descriptors::forget(new);
-    Verdict::Handled(ret)
+    let make = || unsafe { sys!(regs.rax.cast_signed(), old, new, how) };
+    Verdict::Handled(descriptors::closing(new, new, make))
+}
+
+/// `close`, `close_range`. A park that interrupts a `close` finds the descriptor gone.
+pub(crate) fn on_close(regs: &Regs) -> Verdict {
+    if open().is_none() {
+        return Verdict::Forward;
+    }
+    let (nr, args) = (regs.rax.cast_signed(), regs.args);
+    let make = || waits::until_parked(nr, &args).unwrap_or(0);
+    let last = if nr == sysno::close { args[0] } else { args[1] };
+    Verdict::Handled(descriptors::closing(args[0], last, make))
 }
 
 /// `fcntl(F_SETFL)`: the file may have become one that appends, also for others who have it.
@@ -215,10 +225,6 @@ fn note(table: &Changes, nr: i64, args: &[u64; 6], rsp: u64) {
             mark(table, fifth, flags::MAPPED)
         }
         sysno::io_submit => submitted(table, second, third, rsp),
-        sysno::close | sysno::dup2 | sysno::dup3 => {
-            descriptors::forget(if nr == sysno::close { fd } else { second });
-        }
-        sysno::close_range => descriptors::forget_range(fd, second),
         _ => {}
     }
 }

@@ -1,7 +1,8 @@
 //! Which of this process's descriptors lead to files whose changes are recorded: asked of the kernel once.
 //!
-//! What is known of a descriptor is forgotten before its number is closed, and before and after it is replaced: who asked the
-//! kernel meanwhile has seen the old file, and its answer is not kept, since the word that it found is no longer there.
+//! What is known of a descriptor is forgotten before its number is closed or replaced, and while that lasts nothing is remembered
+//! of it: who asks the kernel then may see the old file, when the number leads to another one already. Who asked before and has
+//! its answer only now does not keep it, since the word that it found is no longer there.
 
 use crate::signals;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -30,13 +31,16 @@ pub(crate) enum Target {
     Full,
 }
 
-// A word: what was void when it was written, or generation, slot and kind.
+// A word: what was void when it was written; how many calls are closing it; or generation, slot and kind.
 const KIND: u64 = 7;
 const VOID: u64 = 0;
 const OTHER: u64 = 1;
 const FILE: u64 = 2;
 const APPEND: u64 = 3;
 const FULL: u64 = 4;
+const CLOSING: u64 = 5;
+/// Of a count of calls.
+const ONE: u64 = KIND + 1;
 
 static KNOWN: [AtomicU64; KNOWN_MAX] = [const { AtomicU64::new(VOID) }; KNOWN_MAX];
 /// Makes each void word another one.
@@ -53,18 +57,26 @@ fn word(generation: u32, target: Target) -> u64 {
     u64::from(generation) << 32 | low
 }
 
-/// Forgets a descriptor.
-pub(crate) fn forget(fd: u64) {
-    if let Some(known) = KNOWN.get(fd as u32 as usize) {
-        known.store(VOIDS.fetch_add(KIND + 1, Relaxed), Relaxed);
+/// Makes a call that closes or replaces the descriptors from `first` to `last`.
+///
+/// Of a call that never comes back, since its thread was cancelled in it, the count stays: writes to that number then ask each time.
+pub(crate) fn closing(first: u64, last: u64, make: impl FnOnce() -> i64) -> i64 {
+    let numbers = first as u32 as usize..(last as u32 as usize).saturating_add(1).min(KNOWN_MAX);
+    let known = KNOWN.get(numbers).unwrap_or_default();
+    // Others may be closing it, too.
+    let begin = |now| Some(if now & KIND == CLOSING { now + ONE } else { CLOSING + ONE });
+    let end = |now| {
+        let others = now & KIND == CLOSING && now >= CLOSING + 2 * ONE;
+        Some(if others { now - ONE } else { VOIDS.fetch_add(ONE, Relaxed) })
+    };
+    for word in known {
+        let _ = word.fetch_update(Relaxed, Relaxed, begin);
     }
-}
-
-/// Forgets those from `first` to `last`.
-pub(crate) fn forget_range(first: u64, last: u64) {
-    for fd in u64::from(first as u32)..=u64::from(last as u32).min(KNOWN_MAX as u64 - 1) {
-        forget(fd);
+    let ret = make();
+    for word in known {
+        let _ = word.fetch_update(Relaxed, Relaxed, end);
     }
+    ret
 }
 
 /// From now on nothing is remembered.
@@ -78,7 +90,7 @@ pub(crate) fn target(table: &Changes, fd: u64) -> Target {
     let generation = table.generation.load(Relaxed);
     let known = KNOWN.get(fd as u32 as usize);
     let now = known.map_or(VOID, |known| known.load(Relaxed));
-    if now & KIND != VOID
+    if !matches!(now & KIND, VOID | CLOSING)
         && (now >> 32) as u32 == generation
         && !SHARED.load(Relaxed)
         && !signals::is_sharing_child()
@@ -118,6 +130,7 @@ fn ask(table: &Changes, fd: u64, generation: u32, now: u64) -> Target {
         Target::Other
     };
     if let Some(known) = KNOWN.get(fd as u32 as usize)
+        && now & KIND != CLOSING
         && !SHARED.load(Relaxed)
         && !signals::is_sharing_child()
     {
