@@ -12,7 +12,7 @@ use holo_abi::changes::CHANGES_BYTES;
 use holo_abi::control::{INODE_CALLS, INODES_MAX};
 use holo_abi::sysno;
 use holo_api::files::{self as trees, SECTION as NAME, TREES, VERSION};
-use holo_cfor::{Captured, ContentSink, ContentSource, Part, Staged, Targets};
+use holo_cfor::{Captured, ContentSink, ContentSource, Draft, Followed, Look, Part, Staged, Targets};
 use holo_image::wire;
 use holo_image::{Blob, BlobPart, EpochReader, EpochWriter};
 use holo_rm::at_once;
@@ -27,7 +27,7 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Section with [`Inodes`].
 const INODES: &str = "inodes";
@@ -35,6 +35,8 @@ const INODES_VERSION: u16 = 1;
 /// Section with the address of the table of file changes in each process.
 const CHANGES: &str = "changes";
 const CHANGES_VERSION: u16 = 1;
+/// How often all files are looked at while the application runs.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
 /// The gate's class of calls that go to the dispatcher.
 const SLOW: u8 = 1;
 
@@ -47,11 +49,15 @@ pub struct Files {
     /// No image has it (yet): if the next epoch comes first, that one was aborted.
     unsealed: bool,
     recorded: Recorded,
+    followed: Followed,
+    /// `previous`, to be brought up to date in the stop.
+    draft: Option<Draft<Blob>>,
     /// With what was mapped at the cut.
     staged: Option<(Staged<Blob>, Maps)>,
     /// A second look at the cut, if epochs are to be compared with one; and that they are.
     witness: Option<Witness>,
-    checked_us: Vec<(String, u64)>,
+    /// Of the last stop: a look at all names, and one for the witness.
+    parts_us: Vec<(String, u64)>,
     /// Open files that no tree has, with their numbers; at a dump.
     open: Vec<(u32, i32, Number)>,
     /// Numbers here of the files in the trees, with those of the capture; at a restore.
@@ -111,9 +117,11 @@ impl Files {
             previous: None,
             unsealed: false,
             recorded: Recorded::new(changes),
+            followed: Followed::default(),
+            draft: None,
             staged: None,
             witness: None,
-            checked_us: Vec::new(),
+            parts_us: Vec::new(),
             open: Vec::new(),
             placed: Vec::new(),
         }
@@ -134,7 +142,8 @@ impl Files {
         let mut open = Vec::new();
         let mut maps = Maps::default();
         for (index, process) in cx.processes.iter().enumerate() {
-            self.written_by(index as u32, &process.remote, &mut extra, &mut open)?;
+            let reads = &mut maps.open;
+            self.written_by(index as u32, &process.remote, &mut extra, &mut open, reads)?;
             let own = table.as_ref().map(|table| (process.remote.page.changes_at(), table.number()));
             self.mapped_by(&process.remote, own, &mut extra, &mut maps)?;
         }
@@ -152,14 +161,21 @@ impl Files {
         remote: &Remote,
         extra: &mut BTreeSet<PathBuf>,
         open: &mut Vec<(u32, i32, Number)>,
+        reads: &mut BTreeSet<Number>,
     ) -> RmResult<()> {
         for fd in remote.fds()? {
             let target = Path::new(&fd.link);
             let gone = target.as_os_str().as_bytes().ends_with(b" (deleted)");
-            if !target.is_absolute() || self.is_protected(target) && !gone {
+            if !target.is_absolute() {
                 continue;
             }
             let Ok(meta) = fs::metadata(remote.proc(&format!("fd/{}", fd.number))) else { continue };
+            if self.is_protected(target) && !gone {
+                if meta.is_file() {
+                    reads.insert((meta.dev(), meta.ino()));
+                }
+                continue;
+            }
             open.push((process, fd.number, (meta.dev(), meta.ino())));
             if !meta.is_file() || meta.nlink() == 0 || self.is_protected(target) {
                 continue;
@@ -199,6 +215,60 @@ impl Files {
             }
         }
         Ok(())
+    }
+}
+
+impl Files {
+    /// Holds what changed since the epoch before: by what was recorded and heard of, or else by a look at all.
+    fn stage(&mut self, written: &Written, cx: &DumpCx) -> RmResult<Staged<Blob>> {
+        let recorded = &self.recorded;
+        let suspects = recorded.suspects(&written.maps);
+        let look = Look {
+            roots: &self.roots,
+            extra_files: &written.extra,
+            excludes: &self.excludes,
+            suspects: &suspects,
+        };
+        let hint = |inode: &holo_cfor::Inode| recorded.hint(inode);
+        let goes_by_records = self.previous.as_ref().is_some_and(|previous| {
+            let tops = previous.tree.roots.iter().filter_map(|root| root.entries.first());
+            let tops = tops.map(|entry| previous.tree.inode(entry));
+            let dirs = tops.filter(|inode| inode.kind == holo_cfor::Kind::Dir);
+            recorded.is_complete(dirs.map(|inode| inode.identity.dev))
+        });
+        if let Some(draft) = self.draft.take().filter(|_| goes_by_records) {
+            let staged = draft.stage(&mut self.followed, &look, &hint, cx.staging_dir).map_err(failed)?;
+            if let Some(staged) = staged {
+                return Ok(staged);
+            }
+        }
+        cx.remote.page.keep_alive();
+        let start = Instant::now();
+        let none = holo_cfor::Tree::default();
+        let previous = self.previous.as_ref();
+        let tree = self.followed.scan(&look, previous.map_or(&none, |previous| &previous.tree));
+        let tree = tree.map_err(failed)?;
+        self.parts_us.push(("all".into(), start.elapsed().as_micros() as u64));
+        cx.remote.page.keep_alive();
+        holo_cfor::stage(tree, previous, &hint, cx.staging_dir).map_err(failed)
+    }
+
+    /// Looks at all files now and then while the application runs: somebody may have changed some who was not heard of.
+    fn check(&mut self) {
+        let is_due = self.followed.all_at().is_some_and(|at| at.elapsed() >= CHECK_EVERY);
+        let Some(previous) = self.previous.as_ref().filter(|_| is_due) else { return };
+        let suspects = self.recorded.suspects(&Maps::default());
+        let look =
+            Look { roots: &self.roots, extra_files: &[], excludes: &self.excludes, suspects: &suspects };
+        let table = self.recorded.table();
+        let late = || table.as_ref().map(|table| table.peek().files).unwrap_or_default();
+        let files = std::cell::OnceCell::new();
+        let is_suspect = |number| suspects.contains(&number) || files.get_or_init(late).contains_key(&number);
+        match self.followed.check(&look, &previous.tree, &is_suspect) {
+            Ok(0) => {}
+            Ok(count) => eprintln!("holod: {count} files were changed by others who were not heard of"),
+            Err(cause) => eprintln!("holod: looking at all files: {cause}"),
+        }
     }
 }
 
@@ -278,32 +348,32 @@ impl ResourceManager for Files {
         NAME
     }
 
-    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+    fn pre_dump(&mut self, _: &mut DumpCx) -> RmResult<()> {
         if std::mem::take(&mut self.unsealed) {
             self.previous = None;
         }
+        self.check();
+        self.draft = self.previous.as_ref().map(Draft::new);
+        Ok(())
+    }
+
+    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        if std::mem::take(&mut self.unsealed) {
+            (self.previous, self.draft) = (None, None);
+        }
         let written = self.written(cx)?;
         self.recorded.cut(&written.maps, cx.processes.len());
-        let none = holo_cfor::Tree::default();
-        let previous = self.previous.as_ref();
-        let tree = holo_cfor::scan_since(
-            &self.roots,
-            &written.extra,
-            &self.excludes,
-            previous.map_or(&none, |previous| &previous.tree),
-        )
-        .map_err(failed)?;
-        cx.remote.page.keep_alive();
-        let recorded = &self.recorded;
-        let staged = holo_cfor::stage(tree, previous, &|inode| recorded.hint(inode), cx.staging_dir);
-        let staged = staged.map_err(failed)?;
+        self.parts_us.clear();
+        let staged = self.stage(&written, cx)?;
         for remark in &staged.tree().remarks {
             cx.remarks.push(format!("{}: {}", String::from_utf8_lossy(&remark.path), remark.what));
         }
         if witness::is_wanted() {
             let start = Instant::now();
             self.witness = Some(Witness::take(&self.roots, &written, &self.excludes).map_err(failed)?);
-            self.checked_us = vec![("check".into(), start.elapsed().as_micros() as u64)];
+            // It has opened all files.
+            self.followed.ignore();
+            self.parts_us.push(("check".into(), start.elapsed().as_micros() as u64));
         }
         self.staged = Some((staged, written.maps));
         self.open = written.open;
@@ -336,11 +406,12 @@ impl ResourceManager for Files {
         cx.put(CHANGES, CHANGES_VERSION, &at)?;
         (self.previous, self.unsealed) = (Some(captured), true);
         self.recorded.settle(maps);
+        self.followed.settle();
         Ok(())
     }
 
     fn parts_us(&self) -> &[(String, u64)] {
-        &self.checked_us
+        &self.parts_us
     }
 
     fn sealed(&mut self) {

@@ -18,6 +18,8 @@ pub(crate) struct Maps {
     pub(crate) mapped: BTreeSet<Number>,
     /// All shared files.
     pub(crate) shared: BTreeSet<Number>,
+    /// Files below the roots that are open.
+    pub(crate) open: BTreeSet<Number>,
     /// Processes that have the table of file changes.
     pub(crate) recording: usize,
 }
@@ -33,12 +35,15 @@ pub(crate) struct Recorded {
     /// Files that were mapped at one of the cuts, writable or not.
     mapped: BTreeSet<Number>,
     shared: BTreeSet<Number>,
+    /// Files that were open at the last cut of which there is an epoch.
+    open: BTreeSet<Number>,
 }
 
 impl Recorded {
     pub(crate) fn new(cell: ChangesCell) -> Self {
-        let (found, mapped, shared) = (Found::default(), BTreeSet::new(), BTreeSet::new());
-        Self { cell, table: None, strangers: 0, found, mapped, shared }
+        let none = BTreeSet::new;
+        let (mapped, shared, open) = (none(), none(), none());
+        Self { cell, table: None, strangers: 0, found: Found::default(), mapped, shared, open }
     }
 
     /// The table of the instance that runs now.
@@ -60,6 +65,19 @@ impl Recorded {
         self.found.add(found);
         self.mapped.extend(&maps.mapped);
         self.shared.extend(&maps.shared);
+    }
+
+    /// Is of every file on these file systems known whether it may have other content?
+    pub(crate) fn is_complete(&self, mut devices: impl Iterator<Item = u64>) -> bool {
+        let table = self.table.as_ref().filter(|_| !self.found.is_incomplete);
+        table.is_some_and(|table| devices.all(|device| table.has_device(device)))
+    }
+
+    /// Files that may have other content, or may have been read.
+    pub(crate) fn suspects(&self, maps: &Maps) -> BTreeSet<Number> {
+        let mut all: BTreeSet<Number> = self.found.files.keys().copied().collect();
+        all.extend(self.mapped.iter().chain(&self.shared).chain(&self.open).chain(&maps.open));
+        all
     }
 
     /// What is known of a file.
@@ -95,6 +113,6 @@ impl Recorded {
     /// The epoch has all of it.
     pub(crate) fn settle(&mut self, maps: Maps) {
         self.found = Found::default();
-        (self.mapped, self.shared) = (maps.mapped, maps.shared);
+        (self.mapped, self.shared, self.open) = (maps.mapped, maps.shared, maps.open);
     }
 }

@@ -113,10 +113,12 @@ impl<'a> Here<'a> {
     /// It cannot be opened, or is not the file any more that was scanned.
     pub fn open(&mut self, inode: u32) -> io::Result<impl Read + 'a> {
         let (root, entry) = *self.names.get(&inode).ok_or(io::ErrorKind::NotFound)?;
-        let file = self.opener.open(self.tree, root, entry).map_err(|refused| match refused {
-            Refused::Source(what) => io::Error::other(what),
-            Refused::Staging(cause) => cause,
-        })?;
+        let root = &self.tree.roots[root];
+        let file =
+            self.opener.open(&root.path, &root.entries[entry].path).map_err(|refused| match refused {
+                Refused::Source(what) => io::Error::other(what),
+                Refused::Staging(cause) => cause,
+            })?;
         let wanted = &self.tree.inodes[inode as usize];
         if number(&fstat(&file)?) != (wanted.identity.dev, wanted.identity.ino) {
             return Err(io::Error::other("was replaced meanwhile"));
@@ -141,6 +143,8 @@ enum Piece<C> {
 /// A tree whose changed content is held apart: the application may go on.
 pub struct Staged<C> {
     tree: Tree,
+    /// Contents of files that were not looked at.
+    kept: BTreeMap<u32, C>,
     pieces: BTreeMap<u32, Piece<C>>,
     mapped: BTreeSet<u32>,
     holder: Holder,
@@ -159,35 +163,75 @@ pub fn stage<'a, C: Clone>(
     hint: &dyn Fn(&Inode) -> Hint<'a>,
     staging: &Path,
 ) -> Result<Staged<C>, Error> {
-    let in_staging = |cause| Error::io("stage in", staging.as_os_str().as_encoded_bytes())(cause);
-    let dir = tempfile::Builder::new().prefix("files-").tempdir_in(staging).map_err(in_staging)?;
-    let mut holder = Holder { dir, files: 0, memory: 0, bytes: 0 };
     let none = Tree::default();
     let index = Previous::new(previous.map_or(&none, |previous| &previous.tree));
-    let (mut pieces, mut mapped) = (BTreeMap::new(), BTreeSet::new());
-    let mut remarks = Remarks::default();
-    let mut opener = Opener::default();
+    let mut stager = Stager::new(staging)?;
     for (root_at, entry_at) in first_names(&tree) {
         let entry = &tree.roots[root_at].entries[entry_at];
-        let at = entry.inode;
         let inode = tree.inode(entry);
         if !matches!(inode.kind, Kind::File { .. }) {
             continue;
         }
         let hint = hint(inode);
-        if hint == Hint::Mapped {
-            mapped.insert(at);
-        }
         let base = index.index_of(&inode.identity).and_then(|old| previous?.contents.get(&old));
-        let patch = match (index.change(inode, hint), base) {
+        let change = index.change(inode, hint);
+        let at = entry.inode;
+        if let (Change::Same, Some(content)) = (&change, base) {
+            stager.pieces.insert(at, Piece::Kept(content.clone()));
+            continue;
+        }
+        let name = (tree.roots[root_at].path.clone(), entry.path.clone());
+        stager.file(&mut tree, at, name, (change, hint == Hint::Mapped), base)?;
+    }
+    Ok(stager.finish(tree, BTreeMap::new()))
+}
+
+/// Holds the content of one file after the other.
+pub(crate) struct Stager<C> {
+    holder: Holder,
+    opener: Opener,
+    pieces: BTreeMap<u32, Piece<C>>,
+    mapped: BTreeSet<u32>,
+    remarks: Remarks,
+}
+
+impl<C: Clone> Stager<C> {
+    /// Holds content in a private directory in `staging`.
+    pub(crate) fn new(staging: &Path) -> Result<Self, Error> {
+        let in_staging = |cause| Error::io("stage in", staging.as_os_str().as_encoded_bytes())(cause);
+        let dir = tempfile::Builder::new().prefix("files-").tempdir_in(staging).map_err(in_staging)?;
+        Ok(Self {
+            holder: Holder { dir, files: 0, memory: 0, bytes: 0 },
+            opener: Opener::default(),
+            pieces: BTreeMap::new(),
+            mapped: BTreeSet::new(),
+            remarks: Remarks::default(),
+        })
+    }
+
+    /// Holds what has become of the inode `at`, a file that has this root and path; `is_mapped` is kept with it.
+    pub(crate) fn file(
+        &mut self,
+        tree: &mut Tree,
+        at: u32,
+        (root, path): (Vec<u8>, RelPath),
+        (change, is_mapped): (Change, bool),
+        base: Option<&C>,
+    ) -> Result<(), Error> {
+        if is_mapped {
+            self.mapped.insert(at);
+        }
+        let patch = match (change, base) {
             (Change::Same, Some(content)) => {
-                pieces.insert(at, Piece::Kept(content.clone()));
-                continue;
+                self.pieces.insert(at, Piece::Kept(content.clone()));
+                return Ok(());
             }
             (Change::Written(plan), Some(base)) => Some((plan, base)),
             (Change::Same | Change::Written(_) | Change::Any, _) => None,
         };
-        let held = opener.open(&tree, root_at, entry_at).and_then(|file| {
+        let inode = &tree.inodes[at as usize];
+        let holder = &mut self.holder;
+        let held = self.opener.open(&root, &path).and_then(|file| {
             let Some((plan, base)) = patch else { return holder.take(&file, inode).map(whole) };
             match holder.take_ranges(&file, inode, &plan.fresh)? {
                 Some(held) => Ok((
@@ -200,23 +244,27 @@ pub fn stage<'a, C: Clone>(
         });
         match held {
             Ok((piece, now)) => {
-                pieces.insert(at, piece);
+                self.pieces.insert(at, piece);
                 if let Some(now) = now {
                     tree.inodes[at as usize] = now;
                 }
             }
-            Err(Refused::Staging(cause)) => return Err(in_staging(cause)),
+            Err(Refused::Staging(cause)) => {
+                return Err(Error::io("stage in", holder.dir.path().as_os_str().as_encoded_bytes())(cause));
+            }
             Err(Refused::Source(cause)) => {
-                remarks.add(
-                    &entry.path.under(&tree.roots[root_at].path),
-                    format!("{cause}: left as it is on each node"),
-                );
+                self.remarks.add(&path.under(&root), format!("{cause}: left as it is on each node"));
                 tree.inodes[at as usize].kind = Kind::Left;
             }
         }
+        Ok(())
     }
-    remarks.append_to(&mut tree.remarks);
-    Ok(Staged { tree, pieces, mapped, holder })
+
+    /// All of it, with the contents of files that were not looked at.
+    pub(crate) fn finish(self, mut tree: Tree, kept: BTreeMap<u32, C>) -> Staged<C> {
+        self.remarks.append_to(&mut tree.remarks);
+        Staged { tree, kept, pieces: self.pieces, mapped: self.mapped, holder: self.holder }
+    }
 }
 
 /// A file as it was found when it was copied, as a piece.
@@ -249,22 +297,20 @@ enum Refused {
 /// Opens files by name, keeping the directory open that was used last.
 #[derive(Default)]
 struct Opener {
-    at: Option<(usize, RelPath, Dir)>,
+    at: Option<(Vec<u8>, RelPath, Dir)>,
 }
 
 impl Opener {
-    fn open(&mut self, tree: &Tree, root_at: usize, entry_at: usize) -> Result<File, Refused> {
-        let root = &tree.roots[root_at];
-        let path = to_path(&root.path);
-        let entry = &root.entries[entry_at];
+    fn open(&mut self, root: &[u8], entry: &RelPath) -> Result<File, Refused> {
+        let path = to_path(root);
         let refused = |cause| Refused::Source(failed("cannot be opened", cause));
-        let Some((parent, name)) = entry.path.split() else {
+        let Some((parent, name)) = entry.split() else {
             let name = path.file_name().map_or(SELF, |name| name.as_encoded_bytes());
             return Dir::open(path.parent().unwrap_or(&path)).and_then(|dir| dir.read(name)).map_err(refused);
         };
-        if self.at.as_ref().is_none_or(|(at, dir, _)| (*at, dir) != (root_at, &parent)) {
+        if self.at.as_ref().is_none_or(|(at, dir, _)| at != root || *dir != parent) {
             let dir = Dir::open(&path).and_then(|top| top.beneath(&parent)).map_err(refused)?;
-            self.at = Some((root_at, parent, dir));
+            self.at = Some((root.to_vec(), parent, dir));
         }
         let dir = self.at.as_ref().map(|(_, _, dir)| dir);
         dir.ok_or(Errno::ENOENT).and_then(|dir| dir.read(name)).map_err(refused)
@@ -361,8 +407,9 @@ impl<C> Staged<C> {
     /// # Errors
     /// [`Error::Io`] with the file that the sink refused.
     pub fn store<S: ContentSink<Content = C>>(self, sink: &mut S) -> Result<Captured<C>, Error> {
-        let Self { tree, pieces, mapped, holder } = self;
-        let mut contents = BTreeMap::new();
+        let Self { tree, kept: mut contents, pieces, mapped, holder } = self;
+        // Of a tree that was brought up to date nobody has done so yet.
+        tree.validate()?;
         for (at, piece) in pieces {
             let content = match piece {
                 Piece::Kept(content) => Ok(content),

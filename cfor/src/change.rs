@@ -1,5 +1,6 @@
 //! Which files may have changed since a scan.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::log::Ranges;
@@ -37,13 +38,25 @@ pub(crate) enum Change {
 /// A tree by identity.
 pub(crate) struct Previous<'a> {
     tree: &'a Tree,
-    index: HashMap<(u64, u64), u32>,
+    index: Cow<'a, Index>,
+}
+
+/// Inodes of a tree by device and number.
+pub(crate) type Index = HashMap<(u64, u64), u32>;
+
+/// Makes the index of a tree.
+pub(crate) fn index(tree: &Tree) -> Index {
+    tree.inodes.iter().map(|i| (i.identity.dev, i.identity.ino)).zip(0..).collect()
 }
 
 impl<'a> Previous<'a> {
     pub(crate) fn new(tree: &'a Tree) -> Self {
-        let numbers = tree.inodes.iter().map(|i| (i.identity.dev, i.identity.ino));
-        Self { tree, index: numbers.zip(0..).collect() }
+        Self { tree, index: Cow::Owned(index(tree)) }
+    }
+
+    /// With an index that was made before.
+    pub(crate) fn of(tree: &'a Tree, index: &'a Index) -> Self {
+        Self { tree, index: Cow::Borrowed(index) }
     }
 
     /// The inode of the same number, with the time of the scan.
@@ -58,24 +71,27 @@ impl<'a> Previous<'a> {
 
     /// What has become of `now` since.
     pub(crate) fn change(&self, now: &Inode, hint: Hint<'_>) -> Change {
-        let Some((old, taken_at)) = self.find(&now.identity) else { return Change::Any };
-        let (Kind::File { size: old_size, data: old_data }, Kind::File { size, data }) =
-            (&old.kind, &now.kind)
-        else {
-            return Change::Any;
-        };
-        match hint {
-            Hint::Mapped => Change::Any,
-            _ if size == old_size && is_untouched(old, taken_at, now) => Change::Same,
-            Hint::Attributes => Change::Any,
-            // The time stamp alone is not old enough; but nobody was recorded.
-            Hint::Written(ranges) if ranges.is_empty() => {
-                let is_same = size == old_size && old.identity == now.identity && old.mtime == now.mtime;
-                if is_same { Change::Same } else { Change::Any }
-            }
-            Hint::Written(ranges) => {
-                plan((*old_size, old_data), (*size, data), ranges).map_or(Change::Any, Change::Written)
-            }
+        self.find(&now.identity).map_or(Change::Any, |(old, taken_at)| change(old, taken_at, now, hint))
+    }
+}
+
+/// What has become of a file that was `old` when it was scanned at `taken_at`.
+pub(crate) fn change(old: &Inode, taken_at: Time, now: &Inode, hint: Hint<'_>) -> Change {
+    let (Kind::File { size: old_size, data: old_data }, Kind::File { size, data }) = (&old.kind, &now.kind)
+    else {
+        return Change::Any;
+    };
+    match hint {
+        Hint::Mapped => Change::Any,
+        _ if size == old_size && is_untouched(old, taken_at, now) => Change::Same,
+        Hint::Attributes => Change::Any,
+        // The time stamp alone is not old enough; but nobody was recorded.
+        Hint::Written(ranges) if ranges.is_empty() => {
+            let is_same = size == old_size && old.identity == now.identity && old.mtime == now.mtime;
+            if is_same { Change::Same } else { Change::Any }
+        }
+        Hint::Written(ranges) => {
+            plan((*old_size, old_data), (*size, data), ranges).map_or(Change::Any, Change::Written)
         }
     }
 }

@@ -10,12 +10,13 @@ use nix::sys::stat::{FileStat, SFlag};
 
 use crate::access::{Dir, SELF, identity, is, number, times};
 use crate::apply::is_temporary;
-use crate::change::{Previous, is_untouched};
+use crate::change::{Index, Previous, is_untouched};
 use crate::copy;
 use crate::error::{Error, failed, to_path};
 use crate::path::RelPath;
 use crate::tree::{Entry, Extent, Inode, Kind, Remarks, Root, Time, Tree, Xattr};
 use crate::validate::{ENTRIES_MAX, ROOTS_MAX};
+use crate::watch::Watch;
 
 /// Scans directories with all below them, and single files.
 ///
@@ -40,14 +41,21 @@ pub fn scan_since(
     excludes: &[PathBuf],
     previous: &Tree,
 ) -> Result<Tree, Error> {
-    let mut scanner = Scanner {
-        tree: Tree { taken_at: Time::now(), ..Tree::default() },
-        excludes: excludes.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect(),
-        linked: HashMap::new(),
-        previous: Previous::new(previous),
-        remarks: Remarks::default(),
-        entries: 0,
-    };
+    let excludes = excluded(excludes);
+    all(Scanner::new(&excludes, Previous::new(previous), None), roots, extra_files).map(|(tree, _)| tree)
+}
+
+/// Excludes as bytes.
+pub(crate) fn excluded(excludes: &[PathBuf]) -> HashSet<Vec<u8>> {
+    excludes.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect()
+}
+
+/// Scans all, and gives the inodes of several names, too.
+pub(crate) fn all(
+    mut scanner: Scanner<'_>,
+    roots: &[PathBuf],
+    extra_files: &[PathBuf],
+) -> Result<Scanned, Error> {
     let mut paths = Vec::new();
     for path in roots.iter().chain(extra_files) {
         match resolve(path) {
@@ -64,13 +72,13 @@ pub fn scan_since(
     for path in paths {
         scanner.root(path)?;
     }
-    scanner.tree.remarks = scanner.remarks.finish();
-    scanner.tree.validate()?;
-    Ok(scanner.tree)
+    let (tree, linked) = scanner.finish();
+    tree.validate()?;
+    Ok((tree, linked))
 }
 
 /// Where a root is: links are followed on the way to it; a single file may be a link itself.
-fn resolve(path: &Path) -> std::io::Result<PathBuf> {
+pub(crate) fn resolve(path: &Path) -> std::io::Result<PathBuf> {
     let followed = path.canonicalize();
     if matches!(&followed, Ok(target) if target.is_dir()) {
         return followed;
@@ -84,22 +92,69 @@ fn resolve(path: &Path) -> std::io::Result<PathBuf> {
     }
 }
 
-struct Scanner<'a> {
+/// A tree, and its inodes of several names by device and number.
+pub(crate) type Scanned = (Tree, Index);
+
+pub(crate) struct Scanner<'a> {
     tree: Tree,
-    excludes: HashSet<Vec<u8>>,
+    excludes: &'a HashSet<Vec<u8>>,
     /// Inodes with several names.
-    linked: HashMap<(u64, u64), u32>,
+    linked: Index,
     previous: Previous<'a>,
     remarks: Remarks,
     entries: usize,
+    /// Hears of changes in all directories from before they are listed.
+    watch: Option<&'a Watch>,
 }
 
-impl Scanner<'_> {
-    fn root(&mut self, path: Vec<u8>) -> Result<(), Error> {
+impl<'a> Scanner<'a> {
+    pub(crate) fn new(
+        excludes: &'a HashSet<Vec<u8>>,
+        previous: Previous<'a>,
+        watch: Option<&'a Watch>,
+    ) -> Self {
+        Self {
+            tree: Tree { taken_at: Time::now(), ..Tree::default() },
+            excludes,
+            linked: HashMap::new(),
+            previous,
+            remarks: Remarks::default(),
+            entries: 0,
+            watch,
+        }
+    }
+
+    /// What was scanned, and inodes of several names.
+    pub(crate) fn finish(mut self) -> Scanned {
+        self.tree.remarks = self.remarks.finish();
+        (self.tree, self.linked)
+    }
+
+    /// Scans the name `name` in `dir`, whose full path is `full`, as a root; with all below it if it is `deep`.
+    pub(crate) fn name(
+        &mut self,
+        dir: &Dir,
+        (name, stat): (&[u8], &FileStat),
+        home: u64,
+        full: Vec<u8>,
+        deep: bool,
+    ) -> Result<(), Error> {
+        let inode = self.inode(dir, name, stat, home, &full);
+        let mut root = Root { path: full, entries: vec![Entry { path: RelPath::default(), inode }] };
+        if deep && self.tree.inodes[inode as usize].kind == Kind::Dir {
+            let top = dir.child(name).map_err(|cause| Error::io("scan", &root.path)(cause))?;
+            self.walk(&top, stat, &mut root)?;
+            root.entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        }
+        self.tree.roots.push(root);
+        Ok(())
+    }
+
+    pub(crate) fn root(&mut self, path: Vec<u8>) -> Result<(), Error> {
         if self.tree.roots.len() >= ROOTS_MAX {
             return Err(Error::invalid("too many roots", &path));
         }
-        if self.is_scanned(&path) {
+        if is_scanned(&self.tree, &path) {
             return Ok(());
         }
         let known = to_path(&path);
@@ -124,22 +179,15 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    /// Whether a root before has this path and replicates it.
-    fn is_scanned(&self, path: &[u8]) -> bool {
-        self.tree.roots.iter().any(|root| {
-            let below = path.strip_prefix(root.path.as_slice());
-            let below = below.and_then(|p| p.strip_prefix(b"/").or(root.path.ends_with(b"/").then_some(p)));
-            let found = below.and_then(RelPath::new).and_then(|below| {
-                root.entries.binary_search_by(|entry| entry.path.cmp(&below)).ok().map(|at| &root.entries[at])
-            });
-            found.is_some_and(|entry| self.tree.inode(entry).kind != Kind::Left)
-        })
-    }
-
     fn walk(&mut self, top: &Dir, top_stat: &FileStat, root: &mut Root) -> Result<(), Error> {
         let mut queue = VecDeque::from([(RelPath::default(), 0)]);
         while let Some((path, at)) = queue.pop_front() {
-            let listed = top.beneath(&path).and_then(|dir| dir.names().map(|names| (dir, names)));
+            let listed = top.beneath(&path).and_then(|dir| {
+                if let Some(watch) = self.watch {
+                    watch.add(&dir, &self.tree.inode(&root.entries[at]).identity);
+                }
+                dir.names().map(|names| (dir, names))
+            });
             let (dir, names) = match listed {
                 Ok(listed) => listed,
                 Err(cause) => {
@@ -248,6 +296,16 @@ impl Scanner<'_> {
             _ => Err("is of an unknown kind: left out".into()),
         }
     }
+}
+
+/// Whether a root of `tree` has this path and replicates it.
+pub(crate) fn is_scanned(tree: &Tree, path: &[u8]) -> bool {
+    tree.roots.iter().any(|root| {
+        let below = path.strip_prefix(root.path.as_slice());
+        let below = below.and_then(|p| p.strip_prefix(b"/").or(root.path.ends_with(b"/").then_some(p)));
+        let found = below.and_then(RelPath::new).and_then(|below| root.find(&below));
+        found.is_some_and(|at| tree.inode(&root.entries[at]).kind != Kind::Left)
+    })
 }
 
 /// Where a file has data. Only one with fewer blocks than its size asks for can have holes.

@@ -203,6 +203,13 @@ impl Inode {
     }
 }
 
+impl Root {
+    /// The entry of a path.
+    pub(crate) fn find(&self, path: &RelPath) -> Option<usize> {
+        self.entries.binary_search_by(|entry| entry.path.cmp(path)).ok()
+    }
+}
+
 impl Tree {
     /// The inode that an entry names.
     ///

@@ -64,7 +64,7 @@ fn storm(seed: &str, lasts: Duration) {
     let mut app = App::start(&node, "work", &program, DIR, &["--keep", "3"]);
     app.wait_joined(&node);
     let start = Instant::now();
-    let (mut epochs, mut changed) = (0, 0);
+    let (mut epochs, mut changed, mut by_record) = (0, 0, 0);
     while start.elapsed() < lasts {
         std::thread::sleep(Duration::from_micros(50_000 + epochs * 7919 % 60_000));
         fs::write(pause("pause"), b"").unwrap();
@@ -86,10 +86,12 @@ fn storm(seed: &str, lasts: Duration) {
         }
         epochs += 1;
         changed += epoch.number("files_changed");
+        by_record += u64::from(epoch.0["stop_parts_us"]["files.all"].is_null());
         fs::remove_file(pause("pause")).unwrap();
         wait::until(LIMIT, "the storm goes on", || (!pause("quiet").exists()).then_some(()));
     }
-    eprintln!("{epochs} epochs with {changed} changed files identical");
+    eprintln!("{epochs} epochs with {changed} changed files identical, {by_record} without a look at all");
+    assert!(by_record > epochs / 2, "{by_record} of {epochs} epochs went by what was recorded");
     assert!(epochs >= 3 && changed > epochs * 5, "{epochs} epochs, {changed} changes");
     app.kill(&node);
 }

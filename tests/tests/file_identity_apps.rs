@@ -80,7 +80,11 @@ fn identical(trial: &Trial, prepare: impl FnOnce(&Node)) {
     let all = epochs(&node);
     let changed: u64 = all[first..].iter().map(|epoch| epoch["files_changed"].as_u64().unwrap()).sum();
     let count = (all.len() - first) as u64;
-    eprintln!("{count} epochs with {changed} changed files were identical");
+    let by_record = all[first..].iter().filter(|epoch| epoch["stop_parts_us"]["files.all"].is_null()).count();
+    eprintln!(
+        "{count} epochs with {changed} changed files were identical, {by_record} without a look at all"
+    );
+    assert!(by_record > 0, "every epoch looked at all files");
     assert!(!node.log().contains("files check:"), "{}", node.log());
     assert!(changed > count, "{count} epochs, {changed} changes: {}", said());
     app.kill(&node);

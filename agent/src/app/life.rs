@@ -14,6 +14,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Waited for whoever takes an epoch of an application that has ended.
+const FORGET_MAX: Duration = Duration::from_secs(10);
+
 impl App {
     /// A process is this application from now on; `processes` are all that it has, with their pages.
     pub fn adopt(
@@ -121,6 +124,15 @@ impl App {
         self.save();
         if !ours {
             self.tell_end(incarnation);
+        }
+        self.forget(incarnation);
+    }
+
+    /// What was kept for its next epoch is of no use any more: files need not be watched.
+    fn forget(&self, incarnation: u64) {
+        let work = self.work.try_lock_for(FORGET_MAX);
+        if let Some(mut work) = work.filter(|_| self.inner.lock().incarnation == incarnation) {
+            work.registry.clear();
         }
     }
 

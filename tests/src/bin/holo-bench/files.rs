@@ -22,14 +22,18 @@ enum Mode {
     Holo(&'static [&'static str]),
 }
 
-/// All of them.
+/// All of them, or the one that the second argument names.
 pub(crate) fn files() {
-    calls();
-    stream();
-    scattered();
-    beside_rsync();
-    commits();
-    untouched();
+    let only = std::env::args().nth(2).unwrap_or_default();
+    let parts: [(&str, fn()); 6] = [
+        ("calls", calls),
+        ("stream", stream),
+        ("scattered", scattered),
+        ("rsync", beside_rsync),
+        ("commits", commits),
+        ("untouched", untouched),
+    ];
+    parts.iter().filter(|(name, _)| only.is_empty() || only == *name).for_each(|(_, part)| part());
 }
 
 fn program() -> PathBuf {
