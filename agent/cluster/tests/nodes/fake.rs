@@ -20,7 +20,7 @@ use holo_cluster::{
     ports::{AppPort, EpochReader, EpochSink, EpochSource, EpochWriter, Offered, Ports, StoreError},
 };
 
-use crate::relay::Relay;
+use crate::relay::{Relay, Wire};
 
 pub const BLOCK_BYTES: usize = 64 * 1024;
 
@@ -367,6 +367,11 @@ impl Set {
         let relay = &self.relays[node];
         *relay.real.lock().unwrap() = handle.address();
         Node { handle: Some(handle), apps, store, log, real: relay.real.clone() }
+    }
+
+    /// What carries the connections to a node.
+    pub fn wire(&self, node: &str) -> &Wire {
+        &self.relays[node].wire
     }
 
     pub fn mute(&self, node: &str, on: bool) {

@@ -173,6 +173,38 @@ fn damaged_epoch_is_refused_and_the_next_is_taken() {
     assert_eq!(b.status("app").epoch, 3);
 }
 
+/// After so many pieces of a transfer, for each number, all connections break: the stand-by has the epoch before or the new one,
+/// whole; it gets the new one when there is a link again, and nobody takes over meanwhile.
+#[test]
+fn a_link_may_break_at_any_piece_of_a_transfer() {
+    let mut set = Set::new(&["a", "b"]);
+    let (a, b) = (set.start("a"), set.start("b"));
+    a.launch("app", &["b"]);
+    a.epoch("app", 1, 10);
+    a.sealed("app", 1);
+    let (mut broken, mut unbroken) = (0, 0);
+    for pieces in 0..200 {
+        let epoch = u64::from(pieces) + 2;
+        let wire = set.wire("b");
+        wire.break_after(pieces);
+        a.epoch("app", epoch, 10);
+        a.until("broken or through", |_| wire.is_broken() || b.store.newest_of("app") == epoch);
+        let newest = b.store.newest_of("app");
+        assert!(newest == epoch || newest == epoch - 1, "{newest} after {pieces} pieces of {epoch}");
+        let is_broken = wire.spare();
+        a.sealed("app", epoch);
+        assert_eq!(b.store.newest_of("app"), epoch);
+        assert_eq!(b.store.content("app", epoch), a.store.content("app", epoch));
+        (broken, unbroken) = (broken + u32::from(is_broken), unbroken + u32::from(!is_broken));
+        if unbroken == 3 {
+            break;
+        }
+    }
+    eprintln!("broken {broken} times");
+    assert!(broken >= 10 && unbroken == 3, "broken {broken} times");
+    assert!(a.apps.running("app") && !b.apps.running("app"));
+}
+
 #[test]
 fn three_nodes_elect_the_newest() {
     let mut set = Set::new(&["a", "b", "c"]);
