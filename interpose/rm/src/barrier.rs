@@ -1,5 +1,7 @@
 //! The process synchronisation barrier: parks every thread of every process of an application, or none.
 
+mod thread;
+
 use crate::filters;
 use crate::page::{Page, wait};
 use crate::proc_file;
@@ -7,13 +9,19 @@ use crate::starters::{is_starting, wait_for_starters};
 use crate::stopped::Stopped;
 use crate::tree::{Census, Seat, state_and_parent};
 use holo_abi::control::{SLOTS_MAX, cut, slot};
-use holo_abi::{PARK_COOKIE, PARK_SIGNAL};
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+pub(crate) use thread::tasks;
+use thread::{Precise, signal, thread_state};
+
+/// How long threads are awaited before it is looked anew who is there.
+const LOOK_AGAIN: Duration = Duration::from_micros(200);
+/// How often it is looked meanwhile, where there are many.
+const GLANCE: Duration = Duration::from_micros(30);
 
 /// Why the barrier was not reached; the application runs on.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +82,8 @@ pub enum BarrierError {
 struct Cut {
     page: Arc<Page>,
     word: u64,
+    /// How many threads had ever arrived there before.
+    before: u32,
 }
 
 impl Cut {
@@ -81,7 +91,8 @@ impl Cut {
         let header = &page.control().header;
         let generation = cut::generation(header.cut.load(Ordering::SeqCst)) + 1;
         let word = cut::word(generation, cut::PARK);
-        let cut = Self { page: Arc::clone(page), word };
+        let before = header.arrived.load(Ordering::SeqCst);
+        let cut = Self { page: Arc::clone(page), word, before };
         cut.free_left();
         page.keep_alive();
         page.set_patience(true);
@@ -161,56 +172,13 @@ pub struct Parked {
     released: bool,
 }
 
-pub(crate) fn tasks(pid: i32) -> io::Result<Vec<i32>> {
-    let mut out = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-        if let Some(tid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
-            out.push(tid);
-        }
-    }
-    Ok(out)
-}
-
-/// State letter of a thread; `None` when it is gone.
-fn thread_state(pid: i32, tid: i32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
-}
-
-fn signal(pid: i32, tid: i32) -> io::Result<()> {
-    #[repr(C)]
-    struct Info {
-        signo: i32,
-        errno: i32,
-        code: i32,
-        pad: i32,
-        pid: u32,
-        uid: u32,
-        value: u64,
-        rest: [u64; 12],
-    }
-    let info = Info {
-        signo: PARK_SIGNAL,
-        errno: 0,
-        code: libc::SI_QUEUE,
-        pad: 0,
-        pid: std::process::id(),
-        // SAFETY: no memory is passed.
-        uid: unsafe { libc::getuid() },
-        value: PARK_COOKIE,
-        rest: [0; 12],
-    };
-    // SAFETY: a complete siginfo.
-    let ret = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, PARK_SIGNAL, &raw const info) };
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 /// Parks every thread of every process within `deadline`.
 ///
 /// # Errors
 /// [`BarrierError`]; then all threads run on.
 pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierError> {
     let stopped = wait_for_starters(census, deadline / 2)?;
+    let _precise = Precise::sleeps();
     let since = Instant::now();
     let mut parked =
         Parked { cuts: Vec::new(), processes: Vec::new(), stopped: Vec::new(), since, released: false };
@@ -219,11 +187,13 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
         let seats = census.seats();
         let first = seats.first().ok_or_else(|| gone(0, io::Error::from_raw_os_error(libc::ESRCH)))?;
         let late = since.elapsed() > Duration::from_millis(2);
-        let (mut missing, mut threads) = (None, 0);
+        let (mut missing, mut awaited, mut threads) = (None, 0, 0);
+        // Before it is looked who is there: who comes later counts.
+        let arrivals = parked.arrivals();
         parked.processes.clear();
         for seat in &seats {
             let Some(page) = seat.page.as_ref().filter(|_| !is_starting(seat)) else {
-                missing.get_or_insert(Missing { pid: seat.pid, tid: seat.pid, starting: true });
+                missing.get_or_insert(Missing { pid: seat.pid, tid: None, starting: true });
                 continue;
             };
             let cut = match parked.cuts.iter().position(|cut| Arc::ptr_eq(&cut.page, page)) {
@@ -263,9 +233,8 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
                 return Err(BarrierError::TooMany { pid: seat.pid, threads });
             }
             if slots.len() < live.len() {
-                let here: HashSet<i32> = slots.iter().map(|index| tid_in(page, *index)).collect();
-                let tid = live.iter().copied().find(|tid| !here.contains(&inner_tid(seat.pid, *tid)));
-                missing = Some(Missing { pid: seat.pid, tid: tid.unwrap_or(seat.pid), starting: false });
+                awaited += live.len() - slots.len();
+                missing = Some(Missing { pid: seat.pid, tid: None, starting: false });
             }
             let stopped = parked.is_stopped(seat.pid);
             let (pid, inner, page) = (seat.pid, seat.inner, Arc::clone(page));
@@ -283,12 +252,12 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
             cut.page.keep_alive();
         }
         if since.elapsed() >= deadline {
-            let missing = missing.unwrap_or(Missing { pid: first.pid, tid: first.pid, starting: true });
-            return Err(missing.error(threads, deadline));
+            let missing = missing.unwrap_or(Missing { pid: first.pid, tid: None, starting: true });
+            return Err(parked.named(missing).error(threads, deadline));
         }
         if missing.is_some() {
             parked.cuts.iter().for_each(Cut::free_left);
-            parked.wait_for_one();
+            parked.wait_for(awaited, arrivals);
         }
     }
     census.settled();
@@ -309,7 +278,8 @@ fn gone(pid: i32, source: io::Error) -> BarrierError {
 /// A thread, or a whole process, that has not parked.
 struct Missing {
     pid: i32,
-    tid: i32,
+    /// None: it was not asked which; the first stands for all.
+    tid: Option<i32>,
     starting: bool,
 }
 
@@ -318,7 +288,7 @@ impl Missing {
         if self.starting {
             return BarrierError::NotReady { pid: self.pid, name: name_of(self.pid) };
         }
-        let (pid, tid) = (self.pid, self.tid);
+        let (pid, tid) = (self.pid, self.tid.unwrap_or(self.pid));
         let wchan = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
         let stopped = thread_state(pid, tid) == Some('T');
         BarrierError::Deadline {
@@ -431,16 +401,41 @@ impl Parked {
         won
     }
 
-    /// Until a thread arrives somewhere, or a moment has passed.
-    fn wait_for_one(&self) {
+    /// Which of its threads has not parked.
+    fn named(&self, missing: Missing) -> Missing {
+        let Some(process) = self.processes.iter().find(|process| process.pid == missing.pid) else {
+            return missing;
+        };
+        let here: HashSet<i32> = process.slots.iter().map(|index| tid_in(&process.page, *index)).collect();
+        let live = tasks(missing.pid).unwrap_or_default();
+        let tid = live.into_iter().find(|tid| !here.contains(&inner_tid(missing.pid, *tid)));
+        Missing { tid: tid.or(missing.tid), ..missing }
+    }
+
+    /// How many threads have arrived.
+    fn arrivals(&self) -> usize {
+        let arrived = |cut: &Cut| cut.page.control().header.arrived.load(Ordering::SeqCst);
+        self.cuts.iter().map(|cut| arrived(cut).wrapping_sub(cut.before) as usize).sum()
+    }
+
+    /// Until so many threads have arrived since, or a moment has passed.
+    ///
+    /// To be woken by each of them would take the processors from those that are still on their way: of many, it is looked
+    /// from time to time.
+    fn wait_for(&self, awaited: usize, since: usize) {
         match self.cuts.as_slice() {
-            [only] => {
+            [only] if awaited < 3 => {
                 // The word moves with every arrival.
                 let arrived = &only.page.control().header.arrived;
-                let now = arrived.load(Ordering::SeqCst);
-                let _ = wait(arrived, Duration::from_micros(500), |next| next != now);
+                let now = only.before.wrapping_add(since as u32);
+                let _ = wait(arrived, LOOK_AGAIN, |next| next != now);
             }
-            _ => std::thread::sleep(Duration::from_micros(50)),
+            _ => {
+                let until = Instant::now() + LOOK_AGAIN;
+                while self.arrivals() < since + awaited.max(1) && Instant::now() < until {
+                    std::thread::sleep(GLANCE);
+                }
+            }
         }
     }
 

@@ -1,8 +1,12 @@
 //! What `/proc` says of the threads of a parked process, read once in a stop: several kinds ask for it.
 
-use crate::proc_file;
-use std::fs;
-use std::io;
+use crate::kinds::kernel;
+use std::ffi::{CStr, CString};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 /// A thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,14 +29,48 @@ pub struct Task {
 /// The process is gone.
 pub(crate) fn read(pid: i32) -> io::Result<Vec<Task>> {
     let mut out = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let Some(tid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // One that ended meanwhile is not there.
-        if let Ok(status) = proc_file::read(format!("/proc/{pid}/task/{tid}/status")) {
-            out.push(parse(tid, &status));
+    each(pid, c"status", &mut |tid, status| out.push(parse(tid, status)))?;
+    Ok(out)
+}
+
+/// Calls `then` with a file of each thread of a process. One that ended meanwhile is not there.
+///
+/// # Errors
+/// The process is gone.
+pub(crate) fn each(pid: i32, name: &CStr, then: &mut dyn FnMut(i32, &[u8])) -> io::Result<()> {
+    let path = PathBuf::from(format!("/proc/{pid}/task"));
+    // Open once: walking from the root takes about as long as reading.
+    let dir = kernel::open(&path, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+    let mut room = vec![0; 4096];
+    for entry in fs::read_dir(&path)? {
+        let file = entry?.file_name();
+        let Some(tid) = file.to_str().and_then(|name| name.parse().ok()) else { continue };
+        let mut place = file.into_vec();
+        place.push(b'/');
+        place.extend(name.to_bytes());
+        let Ok(place) = CString::new(place) else { continue };
+        if let Ok(bytes) = read_at(&dir, &place, &mut room) {
+            then(tid, &room[..bytes]);
         }
     }
-    Ok(out)
+    Ok(())
+}
+
+/// Reads all of a file into a buffer that grows, up to its end: a list ends each read with a whole entry.
+fn read_at(dir: &OwnedFd, name: &CStr, room: &mut Vec<u8>) -> io::Result<usize> {
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    // SAFETY: a terminated name.
+    let mut file = File::from(kernel::owned(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags) })?);
+    let mut filled = 0;
+    loop {
+        match file.read(&mut room[filled..])? {
+            0 => return Ok(filled),
+            bytes => filled += bytes,
+        }
+        if room.len() - filled < 64 {
+            room.resize(room.len() * 2, 0);
+        }
+    }
 }
 
 fn parse(tid: i32, status: &[u8]) -> Task {
@@ -82,6 +120,31 @@ mod tests {
         let task = parse(4711, status);
         assert_eq!((task.tid, task.inner, task.pending), (4711, 3, 0x400));
         assert_eq!((task.shared_pending, task.name.as_slice()), (0x1_8000_0000, b"a\nSigPnd:\\b".as_slice()));
+    }
+
+    // Goal: long lists are read whole. Method: a thread with more children than fit into the first room.
+    #[test]
+    fn many_children() {
+        let mut all = Vec::new();
+        for _ in 0..900 {
+            // SAFETY: the child only waits for its end.
+            match unsafe { libc::fork() } {
+                0 => loop {
+                    // SAFETY: no memory is passed.
+                    unsafe { libc::pause() };
+                },
+                pid => all.push(pid),
+            }
+        }
+        let found = crate::tree::children(std::process::id() as i32);
+        for pid in &all {
+            // SAFETY: our own children.
+            unsafe {
+                libc::kill(*pid, libc::SIGKILL);
+                libc::waitpid(*pid, std::ptr::null_mut(), 0);
+            }
+        }
+        assert!(all.iter().all(|pid| found.contains(pid)), "{} of {}", found.len(), all.len());
     }
 
     // Goal: names are those that the threads gave themselves. Method: a thread with a name that is escaped.

@@ -3,6 +3,7 @@
 use crate::page::Page;
 use crate::proc_file;
 use crate::remote::Remote;
+use crate::tasks;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -70,12 +71,11 @@ pub fn is_hidden(pid: i32) -> bool {
 #[must_use]
 pub fn children(pid: i32) -> Vec<i32> {
     let mut out = Vec::new();
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return out };
-    for task in tasks.flatten() {
-        let list = proc_file::read(task.path().join("children")).unwrap_or_default();
-        let list = String::from_utf8_lossy(&list);
+    // Of a process that is gone there are none.
+    let _ = tasks::each(pid, c"children", &mut |_, list| {
+        let list = String::from_utf8_lossy(list);
         out.extend(list.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
-    }
+    });
     out.retain(|child| !is_hidden(*child));
     out
 }
