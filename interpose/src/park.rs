@@ -2,7 +2,7 @@
 
 use crate::{changes, filters, members, signals, start, transfers};
 use core::sync::atomic::Ordering;
-use holo_abi::control::{Control, Slot, cut, slot};
+use holo_abi::control::{Call, Control, Slot, cut, slot};
 use holo_abi::sysno;
 use holo_sys::frame::UContext;
 use holo_sys::gate::{self, RESTART, Zone};
@@ -45,9 +45,27 @@ pub(crate) fn on_park(frame: &mut UContext, words: &mut Tls) {
         sys!(sysno::futex, page.header.arrived.as_ptr(), FUTEX_WAKE, i32::MAX);
         serve::holo_serve(raw, (&raw const page.header).cast_mut());
     }
+    if slot.state.load(Ordering::Acquire) != slot::GO {
+        close_for_agent(slot);
+    }
     members::parked(words);
     slot.state.store(slot::FREE, Ordering::Release);
     changes::again(&frame.context, words);
+}
+
+/// Nobody let this thread go: the agent died. What it had just made in this process, to take and close it, is closed. A list
+/// that came later would have done so.
+fn close_for_agent(slot: &Slot) {
+    // Lists elsewhere make no descriptors that stay, and their memory may be gone.
+    if slot.calls_at != slot.calls.as_ptr() as u64 {
+        return;
+    }
+    let made = slot.calls_done.min(slot.calls_count) as usize;
+    let left = |call: &&Call| call.nr == sysno::userfaultfd && call.ret >= 0;
+    for call in slot.calls.iter().take(made).filter(left) {
+        // SAFETY: no memory is passed; the application has never seen the number.
+        unsafe { sys!(sysno::close, call.ret) };
+    }
 }
 
 /// A call that the park interrupted is made again: its frame is set back to the call. (Where `SA_RESTART`
