@@ -20,6 +20,7 @@ pub(crate) mod kernel;
 mod line;
 mod listing;
 mod locks;
+mod makers;
 mod memfd;
 pub mod memory;
 mod memory_read;

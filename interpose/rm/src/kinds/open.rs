@@ -162,11 +162,6 @@ pub(crate) struct Making<'a> {
 }
 
 impl<'a> Making<'a> {
-    /// The process of the clone at a place, else the one that stands for it.
-    pub(crate) fn maker(&self, place: Option<u32>) -> Option<&'a Remote> {
-        place.and_then(|place| self.tree.get(place as usize)).or(self.clone)
-    }
-
     /// What a description has in common with all.
     pub(crate) fn common(&self, index: u32) -> &Common {
         &self.common[index as usize]

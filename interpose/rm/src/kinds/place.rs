@@ -93,14 +93,6 @@ pub(crate) fn place(
             owner.set(&cx.tree[common.process as usize], common.number)?;
         }
     }
-    for (index, socket) in &state.unix {
-        // Again, by the clone: connecting sockets are told who listens.
-        let number = state.common[*index as usize].number;
-        if let Some(backlog) = socket.backlog.filter(|_| number != NOWHERE) {
-            let args = [number as u64, u64::from(backlog)];
-            holder(*index).call(sysno::listen, &args).on("listening on descriptor", number)?;
-        }
-    }
     Ok(())
 }
 

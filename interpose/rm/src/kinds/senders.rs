@@ -19,18 +19,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 const SO_PASSPIDFD: i32 = 76;
 /// Of the socket and what passes through it, above the channel's number.
-const PLACE: i32 = 16;
+pub(super) const PLACE: i32 = 16;
 /// Places in the scratch area.
 const PARTS_AT: usize = 0;
-const HEAD_AT: usize = 64;
+pub(super) const HEAD_AT: usize = 64;
 const NAME_AT: usize = 128;
-const CONTROL_AT: usize = 512;
+pub(super) const CONTROL_AT: usize = 512;
 const DATA_AT: usize = 8 << 10;
 /// Longest part of a stream at once, and message that needs no memory of its own.
 const DATA_BYTES: usize = 128 << 10;
 /// Header and alignment of an ancillary message.
 const HEAD_BYTES: usize = 16;
-const CREDENTIALS_BYTES: usize = 12;
+pub(super) const CREDENTIALS_BYTES: usize = 12;
 
 /// A process, as the application sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,12 @@ impl Sender {
     pub(crate) fn of(raw: [u32; 3]) -> Option<Self> {
         let [pid, uid, gid] = raw;
         i32::try_from(pid).ok().filter(|pid| *pid > 0).map(|pid| Self { pid, uid, gid })
+    }
+
+    /// Out of the bytes of one.
+    pub(crate) fn parse(raw: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u32::from_ne_bytes(raw.get(at..at + 4)?.try_into().ok()?));
+        Self::of([word(0)?, word(4)?, word(8)?])
     }
 }
 
@@ -114,12 +120,12 @@ fn asked(remote: &Remote, open: &Open, offset: usize) -> io::Result<Option<Sende
     sockopts::set_int(open, libc::SOL_SOCKET, SO_PEEK_OFF, before)?;
     done?;
     let control = page.take(CONTROL_AT, room);
-    let word = |at: usize| control[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
-    let is_credentials = word(8) == libc::SOL_SOCKET as u32 && word(12) == libc::SCM_CREDENTIALS as u32;
-    Ok(Sender::of([word(16), word(20), word(24)]).filter(|_| is_credentials))
+    let word = |at: usize| control[at..at + 4].try_into().map_or(0, i32::from_le_bytes);
+    let is_credentials = word(8) == libc::SOL_SOCKET && word(12) == libc::SCM_CREDENTIALS;
+    Ok(Sender::parse(&control[HEAD_BYTES..]).filter(|_| is_credentials))
 }
 
-fn words(words: &[u64]) -> Vec<u8> {
+pub(super) fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 

@@ -77,10 +77,10 @@ pub(crate) fn peer_name(fd: &impl AsRawFd) -> io::Result<Bytes> {
     name_of(fd, libc::getpeername)
 }
 
-/// The process that made the other side of a unix connection, as we see it.
-pub(crate) fn peer_pid(fd: &impl AsRawFd) -> Option<i32> {
-    // `struct ucred` begins with it.
-    sockopts::get_int(fd, libc::SOL_SOCKET, libc::SO_PEERCRED).ok().filter(|pid| *pid > 0)
+/// Who made the other side of a unix connection, as we see it.
+pub(crate) fn peer_maker(fd: &impl AsRawFd) -> Option<Sender> {
+    let raw = sockopts::get(fd, libc::SOL_SOCKET, libc::SO_PEERCRED).ok()?;
+    Sender::parse(&raw)
 }
 
 pub(crate) fn bind(fd: &impl AsRawFd, name: &[u8]) -> io::Result<()> {

@@ -5,15 +5,19 @@
 //! descriptions of the application are made, since any of them may be on its way through one.
 
 use super::kernel::{Bytes, identity};
-use super::open::{Each, Making, path_of};
-use super::senders::{Noting, Post};
+use super::makers::{Maker, Makers};
+use super::open::{Common, Each, Making, path_of};
+use super::senders::{Noting, PLACE, Post, Sender};
 use super::sockets::{self, Message, connect, listen, send, send_with, shutdown};
 use super::sockopts::set_int;
 use super::terminals::lead_outside;
 use super::unix_names::bind_again;
 use super::unix_pairs::{self, Hands};
 use super::unix_sockets::{UnixState, is_named, path_in};
+use crate::install::{Install, install};
 use crate::manager::{Context, RmResult};
+use crate::remote::call;
+use holo_abi::sysno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -78,7 +82,7 @@ pub(crate) fn recreate<'a>(all: &'a Each<UnixState>, making: &mut Making) -> RmR
         } else if let Some(backlog) = state.backlog {
             let fd = state.socket.make()?;
             bind_again(*index, state, &fd, making)?;
-            listen(&fd, backlog).on("listening for descriptor", number)?;
+            listen_again(*index, state, &fd, backlog, making).on("listening for descriptor", number)?;
             state.socket.settle(*index, fd, making)?;
             for (client, state) in state.waiting.iter().filter_map(|inode| by_inode.get(inode)) {
                 if !state.outgoing {
@@ -103,11 +107,44 @@ pub(crate) fn recreate<'a>(all: &'a Each<UnixState>, making: &mut Making) -> RmR
     Ok(unfinished)
 }
 
+/// Listens as who did: those who connect are told who that is.
+fn listen_again(
+    index: u32,
+    state: &UnixState,
+    fd: &OwnedFd,
+    backlog: u32,
+    making: &mut Making,
+) -> io::Result<()> {
+    let Some(way) = &making.way else { return listen(fd, backlog) };
+    let there = Makers::of(&[state.peer_maker], making.tree, making.clone);
+    let holder = making.tree.get(making.common(index).process as usize);
+    let who = state.peer_maker.and_then(|maker| there.hands(Some(maker), making.tree)).or(holder);
+    let at = way.theirs + PLACE;
+    let listened = match who {
+        Some(who) => install(way, who, &[Install { fd: fd.as_fd(), at, cloexec: true }])
+            .map_err(io::Error::other)
+            .and_then(|()| {
+                let args = [at as u64, u64::from(backlog)];
+                who.run_all(&mut [call(sysno::listen, &args), call(sysno::close, &args[..1])])
+            }),
+        None => listen(fd, backlog),
+    };
+    there.end().map_err(io::Error::other)?;
+    listened
+}
+
 /// A client that connected and was not accepted: it does so again.
 fn wait_to_be_accepted(index: u32, state: &UnixState, making: &mut Making) -> RmResult<()> {
     let to = state.socket.peer.as_ref().map_or(&[][..], |peer| &peer.0);
-    let hands = Hands(making.maker(Some(making.common(index).process)));
-    let fd = hands.client(state, to).on("connecting descriptor", making.common(index).number)?;
+    let Common { process, number, .. } = *making.common(index);
+    let (uid, gid) = state.user;
+    let maker = Maker { place: Some(process), who: Sender { pid: 0, uid, gid } };
+    let there = Makers::of(&[Some(maker)], making.tree, making.clone);
+    let connected = Hands(there.hands(Some(maker), making.tree)).client(state, to);
+    there.end()?;
+    let fd = connected.on("connecting descriptor", number)?;
+    // One that cannot be had stays what it is.
+    let _ = std::os::unix::fs::fchown(&fd, Some(uid), Some(gid));
     state.socket.settle(index, fd, making)?;
     shut(&making.made[&index], state.shut).on("shutting descriptor", making.common(index).number)
 }
@@ -151,7 +188,12 @@ fn pair(
 ) -> RmResult<(OwnedFd, OwnedFd)> {
     let number = making.common(index).number;
     // Each knows who made the other one.
-    let hands = [other.peer_maker, state.peer_maker].map(|place| Hands(making.maker(place)));
+    let makers = [other.peer_maker, state.peer_maker];
+    let there = Makers::of(&makers, making.tree, making.clone);
+    if let Some(cause) = &there.failed {
+        making.remark(index, format!("the connection lost who made it: {cause}"));
+    }
+    let hands = makers.map(|maker| Hands(there.hands(maker, making.tree)));
     let made = unix_pairs::connection([state, other], &hands, |name| {
         names.get(name).is_some_and(|count| *count > 1)
     });
@@ -159,6 +201,7 @@ fn pair(
         making.remark(index, format!("the connection lost its name: {cause}"));
         hands[0].pair(state.socket.kind)
     });
+    there.end()?;
     made.on("making the connection of descriptor", number)
 }
 

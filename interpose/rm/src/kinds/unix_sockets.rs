@@ -1,6 +1,7 @@
 //! Unix sockets at the cut: queues are peeked at, peers asked of the kernel.
 
 use super::kernel::{self, Bytes, identity};
+use super::makers::{self, Maker};
 use super::open::{Dumping, Open, path_of};
 use super::senders::{self, Noting};
 use super::sockets::{self, Message, Socket};
@@ -19,8 +20,10 @@ pub(crate) struct UnixState {
     pub(crate) inode: u64,
     /// Inode of the socket that it is connected to.
     pub(crate) peer_inode: Option<u64>,
-    /// The process that made the other side, by its place in the tree (`SO_PEERCRED`); none: it is gone, or outside.
-    pub(crate) peer_maker: Option<u32>,
+    /// Who made the other side, or listens (`SO_PEERCRED`).
+    pub(crate) peer_maker: Option<Maker>,
+    /// User and group that made it.
+    pub(crate) user: (u32, u32),
     /// It was connected once; the other side is gone if `peer_inode` is none of ours.
     pub(crate) connected: bool,
     /// Backlog, if listening.
@@ -82,14 +85,20 @@ impl UnixState {
                 .on("asking who sent to", open.named())?;
             queue.messages
         };
+        let peer_maker = if listening || found.peer.is_some() {
+            makers::peer_maker(open, dumping.cx).on("asking who made", open.named())?
+        } else {
+            None
+        };
         let bound = path_in(&socket.local.0).filter(|_| found.bound_inode.is_some());
         let bound = bound.map(|path| BoundPath::of(&path, found.bound_inode, dumping));
         Ok(Self {
             connected: found.state == 1 || socket.peer.is_some() || found.peer.is_some(),
             socket,
             inode: open.stat.st_ino,
+            user: (open.stat.st_uid, open.stat.st_gid),
             peer_inode: found.peer,
-            peer_maker: sockets::peer_pid(open).and_then(|pid| dumping.cx.place(pid)),
+            peer_maker,
             backlog: listening.then_some(found.backlog),
             waiting: found.pending,
             outgoing: !listening && kernel::ioctl_int(open, libc::TIOCOUTQ).is_ok_and(|bytes| bytes > 0),
