@@ -18,6 +18,7 @@ use crate::dump;
 use crate::fence::Fence;
 use crate::graph::Costs;
 use crate::guard::Guard;
+use crate::hot::Hot;
 use crate::members::Members;
 use crate::pace::Pace;
 use crate::record::{Instance, Record};
@@ -138,6 +139,8 @@ pub struct App {
     pub(crate) changes: ChangesCell,
     /// What its parts cost in the last epoch.
     pub(crate) costs: Mutex<Costs>,
+    /// Its clone here, where this node stands by for it.
+    pub(crate) hot: Arc<Hot>,
     /// Held while threads are parked.
     pub(crate) cut: Mutex<()>,
     pub(crate) fence: Mutex<Option<Fence>>,
@@ -172,6 +175,7 @@ impl App {
             node,
             changes: ChangesCell::default(),
             costs: Mutex::default(),
+            hot: Arc::default(),
             work: Mutex::new(Work { registry: Registry::new() }),
             inner: Mutex::new(Inner {
                 record,
@@ -325,7 +329,15 @@ impl App {
 
     /// Notes that this node keeps a clone of it for `owner`; none: it does not.
     pub fn set_standby_of(&self, owner: Option<String>) {
+        if owner.is_none() {
+            self.hot.retire();
+        }
         self.inner.lock().standby_of = owner;
+    }
+
+    /// The node that this one keeps a clone for.
+    pub(crate) fn standby_of(&self) -> Option<String> {
+        self.inner.lock().standby_of.clone()
     }
 
     /// Notes why the instance here is parked, or where it ended; none: neither.
@@ -418,6 +430,7 @@ impl App {
             budget_permille: inner.record.options.budget_permille,
             growth_bytes: inner.record.options.growth_bytes,
             standby_lag_ms: None,
+            clone: self.hot.view(),
             last: last.as_ref().map(epoch_info),
         }
     }

@@ -253,6 +253,11 @@ impl Apps {
         self.all.lock().values().cloned().collect()
     }
 
+    /// The agent ends: so do clones that wait.
+    pub fn retire_clones(&self) {
+        self.list().iter().for_each(|app| app.hot.end());
+    }
+
     /// For `holo ps`.
     #[must_use]
     pub fn info(&self) -> Vec<AppInfo> {

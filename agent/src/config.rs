@@ -50,6 +50,10 @@ pub struct Options {
     /// How pages are found that changed since the epoch before: auto (the best that works), userfaultfd, full-scan.
     #[arg(long, env = "HOLO_ENGINE", value_name = "ENGINE")]
     pub engine: Option<String>,
+    /// Clones of applications that this node stands by for: hot (kept in memory, as of the last epoch) or cold (made from the
+    /// store when they are needed).
+    #[arg(long, env = "HOLO_CLONES", value_name = "HOW")]
+    pub clones: Option<String>,
 }
 
 /// Settings, complete.
@@ -75,6 +79,8 @@ pub struct Config {
     pub keep_epochs: u32,
     /// How changed pages are found.
     pub engine: Engine,
+    /// Clones are kept in memory.
+    pub hot: bool,
 }
 
 /// Why the settings are no good.
@@ -154,6 +160,11 @@ impl Options {
                 None | Some("") => Engine::default(),
                 Some(name) => name.parse().map_err(|what: String| setting("engine", what))?,
             },
+            hot: match self.clones.as_deref() {
+                None | Some("" | "hot") => true,
+                Some("cold") => false,
+                Some(other) => return Err(setting("clones", format!("`{other}` is neither hot nor cold"))),
+            },
             state_dir,
         })
     }
@@ -173,6 +184,7 @@ impl Options {
             failover_ms: self.failover_ms.or(file.failover_ms),
             keep_epochs: self.keep_epochs.or(file.keep_epochs),
             engine: self.engine.or(file.engine),
+            clones: self.clones.or(file.clones),
         }
     }
 }
@@ -222,5 +234,8 @@ mod tests {
         };
         assert_eq!(named("full-scan").complete().unwrap().engine, Engine::FullScan);
         assert!(named("dirty-magic").complete().unwrap_err().to_string().contains("userfaultfd"));
+        let clones = |how: &str| Options { clones: Some(how.into()), ..named("") };
+        assert!(named("").complete().unwrap().hot && !clones("cold").complete().unwrap().hot);
+        assert!(clones("tepid").complete().unwrap_err().to_string().contains("neither hot nor cold"));
     }
 }

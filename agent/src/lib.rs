@@ -9,6 +9,7 @@
 //! | `record` | what of an application survives the agent |
 //! | `pace` | how often epochs are taken |
 //! | `dump`, `restore` | an epoch taken, an epoch run |
+//! | `hot` | clones that stand-bys keep in memory |
 //! | `files` | the application's files, as a resource manager |
 //! | `inodes` | files keep the identity that the application knows |
 //! | `graph` | what the application has, for people |
@@ -26,6 +27,7 @@ pub mod fence;
 pub mod files;
 pub mod graph;
 pub mod guard;
+mod hot;
 pub mod inodes;
 pub mod join;
 pub mod kinds;

@@ -1,14 +1,16 @@
 //! SWITCH on this node: an application run from an epoch.
 
-use crate::app::{App, Failure, now_ns};
+use crate::app::{App, Failure};
 use crate::dump::{CONTENTS, CONTENTS_KIND, CONTENTS_VERSION, files, roots};
+use crate::hot::{page, with_order};
 use crate::kinds::registry;
 use crate::members::Leaf;
 use crate::record::Instance;
 use holo_api::local::{ErrorKind, RestoreInfo};
 use holo_image::wire;
 use holo_image::{Blob, EpochReader};
-use holo_rm::clone::{Order, Prepared, Restored, page_path, prepare};
+use holo_rm::clone::{Prepared, Restored, page_path, prepare};
+use holo_rm::manager::RmError;
 use holo_rm::tree::start_time;
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,9 +26,11 @@ pub struct Ready {
     prepared: Prepared,
     epoch: u64,
     since: Instant,
+    /// It was there before it was needed.
+    hot: bool,
 }
 
-fn contents(image: &EpochReader) -> Result<BTreeMap<String, Blob>, Failure> {
+pub(crate) fn contents(image: &EpochReader) -> Result<BTreeMap<String, Blob>, Failure> {
     let bad = |what: String| Failure::new(ErrorKind::BadImage, format!("section `{CONTENTS}`: {what}"));
     let (version, bytes) = image.section(CONTENTS).ok_or_else(|| bad("missing".into()))?;
     if version != CONTENTS_VERSION {
@@ -77,33 +81,36 @@ pub fn ready(app: &App, epoch: Option<u64>, aside: Option<u64>, stdio: &[OwnedFd
         let kind = if known { ErrorKind::BadImage } else { ErrorKind::NotFound };
         Failure::new(kind, format!("{} epoch {epoch}: {cause}", app.name))
     })?;
-    let blobs = contents(&image)?;
-    let page = app.paths.pages.join(format!("{}.{}.{}.page", app.name, std::process::id(), now_ns()));
-    let output = app.paths.output.join(format!("{}.log", app.name));
-    let order =
-        Order { restorer: &app.config.restorer, blobs: &blobs, stdio, output: &output, page_path: &page };
+    let image = Arc::new(image);
+    // What stands by is of the line of epochs that are kept.
+    let kept = app.hot.take().filter(|_| aside.is_none());
     let mut work = app.work();
     // What the managers knew of the epoch before is of another past now.
     work.registry.clear();
     app.begin_changes();
+    if let Some(kept) = kept {
+        match kept.complete(app, &image, stdio) {
+            Ok(prepared) => return Ok(Ready { prepared, epoch, since, hot: true }),
+            Err(cause) => eprintln!("holod: {}: its hot clone is of no use: {cause}", app.name),
+        }
+    }
+    let page = page(app);
     let mut kinds = registry(files(app), roots(app), app.config.engine);
-    let prepared = prepare(&image, &order, &mut kinds).map_err(|cause| {
-        forget_pages(&page);
-        let kind = match &cause {
-            holo_rm::manager::RmError::Image(_) | holo_rm::manager::RmError::BadSection { .. } => {
-                ErrorKind::BadImage
-            }
-            holo_rm::manager::RmError::Unsupported(_) | holo_rm::manager::RmError::Kernel { .. } => {
-                ErrorKind::Failed
-            }
-        };
-        Failure::new(kind, format!("{} epoch {epoch} cannot be restored here: {cause}", app.name))
+    let prepared = with_order(app, &image, stdio, &page, |order| {
+        prepare(&image, order, &mut kinds).map_err(|cause| {
+            forget_pages(&page);
+            let kind = match &cause {
+                RmError::Image(_) | RmError::BadSection { .. } => ErrorKind::BadImage,
+                RmError::Unsupported(_) | RmError::Kernel { .. } => ErrorKind::Failed,
+            };
+            Failure::new(kind, format!("{} epoch {epoch} cannot be restored here: {cause}", app.name))
+        })
     })?;
-    Ok(Ready { prepared, epoch, since })
+    Ok(Ready { prepared, epoch, since, hot: false })
 }
 
 /// Files of pages of a clone that did not come to be.
-fn forget_pages(path: &Path) {
+pub(crate) fn forget_pages(path: &Path) {
     let numbers = 0..holo_rm::kinds::tree::PROCESSES_MAX;
     for file in numbers.map(|number| page_path(path, number)).take_while(|file| file.exists()) {
         let _ = fs::remove_file(file);
@@ -145,6 +152,12 @@ impl Ready {
             eprintln!("holod: {}: {remark}", app.name);
         }
         let first = running.first_instruction.duration_since(self.since);
+        let clone = if self.hot { "hot" } else { "cold" };
+        let took = first.as_secs_f64() * 1e3;
+        eprintln!(
+            "holod: {}: runs from epoch {} after {took:.1} ms, by a {clone} clone",
+            app.name, self.epoch
+        );
         Ok(RestoreInfo {
             name: app.name.clone(),
             epoch: self.epoch,

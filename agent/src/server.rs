@@ -268,6 +268,7 @@ fn answer(
         })),
         Request::Shutdown => {
             send(stream, &Reply::Done).map_err(broken)?;
+            apps.retire_clones();
             std::process::exit(0);
         }
     }

@@ -2,7 +2,9 @@
 
 use std::io::Write;
 
-use holo_api::local::{AppInfo, AppState, EpochInfo, Graph, GraphNode, NodeInfo, RestoreInfo, StopSplit};
+use holo_api::local::{
+    AppInfo, AppState, CloneInfo, EpochInfo, Graph, GraphNode, NodeInfo, RestoreInfo, StopSplit,
+};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::error::CliError;
@@ -113,6 +115,18 @@ pub struct App<'a> {
     growth_bytes: u64,
     /// None: no stand-by holds an epoch.
     standby_lag_ms: Option<u64>,
+    /// None: this node keeps no clone of it in memory.
+    clone: Option<Clone<'a>>,
+}
+
+/// The clone that a stand-by keeps in memory.
+#[derive(Debug, Serialize)]
+struct Clone<'a> {
+    /// None: see `why`.
+    epoch: Option<u64>,
+    update_us: u64,
+    pages: u64,
+    why: &'a str,
 }
 
 impl<'a> From<&'a AppInfo> for App<'a> {
@@ -133,6 +147,12 @@ impl<'a> From<&'a AppInfo> for App<'a> {
             budget_percent: (info.budget_permille > 0).then(|| f64::from(info.budget_permille) / 10.0),
             growth_bytes: info.growth_bytes,
             standby_lag_ms: info.standby_lag_ms,
+            clone: (info.clone != CloneInfo::default()).then(|| Clone {
+                epoch: (info.clone.epoch > 0).then_some(info.clone.epoch),
+                update_us: info.clone.update_us,
+                pages: info.clone.pages,
+                why: &info.clone.why,
+            }),
         }
     }
 }

@@ -157,6 +157,19 @@ pub enum AppState {
     Stopped,
 }
 
+/// The clone that a stand-by keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneInfo {
+    /// Epoch that it is as of; 0: there is none, it is made when it is needed.
+    pub epoch: u64,
+    /// How long it took to bring it there, microseconds.
+    pub update_us: u64,
+    /// Pages that were written for it.
+    pub pages: u64,
+    /// Why there is none.
+    pub why: String,
+}
+
 /// A row of `holo ps`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppInfo {
@@ -190,6 +203,8 @@ pub struct AppInfo {
     pub growth_bytes: u64,
     /// Milliseconds since the cut of the newest epoch that a stand-by holds; none: there is none.
     pub standby_lag_ms: Option<u64>,
+    /// The clone that is kept here.
+    pub clone: CloneInfo,
     /// Figures of the last sealed epoch.
     pub last: Option<EpochInfo>,
 }

@@ -129,7 +129,7 @@ impl App {
         budget_permille: Option<u32>,
         growth_bytes: Option<u64>,
     ) -> Result<(), Failure> {
-        let owner = self.inner.lock().standby_of.clone();
+        let owner = self.standby_of();
         if let Some(owner) = owner.filter(|_| self.living().is_none()) {
             let message = format!("{} belongs to node {owner}; change it there", self.name);
             return Err(Failure::new(ErrorKind::Refused, message));

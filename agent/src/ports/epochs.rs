@@ -246,6 +246,7 @@ impl EpochWriter for Writer {
             eprintln!("holod: {}: {cause}", app.name);
         }
         app.retain();
+        app.hot.received(&app, epoch);
         Ok(())
     }
 }

@@ -1,44 +1,40 @@
 //! A clone: a process made by the restorer and filled from an image, until it is the application again.
 //!
 //! ```text
-//! prepare: spawn -> pre_switch -> switch -> post_switch (all kinds each, POST in reverse)
-//! run:     every thread returns into its frame
+//! body:     processes, empty                                  \
+//! warm:     their private memory, kept as of the last epoch    > while the application runs elsewhere
+//! complete: pre_switch -> switch -> post_switch (all kinds each, POST in reverse)
+//! run:      every thread returns into its frame
 //! ```
 //!
 //! Until `run` the clone runs no code of the application; if anything fails it is killed and nothing is lost.
 
+mod body;
 mod run;
+mod warm;
 
-use crate::grow::{Ground, grow, spare_pids};
-use crate::install::Channel;
-use crate::kinds::process::{ProcessState, clock_ns};
-use crate::kinds::ptys::{self, Terminals, TerminalsState};
-use crate::kinds::stops::{self, StopsState, stop_all};
-use crate::kinds::threads::ThreadsState;
-use crate::kinds::tree::{self, TreeState};
-use crate::manager::{Context, ResourceManager, RmError, RmResult, SwitchCx, section, section_of};
+pub use warm::Warm;
+
+use crate::kinds::process::ProcessState;
+use crate::kinds::stops::stop_all;
+use crate::manager::{Context, ResourceManager, RmResult, SwitchCx};
 use crate::page::Page;
 use crate::registry::Registry;
-use crate::remote::{Remote, call};
+use crate::remote::Remote;
 use crate::stopped::Stopped;
-use holo_abi::control::{CONTROL_BYTES, Control, Header, cut, slot};
+use body::{Body, Clone, Image};
+use holo_abi::control::cut;
 use holo_abi::sysno;
 use holo_image::{Blob, EpochReader};
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Ticks of patience while a clone is made: longer than any step.
-const TICKS_RESTORE: u32 = 1200;
 const TICKS_RUNNING: u32 = 20;
 
 /// What a restore needs besides the image.
@@ -90,235 +86,6 @@ pub struct Running {
     pub remarks: Vec<String>,
 }
 
-/// A clone in the making; killed when dropped.
-struct Clone {
-    keeper: Option<Child>,
-    init: i32,
-}
-
-impl Clone {
-    /// Adds to an error how the clone ended, if it did.
-    fn obituary(&mut self, cause: RmError) -> RmError {
-        std::thread::sleep(Duration::from_millis(20));
-        match self.keeper.as_mut().map(Child::try_wait) {
-            Some(Ok(Some(status))) => RmError::Unsupported(format!("{cause}; the clone ended with {status}")),
-            _ => cause,
-        }
-    }
-}
-
-impl Drop for Clone {
-    fn drop(&mut self) {
-        if let Some(mut keeper) = self.keeper.take() {
-            if self.init > 0 {
-                // SAFETY: our own process, not reaped while its keeper lives.
-                unsafe { libc::kill(self.init, libc::SIGKILL) };
-            }
-            let _ = keeper.kill();
-            let _ = keeper.wait();
-        }
-    }
-}
-
-/// This process's offset of a clock from the host's, nanoseconds.
-fn own_offset_ns(clock: &str) -> i64 {
-    let text = fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
-    text.lines()
-        .find_map(|line| {
-            let mut words = line.split_whitespace();
-            (words.next()? == clock).then_some(())?;
-            let seconds: i64 = words.next()?.parse().ok()?;
-            let ns: i64 = words.next()?.parse().ok()?;
-            Some(seconds * 1_000_000_000 + ns)
-        })
-        .unwrap_or(0)
-}
-
-/// Offsets (monotonic, boot) that a clone's clocks need so that they go on from the image's: never backwards,
-/// and ahead by the time that it was down. Zero where this node's own clock does.
-fn clock_offsets_ns(state: &ProcessState) -> [i64; 2] {
-    let down = (clock_ns(libc::CLOCK_REALTIME) - state.clocks_ns[2]).max(0);
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    [(libc::CLOCK_MONOTONIC, "monotonic", 0), (libc::CLOCK_BOOTTIME, "boottime", 1)].map(
-        |(clock, name, index)| {
-            let host = clock_ns(clock) - own_offset_ns(name);
-            let wanted = state.clocks_ns[index] + down;
-            let same_boot = boot_id.trim() == state.boot_id;
-            if same_boot && (wanted - host).abs() < 1_000_000_000 && host >= state.clocks_ns[index] {
-                0
-            } else {
-                wanted - host
-            }
-        },
-    )
-}
-
-fn only_child(pid: i32) -> io::Result<i32> {
-    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    list.split_whitespace()
-        .next()
-        .and_then(|word| word.parse().ok())
-        .ok_or_else(|| io::Error::other(format!("process {pid} has no child")))
-}
-
-fn spawn(
-    order: &Order,
-    image: &Image,
-    page: &Page,
-    seed: i32,
-    channel: &UnixStream,
-) -> RmResult<(Clone, i32, i32)> {
-    let state = &image.states[0];
-    let page_fd = image.states.iter().map(|state| state.fd_max).max().unwrap_or(0).max(2) + 20;
-    let channel_fd = page_fd + 1;
-    // SAFETY: no memory is passed.
-    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-    let new_user = uid != 0;
-    let split = |ns: i64| [ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000)];
-    let [mono, boot] = clock_offsets_ns(state).map(split);
-    let slot_offset = std::mem::offset_of!(Control, slots);
-    let arguments: [i64; 15] = [
-        i64::from(page_fd),
-        state.page_address.cast_signed(),
-        CONTROL_BYTES as i64,
-        0,
-        i64::from(seed),
-        slot_offset as i64,
-        i64::from(new_user),
-        mono[0],
-        mono[1],
-        boot[0],
-        boot[1],
-        i64::from(uid),
-        i64::from(gid),
-        i64::from(state.pid),
-        i64::from(!image.terminals.ptys.is_empty()),
-    ];
-    let (from_page, from_channel) = (page.fd().as_raw_fd(), channel.as_raw_fd());
-    let mut command = Command::new(order.restorer);
-    command
-        .args(arguments.map(|argument| argument.to_string()))
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    // SAFETY: only calls that are safe between fork and exec. The order cannot clobber: both targets are above
-    // all that the agent opens only if they are free, so that copies go by way of numbers above both.
-    unsafe {
-        command.pre_exec(move || {
-            let above = page_fd.max(channel_fd) + 1;
-            let page = libc::fcntl(from_page, libc::F_DUPFD, above);
-            let channel = libc::fcntl(from_channel, libc::F_DUPFD, above);
-            if page < 0 || channel < 0 || libc::dup2(page, page_fd) < 0 || libc::dup2(channel, channel_fd) < 0
-            {
-                return Err(io::Error::last_os_error());
-            }
-            libc::close(page);
-            libc::close(channel);
-            Ok(())
-        });
-    }
-    let child = command.spawn().on("starting", order.restorer.display())?;
-    let keeper = child.id() as i32;
-    let mut made = Clone { keeper: Some(child), init: 0 };
-    let since = Instant::now();
-    loop {
-        if page.wait_state(0, Duration::from_millis(20), |now| now == slot::DONE).is_ok() {
-            break;
-        }
-        let Some(child) = made.keeper.as_mut() else { break };
-        let ended = child.try_wait().on("watching", "the restorer")?;
-        if ended.is_some() || since.elapsed() > PATIENCE {
-            let _ = child.kill();
-            let mut said = String::new();
-            if let Some(mut stderr) = child.stderr.take() {
-                let _ = stderr.read_to_string(&mut said);
-            }
-            let said = said.trim();
-            return Err(RmError::Unsupported(format!(
-                "the clone could not be started: {}; `holo doctor` tells what this host lacks",
-                if said.is_empty() { "no answer" } else { said }
-            )));
-        }
-    }
-    made.init = only_child(keeper).on("finding", "the clone's init")?;
-    let pid = only_child(made.init).on("finding", "the clone")?;
-    Ok((made, pid, channel_fd))
-}
-
-fn prepare_page(address: u64, path: &Path) -> io::Result<Page> {
-    let page = Page::create_at(path)?;
-    let header: *mut Header = page.header();
-    // SAFETY: nobody else has the page yet.
-    unsafe {
-        (*header).address = address;
-        (*header).ticks_max = TICKS_RESTORE;
-    }
-    Ok(page)
-}
-
-/// What of an image says who is there.
-struct Image {
-    tree: TreeState,
-    states: Vec<ProcessState>,
-    threads: Vec<ThreadsState>,
-    stops: StopsState,
-    terminals: TerminalsState,
-}
-
-impl Image {
-    fn read(image: &EpochReader) -> RmResult<Self> {
-        let tree: TreeState = section(image, tree::NAME, tree::VERSION)?;
-        tree.check()?;
-        let (mut states, mut threads) = (Vec::new(), Vec::new());
-        for (index, branch) in tree.processes.iter().enumerate() {
-            let state: ProcessState = section_of(image, "process", index, 1)?;
-            if state.pid != branch.pid {
-                let what = format!("process {} has the state of {}", branch.pid, state.pid);
-                return Err(RmError::BadSection { kind: tree::NAME, what });
-            }
-            check(&state)?;
-            states.push(state);
-            threads.push(section_of(image, "threads", index, 1)?);
-        }
-        let stops: StopsState = section(image, stops::NAME, stops::VERSION)?;
-        stops.check(&states.iter().map(|state| state.pid).collect::<Vec<_>>())?;
-        let terminals: TerminalsState = section(image, ptys::NAME, ptys::VERSION)?;
-        terminals.check(states.len())?;
-        Ok(Self { tree, states, threads, stops, terminals })
-    }
-
-    fn pids(&self) -> Vec<i32> {
-        self.states.iter().map(|state| state.pid).collect()
-    }
-
-    /// For each process the place of its parent, if that is of the application.
-    fn parents(&self) -> Vec<Option<usize>> {
-        let pids = self.pids();
-        let parent = |(index, state): (usize, &ProcessState)| {
-            let place = pids.iter().position(|pid| *pid == state.ppid);
-            // The first process's parent is shown to it, and may by chance have the number of another.
-            place.filter(|place| index > 0 && *place != index)
-        };
-        self.states.iter().enumerate().map(parent).collect()
-    }
-
-    fn tids(&self) -> BTreeSet<i32> {
-        self.threads.iter().flat_map(|threads| &threads.threads).map(|thread| thread.tid).collect()
-    }
-
-    fn make_pages(&self, order: &Order) -> RmResult<Vec<Arc<Page>>> {
-        let mut pages = Vec::new();
-        for number in 0..self.tree.pages.len() {
-            let user = self.tree.processes.iter().position(|branch| branch.page as usize == number);
-            let address = user.map_or(0, |index| self.states[index].page_address);
-            let page = prepare_page(address, &page_path(order.page_path, number));
-            pages.push(Arc::new(page.on("making", "a control page")?));
-        }
-        Ok(pages)
-    }
-}
-
 /// A complete clone that has not run yet. Dropping it kills it.
 pub struct Prepared {
     remotes: Vec<Remote>,
@@ -336,50 +103,51 @@ pub struct Prepared {
 /// # Errors
 /// Nothing is left then, and the image is as it was.
 pub fn prepare(image: &EpochReader, order: &Order, registry: &mut Registry) -> RmResult<Prepared> {
-    let told = Image::read(image)?;
-    let pages = told.make_pages(order)?;
-    let page = &pages[told.tree.processes[0].page as usize];
-    let first = page.reserve().filter(|index| *index == 0);
-    let first = first.ok_or_else(|| RmError::Unsupported("a new page is in use".into()))?;
-    // SAFETY: reserved by us.
-    unsafe { (*page.slot(first)).leave = 1 };
-    let (ours, theirs) = UnixStream::pair().on("making", "a channel")?;
-    let [seed_pid, spare] = spare_pids(&told.states, &told.tree, &told.tids());
-    let (mut clone, seed, channel_fd) = spawn(order, &told, page, seed_pid, &theirs)?;
-    drop(theirs);
-    let seed = Remote::new(Arc::clone(page), seed, first).on("opening", "the clone")?;
-    empty(&seed, channel_fd)?;
-    let terminals = Terminals::make(told.terminals.clone(), clone.init)?;
-    let ground = Ground {
-        init: clone.init,
-        seed: &seed,
-        spare,
-        tree: &told.tree,
-        states: &told.states,
-        pages: &pages,
-        terminals: &terminals,
-        channel: Channel { ours: &ours, theirs: channel_fd },
-    };
-    let remotes = grow(&ground).map_err(|cause| clone.obituary(cause))?;
-    let stopped = stop_all(&told.stops, &told.pids(), &told.parents(), &remotes)
-        .map_err(|cause| clone.obituary(cause))?;
-    let mut slots: Vec<Vec<usize>> = remotes.iter().map(|remote| vec![remote.leader]).collect();
-    let mut remarks = Vec::new();
-    let pids = told.pids();
-    let mut run = |phase: Phase, registry: &mut Registry| {
+    let body = Body::make(Image::read(image)?, order.restorer, order.page_path)?;
+    complete(body, image, order, registry)
+}
+
+#[derive(Clone, Copy)]
+enum Phase {
+    Pre,
+    Main,
+    Post,
+    Abort,
+}
+
+/// What the phases work on and leave.
+struct Work<'a> {
+    body: &'a mut Body,
+    image: &'a EpochReader,
+    order: &'a Order<'a>,
+    slots: Vec<Vec<usize>>,
+    remarks: Vec<String>,
+}
+
+impl<'a> Work<'a> {
+    fn new(body: &'a mut Body, image: &'a EpochReader, order: &'a Order<'a>) -> Self {
+        let slots = body.remotes.iter().map(|remote| vec![remote.leader]).collect();
+        Self { body, image, order, slots, remarks: Vec::new() }
+    }
+
+    fn run(&mut self, phase: Phase, registry: &mut Registry) -> RmResult<()> {
+        let Self { body, image, order, slots, remarks } = self;
+        let Body { told, pages, remotes, ours, channel_fd, terminals, laid, .. } = &mut **body;
+        let pids = told.pids();
         let mut step = |manager: &mut dyn ResourceManager, index: usize| {
             pages.iter().for_each(|page| page.keep_alive());
             let mut cx = SwitchCx {
                 remote: &remotes[index],
                 slots: &mut slots[index],
-                tree: &remotes,
+                laid: &mut laid[index],
+                tree: remotes,
                 index,
                 image,
                 blobs: order.blobs,
-                remarks: &mut remarks,
-                channel: &ours,
-                channel_fd,
-                terminals: &terminals,
+                remarks,
+                channel: ours,
+                channel_fd: *channel_fd,
+                terminals,
                 stdio: order.stdio,
                 output: order.output,
                 monotonic_offset_ns: 0,
@@ -398,55 +166,39 @@ pub fn prepare(image: &EpochReader, order: &Order, registry: &mut Registry) -> R
             Phase::Pre | Phase::Main => registry.each(&pids, &mut step),
             Phase::Post | Phase::Abort => registry.each_reversed(&pids, &mut step),
         }
-    };
-    let made = run(Phase::Pre, registry)
-        .and_then(|()| run(Phase::Main, registry))
-        .and_then(|()| run(Phase::Post, registry));
+    }
+}
+
+/// Gives a body all that it has not yet.
+fn complete(
+    mut body: Body,
+    image: &EpochReader,
+    order: &Order,
+    registry: &mut Registry,
+) -> RmResult<Prepared> {
+    let stopped = stop_all(&body.told.stops, &body.told.pids(), &body.told.parents(), &body.remotes);
+    let stopped = stopped.map_err(|cause| body.clone.obituary(cause))?;
+    let mut work = Work::new(&mut body, image, order);
+    let made = work
+        .run(Phase::Pre, registry)
+        .and_then(|()| work.run(Phase::Main, registry))
+        .and_then(|()| work.run(Phase::Post, registry));
     if let Err(cause) = made {
-        let _ = run(Phase::Abort, registry);
+        let _ = work.run(Phase::Abort, registry);
         return Err(cause);
     }
-    for remote in &remotes {
+    let (slots, mut remarks) = (work.slots, work.remarks);
+    remarks.splice(0..0, std::mem::take(&mut body.remarks));
+    for remote in &body.remotes {
         remote
-            .call(sysno::close_range, &[(channel_fd - 1) as u64, u64::from(u32::MAX), 0])
+            .call(sysno::close_range, &[(body.channel_fd - 1) as u64, u64::from(u32::MAX), 0])
             .on("closing", "the channel")?;
     }
+    let Body { told, pages, remotes, page_path, clone, .. } = body;
     for (branch, state) in told.tree.processes.iter().zip(&told.states) {
         hand_over(&pages[branch.page as usize], state, told.tree.pages[branch.page as usize]);
     }
-    let page_path = order.page_path.to_owned();
     Ok(Prepared { remotes, slots, pages, page_path, stopped, clone, image: told, remarks })
-}
-
-#[derive(Clone, Copy)]
-enum Phase {
-    Pre,
-    Main,
-    Post,
-    Abort,
-}
-
-fn check(state: &ProcessState) -> RmResult<()> {
-    // SAFETY: no memory is passed.
-    let uid = unsafe { libc::geteuid() };
-    if uid != 0 && state.uids.iter().any(|id| *id != uid) {
-        return Err(RmError::Unsupported(format!(
-            "the application ran as user {}, the agent runs as {uid}",
-            state.uids[0]
-        )));
-    }
-    Ok(())
-}
-
-/// Nothing of the restorer's surroundings goes into the clone: its processes are forked from this one.
-fn empty(seed: &Remote, channel_fd: i32) -> RmResult<()> {
-    let all = seed.page.put(0, &[0xff; 8]);
-    let mut calls = [
-        call(sysno::rt_sigprocmask, &[2, all, 0, 8]),
-        call(sysno::close_range, &[0, (channel_fd - 2) as u64, 0]),
-        call(sysno::close_range, &[(channel_fd + 1) as u64, u64::from(u32::MAX), 0]),
-    ];
-    seed.run_all(&mut calls).on("emptying", "the clone")
 }
 
 /// The page becomes that of a running process, which `joined` with it.

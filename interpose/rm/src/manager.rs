@@ -2,6 +2,7 @@
 
 use crate::asks::Asking;
 use crate::install::Channel;
+use crate::kinds::laid::Laid;
 use crate::kinds::ptys::Terminals;
 use crate::remote::Remote;
 use crate::tree::Process;
@@ -175,6 +176,8 @@ pub struct SwitchCx<'a> {
     pub remote: &'a Remote,
     /// Slots of its threads, as they are made: the first serves.
     pub slots: &'a mut Vec<usize>,
+    /// Memory that the process has already; none: it is empty.
+    pub laid: &'a mut Option<Laid>,
     /// All processes of the clone, in the order of the tree.
     pub tree: &'a [Remote],
     /// Which of them `remote` is.

@@ -40,8 +40,13 @@ pub(super) fn table(apps: &[AppInfo]) -> Table {
             0 => ("-".to_owned(), "-".to_owned()),
             _ => (human::millis(app.lag_ms), human::micros(app.stop_us)),
         };
+        let clone = match (app.clone.epoch, app.clone.why.as_str()) {
+            (0, "") => String::new(),
+            (0, why) => format!(", cold: {why}"),
+            _ => ", hot".to_owned(),
+        };
         let state = match app.reasons.as_slice() {
-            [] => json::state(app.state).to_owned(),
+            [] => format!("{}{clone}", json::state(app.state)),
             reasons => format!("{}: {}", json::state(app.state), reasons.join("; ")),
         };
         table.row(vec![

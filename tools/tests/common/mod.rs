@@ -138,6 +138,7 @@ pub fn app() -> AppInfo {
         budget_permille: 50,
         growth_bytes: 0,
         standby_lag_ms: Some(1700),
+        clone: holo_api::local::CloneInfo::default(),
         last: Some(epoch()),
     }
 }

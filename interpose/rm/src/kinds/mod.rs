@@ -17,6 +17,8 @@ mod internet;
 pub mod ipc;
 mod ipc_list;
 pub(crate) mod kernel;
+mod kernel;
+pub mod laid;
 mod line;
 mod listing;
 mod locks;

@@ -287,6 +287,7 @@ impl TestClone {
         let cx = SwitchCx {
             remote: &self.remote,
             slots: &mut Vec::new(),
+            laid: &mut None,
             tree: std::slice::from_ref(&self.remote),
             index: 0,
             image: &self.image,

@@ -5,7 +5,7 @@
 //! function of that name in this kernel's vdso.
 
 use crate::kinds::zones::{self, Zone, ZoneKind};
-use crate::manager::{Context, RmError, RmResult, SwitchCx};
+use crate::manager::{Context, RmError, RmResult};
 use crate::proc_file;
 use crate::remote::{Remote, call, read_many, read_memory};
 use holo_abi::sysno;
@@ -167,7 +167,7 @@ fn same_shape(a: &[Zone], b: &[Zone]) -> bool {
     !a.is_empty() && shape(a) == shape(b)
 }
 
-fn move_parts(cx: &SwitchCx, parts: &[Zone], to: u64) -> RmResult<()> {
+fn move_parts(remote: &Remote, parts: &[Zone], to: u64) -> RmResult<()> {
     let base = parts[0].start;
     let mut calls: Vec<_> = parts
         .iter()
@@ -176,7 +176,7 @@ fn move_parts(cx: &SwitchCx, parts: &[Zone], to: u64) -> RmResult<()> {
             call(sysno::mremap, &[zone.start, bytes, bytes, MREMAP_MAYMOVE_FIXED, to + (zone.start - base)])
         })
         .collect();
-    cx.remote.run_all(&mut calls).on("moving", "the vdso")
+    remote.run_all(&mut calls).on("moving", "the vdso")
 }
 
 /// Brings the clone's vdso where the application has it; `zones` are the clone's now, `hole` a free place
@@ -184,7 +184,13 @@ fn move_parts(cx: &SwitchCx, parts: &[Zone], to: u64) -> RmResult<()> {
 ///
 /// # Errors
 /// The kernel's, or a kernel whose vdso lacks a function.
-pub fn place(cx: &mut SwitchCx, state: &VdsoState, zones: &[Zone], hole: u64) -> RmResult<()> {
+pub fn place(
+    remote: &Remote,
+    state: &VdsoState,
+    zones: &[Zone],
+    hole: u64,
+    remarks: &mut Vec<String>,
+) -> RmResult<()> {
     let ours = kernels(zones);
     if state.zones.is_empty() || ours.is_empty() {
         return Ok(());
@@ -197,9 +203,9 @@ pub fn place(cx: &mut SwitchCx, state: &VdsoState, zones: &[Zone], hole: u64) ->
         return Ok(());
     };
     let mut code = vec![0; our_code.bytes() as usize];
-    cx.remote.read(our_code.start, &mut code).on("reading", "the clone's vdso")?;
+    remote.read(our_code.start, &mut code).on("reading", "the clone's vdso")?;
     // By way of the hole: old and new place may overlap.
-    move_parts(cx, &ours, hole)?;
+    move_parts(remote, &ours, hole)?;
     let moved: Vec<Zone> = ours
         .iter()
         .map(|zone| {
@@ -211,7 +217,7 @@ pub fn place(cx: &mut SwitchCx, state: &VdsoState, zones: &[Zone], hole: u64) ->
         && code == state.code
         && std::env::var_os("HOLO_TEST_OTHER_VDSO").is_none()
     {
-        return move_parts(cx, &moved, state.zones[0].start);
+        return move_parts(remote, &moved, state.zones[0].start);
     }
     let new_at = hole + (our_code.start - ours[0].start);
     let built = stand_in(&state.code, &code, new_at).ok_or_else(|| {
@@ -220,10 +226,10 @@ pub fn place(cx: &mut SwitchCx, state: &VdsoState, zones: &[Zone], hole: u64) ->
     let bytes = their_code.bytes();
     let mut calls =
         [call(sysno::mmap, &[their_code.start, bytes, 3, MAP_PRIVATE_ANONYMOUS_FIXED, u64::MAX, 0])];
-    cx.remote.run_all(&mut calls).on("mapping", "the old vdso")?;
-    cx.remote.write(their_code.start, &built).on("writing", "the old vdso")?;
+    remote.run_all(&mut calls).on("mapping", "the old vdso")?;
+    remote.write(their_code.start, &built).on("writing", "the old vdso")?;
     let mut calls = [call(sysno::mprotect, &[their_code.start, bytes, 5])];
-    cx.remote.run_all(&mut calls).on("protecting", "the old vdso")?;
+    remote.run_all(&mut calls).on("protecting", "the old vdso")?;
     // A thread in the middle of a function goes on reading the old data: zeros say that there is no clock to be read
     // here, and it makes the system call.
     let data = state.zones.iter().filter(|zone| zone.kind == ZoneKind::Vvar);
@@ -232,8 +238,8 @@ pub fn place(cx: &mut SwitchCx, state: &VdsoState, zones: &[Zone], hole: u64) ->
         call(sysno::mmap, &[zone.start, zone.bytes(), readable, MAP_PRIVATE_ANONYMOUS_FIXED, u64::MAX, 0])
     };
     let mut calls: Vec<_> = data.map(map).collect();
-    cx.remote.run_all(&mut calls).on("mapping", "the old vdso's data")?;
-    cx.remarks.push("another kernel build: the vdso is stood in for".into());
+    remote.run_all(&mut calls).on("mapping", "the old vdso's data")?;
+    remarks.push("another kernel build: the vdso is stood in for".into());
     Ok(())
 }
 

@@ -1,0 +1,265 @@
+//! Hot clones: where this node stands by for an application, it is here already, parked, with its memory as of the last epoch.
+//!
+//! One thread for each such application brings its clone to the newest epoch that was sealed here, and then rests for twice the time
+//! that this took: it uses a third of a processor at most. A clone that cannot be kept is made when it is needed, as without this.
+
+use crate::app::{App, Failure, now_ns};
+use crate::dump::{files, roots};
+use crate::kinds::registry;
+use crate::restore::{contents, forget_pages};
+use holo_api::local::{CloneInfo, ErrorKind};
+use holo_image::{EpochReader, PAGE_BYTES};
+use holo_rm::clone::{Order, Prepared, Warm};
+use holo_rm::manager::RmError;
+use holo_rm::registry::Registry;
+use parking_lot::{Condvar, Mutex};
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Between two signs of life to a clone that waits.
+const BEAT: Duration = Duration::from_secs(1);
+/// Longest rest between two epochs.
+const REST_MAX: Duration = Duration::from_secs(1);
+/// Rests after failures, one after the other.
+const FAILURES_MAX: u32 = 6;
+
+/// A clone and what it is kept with.
+pub(crate) struct Kept {
+    warm: Warm,
+    registry: Registry,
+    roots: Vec<PathBuf>,
+    page: PathBuf,
+}
+
+#[derive(Default)]
+struct State {
+    /// Sealed here, and not yet in the clone.
+    wanted: Option<u64>,
+    /// The clone is to go.
+    retired: bool,
+    /// The thread was started.
+    started: bool,
+    view: CloneInfo,
+}
+
+/// The hot clone of an application, if there is one.
+#[derive(Default)]
+pub(crate) struct Hot {
+    state: Mutex<State>,
+    news: Condvar,
+    clone: Mutex<Option<Kept>>,
+}
+
+impl Kept {
+    /// Makes one from an epoch.
+    fn make(app: &App, image: &Arc<EpochReader>) -> Result<Self, Failure> {
+        let page = page(app);
+        let roots = roots(app);
+        let mut registry = registry(files(app), roots.clone(), app.config.engine);
+        let made = with_order(app, image, &[], &page, |order| {
+            Warm::make(image, order, &mut registry, roots.clone()).map_err(|cause| failed(&cause))
+        });
+        if made.is_err() {
+            forget_pages(&page);
+        }
+        Ok(Self { warm: made?, registry, roots, page })
+    }
+
+    fn update(&mut self, app: &App, image: &Arc<EpochReader>) -> Result<(), Failure> {
+        let Self { warm, registry, page, .. } = self;
+        with_order(app, image, &[], page, |order| {
+            warm.update(image, order, registry).map_err(|cause| failed(&cause))
+        })
+    }
+
+    /// Brings it to `image` and makes the rest, up to the last step.
+    pub(crate) fn complete(
+        self,
+        app: &App,
+        image: &Arc<EpochReader>,
+        stdio: &[OwnedFd],
+    ) -> Result<Prepared, Failure> {
+        let Self { warm, mut registry, roots: was, page } = self;
+        let made = if was == roots(app) {
+            with_order(app, image, stdio, &page, |order| {
+                warm.complete(image, order, &mut registry).map_err(|cause| failed(&cause))
+            })
+        } else {
+            Err(Failure::new(ErrorKind::Failed, "its protected directories are others now"))
+        };
+        if made.is_err() {
+            forget_pages(&page);
+        }
+        made
+    }
+
+    fn forget(self) {
+        drop(self.warm);
+        forget_pages(&self.page);
+    }
+}
+
+fn failed(cause: &RmError) -> Failure {
+    Failure::new(ErrorKind::Failed, cause.to_string())
+}
+
+/// Where files of control pages of a clone are.
+pub(crate) fn page(app: &App) -> PathBuf {
+    app.paths.pages.join(format!("{}.{}.{}.page", app.name, std::process::id(), now_ns()))
+}
+
+/// Does something with what a restore needs besides the image.
+pub(crate) fn with_order<T>(
+    app: &App,
+    image: &EpochReader,
+    stdio: &[OwnedFd],
+    page: &Path,
+    what: impl FnOnce(&Order) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let blobs = contents(image)?;
+    let output = app.paths.output.join(format!("{}.log", app.name));
+    let (restorer, page_path) = (&app.config.restorer, page);
+    what(&Order { restorer, blobs: &blobs, stdio, output: &output, page_path })
+}
+
+/// Refuses what would not fit beside all else.
+fn check_room(image: &EpochReader) -> Result<(), Failure> {
+    let needed = image.pages().map(|run| run.keys.len() as u64).sum::<u64>() * PAGE_BYTES as u64;
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = text.lines().find_map(|line| {
+        let rest = line.strip_prefix("MemAvailable:")?;
+        rest.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    let available = available.unwrap_or(u64::MAX >> 10) << 10;
+    if needed + needed / 4 <= available {
+        return Ok(());
+    }
+    let mib = |bytes: u64| bytes >> 20;
+    Err(Failure::new(
+        ErrorKind::Failed,
+        format!("a clone of {} MiB does not fit into the {} MiB that are free", mib(needed), mib(available)),
+    ))
+}
+
+impl Hot {
+    /// An epoch of `app`, for which this node stands by, was sealed here.
+    pub(crate) fn received(self: &Arc<Self>, app: &Arc<App>, epoch: u64) {
+        if !app.config.hot {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.wanted = Some(epoch);
+        state.retired = false;
+        if !std::mem::replace(&mut state.started, true) {
+            let (hot, app) = (Arc::clone(self), Arc::downgrade(app));
+            thread::spawn(move || hot.keep(&app));
+        }
+        self.news.notify_one();
+    }
+
+    /// This node does not stand by for it any more. Does not wait.
+    pub(crate) fn retire(&self) {
+        let mut state = self.state.lock();
+        (state.wanted, state.retired) = (None, true);
+        self.news.notify_one();
+    }
+
+    /// The clone, to be completed; what is on its way to it gets there before.
+    pub(crate) fn take(&self) -> Option<Kept> {
+        self.state.lock().wanted = None;
+        let kept = self.clone.lock().take();
+        self.state.lock().view = CloneInfo::default();
+        kept
+    }
+
+    /// Ends it now.
+    pub(crate) fn end(&self) {
+        self.take().map(Kept::forget);
+    }
+
+    /// What `holo ps` shows of it.
+    pub(crate) fn view(&self) -> CloneInfo {
+        self.state.lock().view.clone()
+    }
+
+    fn keep(&self, app: &Weak<App>) {
+        let mut failures = 0;
+        loop {
+            let (wanted, retired) = self.wait();
+            let Some(app) = app.upgrade() else {
+                self.clone.lock().take().map(Kept::forget);
+                return;
+            };
+            if retired {
+                self.end();
+            }
+            let Some(epoch) = wanted else {
+                if let Some(kept) = &*self.clone.lock() {
+                    kept.warm.keep_alive();
+                }
+                continue;
+            };
+            let start = Instant::now();
+            let done = self.bring(&app, epoch);
+            let took = start.elapsed();
+            let mut rest = (took * 2).min(REST_MAX);
+            let mut state = self.state.lock();
+            match done {
+                Ok(pages) => {
+                    failures = 0;
+                    let update_us = took.as_micros() as u64;
+                    state.view = CloneInfo { epoch, update_us, pages, why: String::new() };
+                }
+                Err(failure) => {
+                    failures = (failures + 1).min(FAILURES_MAX);
+                    rest = REST_MAX * (1 << (failures - 1)) / 2;
+                    if state.view.why != failure.message {
+                        eprintln!("holod: {}: no hot clone: {}", app.name, failure.message);
+                    }
+                    state.view = CloneInfo { why: failure.message, ..CloneInfo::default() };
+                }
+            }
+            drop(state);
+            drop(app);
+            thread::sleep(rest);
+        }
+    }
+
+    /// Waits for news, at most for a beat.
+    fn wait(&self) -> (Option<u64>, bool) {
+        let mut state = self.state.lock();
+        if state.wanted.is_none() && !state.retired {
+            self.news.wait_for(&mut state, BEAT);
+        }
+        (state.wanted.take(), std::mem::take(&mut state.retired))
+    }
+
+    /// Brings the clone to an epoch, or makes it; pages that were written.
+    fn bring(&self, app: &App, epoch: u64) -> Result<u64, Failure> {
+        let mut clone = self.clone.lock();
+        // It is about to run here, or does.
+        if app.standby_of().is_none() || app.living().is_some() {
+            clone.take().map(Kept::forget);
+            return Ok(0);
+        }
+        let image = app.store.open_epoch(epoch);
+        let image = Arc::new(image.map_err(|cause| Failure::new(ErrorKind::BadImage, cause.to_string()))?);
+        if let Some(mut kept) = clone.take() {
+            let before = kept.warm.pages();
+            if kept.roots == roots(app) && kept.update(app, &image).is_ok() {
+                let pages = kept.warm.pages() - before;
+                *clone = Some(kept);
+                return Ok(pages);
+            }
+            // The application has another shape now.
+            kept.forget();
+        }
+        check_room(&image)?;
+        let kept = clone.insert(Kept::make(app, &image)?);
+        Ok(kept.warm.pages())
+    }
+}

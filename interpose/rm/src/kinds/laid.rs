@@ -1,0 +1,606 @@
+//! Private memory of a clone's process, as of an epoch: at the next one what differs is changed, the rest stays.
+//!
+//! ```text
+//! begin:   the server code moves to a hole, the vdso to its place, all else is unmapped
+//! update:  zones that differ are mapped anew; pages whose names differ are written, those that are gone are given back
+//! ```
+//!
+//! A clone that is made at once is one update from nothing.
+
+use crate::kinds::memory::{MemoryState, NAME, control_zone};
+use crate::kinds::vdso;
+use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
+use crate::manager::{Context, RmError, RmResult};
+use crate::remote::{Remote, call, outcome, write_many};
+use holo_abi::control::{CALL_JUMP, Call};
+use holo_abi::sysno;
+use holo_image::{EpochReader, Page, PageKey, PageRun};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const PROT_RW: u64 = 3;
+const MAP_PRIVATE: u64 = 0x02;
+const MAP_FIXED: u64 = 0x10;
+const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_GROWSDOWN: u64 = 0x100;
+const MAP_NORESERVE: u64 = 0x4000;
+const MADV_DONTNEED: u64 = 4;
+const NOWHERE: u64 = u64::MAX;
+const O_CLOEXEC: u64 = 0o2_000_000;
+/// Room for the server code, and for the vdso while it moves.
+const HOLE_BYTES: u64 = 64 * PAGE;
+const VDSO_AT: u64 = 16 * PAGE;
+/// Pages that are read and written at once.
+const PART_PAGES: usize = 1024;
+
+/// What tells a file from another one under its name: device, inode, size, time of change.
+type Print = (u64, u64, u64, i64, i64);
+
+/// A zone as it is mapped in the clone: while it is filled it can be written.
+struct Piece {
+    zone: Zone,
+    writable: bool,
+}
+
+/// Private memory of a process of a clone.
+pub struct Laid {
+    hole: u64,
+    vdso: Vec<Zone>,
+    pieces: Vec<Piece>,
+    /// Files that pieces show.
+    files: BTreeMap<Vec<u8>, Print>,
+    /// The epoch that it is as of; none: there is nothing yet.
+    image: Option<Arc<EpochReader>>,
+    /// Written since it began.
+    pages: u64,
+}
+
+/// A free range of `bytes` in none of `taken` (start, end; any order).
+fn hole(taken: &mut [(u64, u64)], bytes: u64) -> Option<u64> {
+    taken.sort_unstable();
+    let mut at = 0x1_0000_0000;
+    for (start, end) in taken.iter() {
+        // A page between, so that no stack grows into it.
+        if at + bytes + (1 << 20) <= *start {
+            return Some(at + (1 << 19));
+        }
+        at = at.max(*end);
+    }
+    (at + bytes + (1 << 20) < 1 << 46).then_some(at + (1 << 19))
+}
+
+/// Zones of a clone's process.
+pub(crate) fn zones_of(remote: &Remote) -> RmResult<Vec<Zone>> {
+    let text = fs::read(remote.proc("maps")).on("reading", "the clone's maps")?;
+    zones::parse(&text).map_err(RmError::Unsupported)
+}
+
+/// Copies the server code into the hole and goes on there.
+fn move_server(remote: &Remote, hole: u64) -> RmResult<()> {
+    let header = remote.page.header();
+    // SAFETY: filled in by the restorer before it served.
+    let (start, end) = unsafe { ((*header).serve_start, (*header).serve_end) };
+    let bytes = end.saturating_sub(start);
+    if bytes == 0 || bytes > VDSO_AT {
+        return Err(RmError::Unsupported(format!("a restorer with {bytes} bytes of server code")));
+    }
+    let mut code = vec![0; bytes as usize];
+    remote.read(start, &mut code).on("reading", "the server code")?;
+    let anonymous = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    let mut calls = [call(sysno::mmap, &[hole, VDSO_AT, PROT_RW, anonymous, NOWHERE, 0])];
+    remote.run_all(&mut calls).on("mapping", "the hole")?;
+    remote.write(hole, &code).on("writing", "the server code")?;
+    let mut calls = [call(sysno::mprotect, &[hole, VDSO_AT, 5])];
+    remote.run_all(&mut calls).on("protecting", "the server code")?;
+    jump(remote, hole, remote.page.slot_address(remote.leader))
+}
+
+fn jump(remote: &Remote, to: u64, slot: u64) -> RmResult<()> {
+    let header = remote.page.address();
+    remote.call(CALL_JUMP, &[to, slot, header]).on("moving", "the server").map(|_| ())
+}
+
+fn print(path: &[u8]) -> Option<Print> {
+    let meta = fs::metadata(Path::new(std::ffi::OsStr::from_bytes(path))).ok()?;
+    Some((meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()))
+}
+
+fn shows_file(zone: &Zone) -> bool {
+    zone.kind == ZoneKind::FilePrivate && !zone.deleted
+}
+
+fn grows(zone: &Zone) -> bool {
+    zone.kind == ZoneKind::Stack || zone.flags.contains(b"gd")
+}
+
+/// Whether what is common to both is the same in both.
+fn is_alike(a: &Zone, b: &Zone) -> bool {
+    // What grows by itself is one zone or none.
+    if grows(a) || grows(b) {
+        return (a.start, a.end, a.prot, a.kind) == (b.start, b.end, b.prot, b.kind) && grows(a) == grows(b);
+    }
+    let file =
+        |zone: &Zone| (zone.device, zone.inode, zone.path.clone(), zone.offset.wrapping_sub(zone.start));
+    // Names of anonymous zones (`[heap]`) are the kernel's answer to where they are.
+    (a.prot, a.kind, a.deleted) == (b.prot, b.kind, b.deleted) && (!shows_file(a) || file(a) == file(b))
+}
+
+/// The part of a zone between two addresses.
+fn part(zone: &Zone, start: u64, end: u64) -> Zone {
+    Zone { start, end, offset: zone.offset + (start - zone.start), ..zone.clone() }
+}
+
+/// Pages of a space, in rising order.
+fn runs(image: &EpochReader, space: u64) -> &[PageRun] {
+    let all = &image.manifest().runs;
+    let from = all.partition_point(|run| run.space < space);
+    let to = all.partition_point(|run| run.space <= space);
+    &all[from..to]
+}
+
+fn keys(runs: &[PageRun]) -> impl Iterator<Item = (u64, PageKey)> {
+    runs.iter().flat_map(|run| {
+        run.keys.iter().enumerate().map(|(number, key)| (run.address + number as u64 * PAGE, *key))
+    })
+}
+
+/// Ranges of `from` that none of `holes` covers; both sorted.
+fn without(from: &[(u64, u64)], holes: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut out = Vec::new();
+    let mut next = 0;
+    for (start, end) in from {
+        let mut at = *start;
+        while next < holes.len() && holes[next].1 <= at {
+            next += 1;
+        }
+        for (hole_start, hole_end) in holes[next..].iter().take_while(|(hole_start, _)| hole_start < end) {
+            if *hole_start > at {
+                out.push((at, *hole_start));
+            }
+            at = at.max(*hole_end);
+        }
+        if at < *end {
+            out.push((at, *end));
+        }
+    }
+    out
+}
+
+/// Answers for rising addresses whether one of some sorted ranges has them.
+struct Within<'a>(&'a [(u64, u64)]);
+
+impl Within<'_> {
+    fn has(&mut self, at: u64) -> bool {
+        while self.0.first().is_some_and(|(_, end)| *end <= at) {
+            self.0 = &self.0[1..];
+        }
+        self.0.first().is_some_and(|(start, _)| *start <= at)
+    }
+}
+
+/// What becomes of pages.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Delta {
+    write: Vec<(u64, PageKey)>,
+    /// Ranges that are to be as if never touched.
+    drop: Vec<(u64, u64)>,
+}
+
+/// From one epoch to the next, where only `kept` is as it was.
+fn delta(old: &[PageRun], new: &[PageRun], kept: &[(u64, u64)]) -> Delta {
+    let mut out = Delta::default();
+    let mut within = Within(kept);
+    let mut old = keys(old).peekable();
+    let gone = |out: &mut Delta, within: &mut Within, at: u64| {
+        if within.has(at) {
+            match out.drop.last_mut() {
+                Some((_, end)) if *end == at => *end = at + PAGE,
+                _ => out.drop.push((at, at + PAGE)),
+            }
+        }
+    };
+    for (at, key) in keys(new) {
+        while let Some((before, _)) = old.next_if(|(before, _)| *before < at) {
+            gone(&mut out, &mut within, before);
+        }
+        let was = old.next_if(|(before, _)| *before == at);
+        if was.is_none_or(|(_, was)| was != key) || !within.has(at) {
+            out.write.push((at, key));
+        }
+    }
+    for (before, _) in old {
+        gone(&mut out, &mut within, before);
+    }
+    out
+}
+
+impl Laid {
+    /// Empties the process, which serves calls from a hole afterwards.
+    ///
+    /// # Errors
+    /// The kernel's, or a kernel whose vdso lacks a function.
+    pub(crate) fn begin(remote: &Remote, state: &MemoryState, remarks: &mut Vec<String>) -> RmResult<Self> {
+        let page_at = remote.page.address();
+        let now = zones_of(remote)?;
+        let mut taken: Vec<(u64, u64)> = state
+            .zones
+            .iter()
+            .chain(&state.vdso.zones)
+            .chain(&now)
+            .map(|zone| (zone.start, zone.end))
+            .collect();
+        taken.push(control_zone(page_at));
+        let hole = hole(&mut taken, HOLE_BYTES)
+            .ok_or_else(|| RmError::Unsupported("no hole in the address space".into()))?;
+        move_server(remote, hole)?;
+        vdso::place(remote, &state.vdso, &now, hole + VDSO_AT, remarks)?;
+        let keep = control_zone(page_at).0;
+        let mut calls: Vec<Call> = now
+            .iter()
+            .filter(|zone| !zone.is_kernels() && zone.start != keep)
+            .map(|zone| call(sysno::munmap, &[zone.start, zone.bytes()]))
+            .collect();
+        remote.run_all(&mut calls).on("emptying", "the clone")?;
+        let vdso = state.vdso.zones.clone();
+        Ok(Self { hole, vdso, pieces: Vec::new(), files: BTreeMap::new(), image: None, pages: 0 })
+    }
+
+    /// Pages that were written since it began.
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// It is as of `image` now.
+    pub(crate) fn is_as_of(&mut self, image: &Arc<EpochReader>) {
+        self.image = Some(Arc::clone(image));
+    }
+
+    /// Brings it to `image`, whose pages of it are in `space`; but for files below `later`, which come with the epoch.
+    ///
+    /// # Errors
+    /// It is of no use any more then.
+    pub(crate) fn update(
+        &mut self,
+        remote: &Remote,
+        image: &EpochReader,
+        space: u64,
+        state: &MemoryState,
+        later: &[PathBuf],
+    ) -> RmResult<()> {
+        let in_way = (self.hole, self.hole + HOLE_BYTES);
+        if state.vdso.zones != self.vdso
+            || state.zones.iter().any(|zone| zone.start < in_way.1 && zone.end > in_way.0)
+        {
+            return Err(RmError::Unsupported("the clone's own code is where the application's is".into()));
+        }
+        let is_later = |zone: &Zone| {
+            let path = Path::new(std::ffi::OsStr::from_bytes(&zone.path));
+            shows_file(zone) && later.iter().any(|root| path.starts_with(root))
+        };
+        let wanted: Vec<&Zone> =
+            state.zones.iter().filter(|zone| zone.is_private() && !is_later(zone)).collect();
+        let touched = touched(&state.zones, runs(image, space))?;
+        self.forget_replaced_files();
+        let (kept, fresh) = self.compare(&wanted);
+        let kept_ranges: Vec<(u64, u64)> =
+            kept.iter().map(|piece| (piece.zone.start, piece.zone.end)).collect();
+        let before: Vec<(u64, u64)> =
+            self.pieces.iter().map(|piece| (piece.zone.start, piece.zone.end)).collect();
+        let mut calls: Vec<Call> = without(&before, &kept_ranges)
+            .iter()
+            .map(|(start, end)| call(sysno::munmap, &[*start, end - start]))
+            .collect();
+        self.pieces = kept;
+        for piece in &mut self.pieces {
+            if !piece.writable && touched.contains(&owner(&state.zones, piece.zone.start)) {
+                piece.writable = true;
+                let prot = u64::from(piece.zone.prot) | PROT_RW;
+                calls.push(call(sysno::mprotect, &[piece.zone.start, piece.zone.bytes(), prot]));
+            }
+        }
+        remote.run_all(&mut calls).on("unmapping", "zones that are gone")?;
+        for zone in fresh {
+            let writable = touched.contains(&owner(&state.zones, zone.start));
+            self.map(remote, &zone, writable)?;
+            self.pieces.push(Piece { zone, writable });
+        }
+        self.pieces.sort_unstable_by_key(|piece| piece.zone.start);
+        let old = self.image.as_ref().map_or(&[][..], |image| runs(image, space));
+        let mut delta = delta(old, runs(image, space), &kept_ranges);
+        // Pages of zones that are not there yet come later.
+        let there: Vec<(u64, u64)> =
+            self.pieces.iter().map(|piece| (piece.zone.start, piece.zone.end)).collect();
+        let mut within = Within(&there);
+        delta.write.retain(|(at, _)| within.has(*at));
+        let mut calls: Vec<Call> = delta
+            .drop
+            .iter()
+            .map(|(start, end)| call(sysno::madvise, &[*start, end - start, MADV_DONTNEED]))
+            .collect();
+        remote.run_all(&mut calls).on("giving back", "pages")?;
+        self.pages += delta.write.len() as u64;
+        write(remote, image, &delta.write)
+    }
+
+    /// What of the pieces stays, and what is to be mapped, of zones in rising order.
+    fn compare(&self, wanted: &[&Zone]) -> (Vec<Piece>, Vec<Zone>) {
+        let mut kept: Vec<Piece> = Vec::new();
+        let mut fresh = Vec::new();
+        for zone in wanted {
+            let first = self.pieces.partition_point(|piece| piece.zone.end <= zone.start);
+            let common = self.pieces[first..].iter().take_while(|piece| piece.zone.start < zone.end);
+            let mut at = zone.start;
+            for piece in common.filter(|piece| is_alike(&piece.zone, zone)) {
+                let (start, end) = (piece.zone.start.max(zone.start), piece.zone.end.min(zone.end));
+                if start > at {
+                    fresh.push(part(zone, at, start));
+                }
+                kept.push(Piece { zone: part(zone, start, end), writable: piece.writable });
+                at = end;
+            }
+            if at < zone.end {
+                fresh.push(part(zone, at, zone.end));
+            }
+        }
+        (kept, fresh)
+    }
+
+    /// What shows a file that is another one by now is not kept.
+    fn forget_replaced_files(&mut self) {
+        let files = std::mem::take(&mut self.files);
+        let (same, other): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            files.into_iter().partition(|(path, was)| print(path).as_ref() == Some(was));
+        self.files = same;
+        for piece in self.pieces.iter_mut().filter(|piece| shows_file(&piece.zone)) {
+            if other.contains_key(&piece.zone.path) {
+                piece.zone.path.clear();
+            }
+        }
+    }
+
+    fn map(&mut self, remote: &Remote, zone: &Zone, writable: bool) -> RmResult<()> {
+        let what =
+            || format!("zone {:#x}-{:#x} {}", zone.start, zone.end, String::from_utf8_lossy(&zone.path));
+        let prot = u64::from(zone.prot) | if writable { PROT_RW } else { 0 };
+        if shows_file(zone) {
+            if let Some(print) = print(&zone.path) {
+                self.files.insert(zone.path.clone(), print);
+            }
+            return map_file(remote, zone, 0, prot, MAP_PRIVATE | MAP_FIXED).on("mapping", what());
+        }
+        let anonymous = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | if grows(zone) { MAP_GROWSDOWN } else { 0 };
+        let map = |flags: u64| call(sysno::mmap, &[zone.start, zone.bytes(), prot, flags, NOWHERE, 0]);
+        let lazy = map(anonymous | MAP_NORESERVE);
+        // Reservations without access were never accounted.
+        let mut calls = [if zone.prot & 2 == 0 { lazy } else { map(anonymous) }];
+        remote.run(&mut calls, false).on("mapping", what())?;
+        if outcome(&calls[0]).is_err() {
+            calls[0] = lazy;
+            remote.run_all(&mut calls).on("mapping", what())?;
+        }
+        Ok(())
+    }
+
+    /// Calls that give every piece its own protection again.
+    pub(crate) fn protections(&self) -> Vec<Call> {
+        let open = |piece: &&Piece| piece.writable && u64::from(piece.zone.prot) & PROT_RW != PROT_RW;
+        let protect = |piece: &Piece| {
+            call(sysno::mprotect, &[piece.zone.start, piece.zone.bytes(), u64::from(piece.zone.prot)])
+        };
+        self.pieces.iter().filter(open).map(protect).collect()
+    }
+
+    /// The application's own copy of the server is there: goes on in it, and the hole closes.
+    pub(crate) fn leave_hole(&self, remote: &Remote, to: u64) -> RmResult<()> {
+        jump(remote, to, remote.page.slot_address(remote.leader))?;
+        let mut calls = [call(sysno::munmap, &[self.hole, VDSO_AT])];
+        remote.run_all(&mut calls).on("closing", "the hole")
+    }
+}
+
+/// The zone that has an address, by its place.
+fn owner(zones: &[Zone], at: u64) -> usize {
+    zones.partition_point(|zone| zone.end <= at)
+}
+
+/// Zones that the image has pages of, by their places.
+fn touched(zones: &[Zone], runs: &[PageRun]) -> RmResult<BTreeSet<usize>> {
+    let mut out = BTreeSet::new();
+    for run in runs {
+        let mut at = run.address;
+        let end = run.address + run.keys.len() as u64 * PAGE;
+        while at < end {
+            let index = owner(zones, at);
+            match zones.get(index) {
+                Some(zone) if zone.start <= at => {
+                    out.insert(index);
+                    at = zone.end;
+                }
+                _ => {
+                    let what = format!("pages at {at:#x} outside all zones");
+                    return Err(RmError::BadSection { kind: NAME, what });
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Maps a file where the image has it.
+pub(crate) fn map_file(
+    remote: &Remote,
+    zone: &Zone,
+    flags: u64,
+    prot: u64,
+    map_flags: u64,
+) -> std::io::Result<()> {
+    let mut name = zone.path.clone();
+    name.push(0);
+    if name.len() > 4096 {
+        return Err(std::io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    let at = remote.page.put(0, &name);
+    let fd = remote.call(sysno::open, &[at, flags | O_CLOEXEC])?;
+    let mut calls = [
+        call(sysno::mmap, &[zone.start, zone.bytes(), prot, map_flags, fd, zone.offset]),
+        call(sysno::close, &[fd]),
+    ];
+    remote.run(&mut calls, false)?;
+    outcome(&calls[0]).map(|_| ())
+}
+
+/// Writes pages of the image, in rising order.
+fn write(remote: &Remote, image: &EpochReader, pages: &[(u64, PageKey)]) -> RmResult<()> {
+    let mut buffer: Vec<Page> = vec![[0; PAGE as usize]; PART_PAGES.min(pages.len())];
+    for part in pages.chunks(PART_PAGES) {
+        let into = &mut buffer[..part.len()];
+        let mut wanted: Vec<(PageKey, &mut Page)> =
+            part.iter().map(|(_, key)| *key).zip(into.iter_mut()).collect();
+        image.read_pages_into(&mut wanted)?;
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for (at, _) in part {
+            match ranges.last_mut() {
+                Some((_, end)) if end == at => *end += PAGE,
+                _ => ranges.push((*at, at + PAGE)),
+            }
+        }
+        remote.page.keep_alive();
+        write_many(remote.pid, &ranges, into.as_flattened()).on("writing", "the clone's memory")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_hole_touches_nothing() {
+        let mut taken = vec![
+            (0x5555_0000_0000, 0x5555_0100_0000),
+            (0x1_0000_0000, 0x1_4000_0000),
+            (0x7fff_0000_0000, 0x7fff_1000_0000),
+        ];
+        let at = hole(&mut taken, HOLE_BYTES).unwrap();
+        assert!(taken.iter().all(|(start, end)| at + HOLE_BYTES < *start || at > *end));
+        let mut all = vec![(0, 1 << 47)];
+        assert_eq!(hole(&mut all, HOLE_BYTES), None);
+    }
+
+    fn zone(start: u64, end: u64, prot: u8, path: &[u8]) -> Zone {
+        let kind = if path.is_empty() { ZoneKind::Anonymous } else { ZoneKind::FilePrivate };
+        Zone {
+            start,
+            end,
+            prot,
+            kind,
+            offset: 0,
+            device: 1,
+            inode: 2,
+            path: path.to_vec(),
+            deleted: false,
+            flags: Vec::new(),
+        }
+    }
+
+    fn laid(zones: Vec<Zone>) -> Laid {
+        let pieces = zones.into_iter().map(|zone| Piece { zone, writable: true }).collect();
+        Laid { hole: 0, vdso: Vec::new(), pieces, files: BTreeMap::new(), image: None, pages: 0 }
+    }
+
+    fn compared(was: Vec<Zone>, now: Vec<Zone>) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
+        let (kept, fresh) = laid(was).compare(&now.iter().collect::<Vec<_>>());
+        let kept = kept.iter().map(|piece| (piece.zone.start, piece.zone.end)).collect();
+        (kept, fresh.iter().map(|zone| (zone.start, zone.end)).collect())
+    }
+
+    // Goal: what is the same stays, what grew, moved, or is of another protection or file is mapped anew. Method: pairs.
+    #[test]
+    fn only_what_differs_is_mapped_anew() {
+        let heap = |end| zone(0x1000, end, 3, b"");
+        assert_eq!(
+            compared(vec![heap(0x4000)], vec![heap(0x6000)]),
+            (vec![(0x1000, 0x4000)], vec![(0x4000, 0x6000)])
+        );
+        assert_eq!(compared(vec![heap(0x6000)], vec![heap(0x4000)]), (vec![(0x1000, 0x4000)], vec![]));
+        assert_eq!(
+            compared(vec![heap(0x4000)], vec![zone(0x1000, 0x4000, 1, b"")]),
+            (vec![], vec![(0x1000, 0x4000)])
+        );
+        // A hole in the middle; one of two that came together.
+        let two = vec![heap(0x2000), zone(0x3000, 0x4000, 3, b"")];
+        assert_eq!(
+            compared(vec![heap(0x4000)], two.clone()),
+            (vec![(0x1000, 0x2000), (0x3000, 0x4000)], vec![])
+        );
+        assert_eq!(compared(two, vec![heap(0x4000)]).1, [(0x2000, 0x3000)]);
+        // The same file from another place of it on.
+        let file = |offset| Zone { offset, ..zone(0x1000, 0x3000, 5, b"/lib") };
+        assert_eq!(compared(vec![file(0)], vec![file(0)]).0, [(0x1000, 0x3000)]);
+        assert_eq!(compared(vec![file(0)], vec![file(0x1000)]).1, [(0x1000, 0x3000)]);
+        let tail = Zone { offset: 0x1000, ..zone(0x2000, 0x3000, 5, b"/lib") };
+        assert_eq!(compared(vec![file(0)], vec![tail]), (vec![(0x2000, 0x3000)], vec![]));
+        assert_eq!(compared(vec![file(0)], vec![zone(0x1000, 0x3000, 5, b"/usr")]).1, [(0x1000, 0x3000)]);
+        // What grows downwards is all or nothing.
+        let stack = |start| Zone { kind: ZoneKind::Stack, ..zone(start, 0x9000, 3, b"") };
+        assert_eq!(compared(vec![stack(0x5000)], vec![stack(0x4000)]).1, [(0x4000, 0x9000)]);
+    }
+
+    // Goal: after a delta every page is that of the new epoch. Method: random epochs, kept ranges; a model of memory.
+    #[test]
+    fn deltas_lead_from_epoch_to_epoch() {
+        let mut seed = 7u64;
+        let mut random = move |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % below
+        };
+        let key = |value: u64| PageKey::of(&[value as u8 + 1; 4096]);
+        for _ in 0..500 {
+            let mut epoch = || {
+                let mut runs: Vec<PageRun> = Vec::new();
+                let mut model = BTreeMap::new();
+                for page in 0..24u64 {
+                    if random(3) == 0 {
+                        continue;
+                    }
+                    let (at, name) = (page * PAGE, key(random(3)));
+                    model.insert(at, name);
+                    match runs.last_mut() {
+                        Some(run) if run.address + run.keys.len() as u64 * PAGE == at && random(4) > 0 => {
+                            run.keys.push(name);
+                        }
+                        _ => runs.push(PageRun { space: 0, address: at, keys: vec![name] }),
+                    }
+                }
+                (runs, model)
+            };
+            let ((old, was), (new, is)) = (epoch(), epoch());
+            let (a, b) = (random(12) * PAGE, (12 + random(12)) * PAGE);
+            let kept = [(0, a), (b, 24 * PAGE)];
+            let mut memory = was.clone();
+            memory.retain(|at, _| *at < a || *at >= b);
+            let delta = delta(&old, &new, &kept);
+            for (start, end) in &delta.drop {
+                assert!(kept.iter().any(|(from, to)| from <= start && end <= to));
+                memory.retain(|at, _| at < start || at >= end);
+            }
+            let same = |at: &u64| was.get(at) == is.get(at) && (*at < a || *at >= b);
+            assert!(delta.write.iter().all(|(at, _)| !same(at)), "only what differs is written");
+            memory.extend(delta.write);
+            assert_eq!(memory, is);
+        }
+    }
+
+    #[test]
+    fn ranges_without_others() {
+        let all = [(0, 10), (20, 30), (40, 50)];
+        assert_eq!(without(&all, &[(2, 4), (8, 22), (45, 60)]), [(0, 2), (4, 8), (22, 30), (40, 45)]);
+        assert_eq!(without(&all, &[(0, 100)]), []);
+        assert_eq!(without(&all, &[]), all);
+    }
+}
