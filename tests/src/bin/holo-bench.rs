@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 #[path = "holo-bench/files.rs"]
 mod files;
+#[path = "holo-bench/switches.rs"]
+mod switches;
 
 const LIMIT: Duration = Duration::from_secs(300);
 const DIR: &str = "data/work";
@@ -27,6 +29,7 @@ fn main() {
         ("memory", memory),
         ("incremental", incremental),
         ("stops", stops),
+        ("switches", switches::switches),
         ("files", files::files),
         ("redis", redis_throughput),
         ("pace", pace),
