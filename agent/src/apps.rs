@@ -409,6 +409,7 @@ impl Apps {
                 format!("{name} runs; `holo stop {name}` it first"),
             ));
         }
+        app.hot.end();
         app.store.remove().map_err(|cause| Failure::new(ErrorKind::Failed, format!("{name}: {cause}")))?;
         Record::remove(&self.paths.records, name)
             .map_err(|cause| Failure::new(ErrorKind::Failed, format!("{name}: {cause}")))?;

@@ -33,6 +33,8 @@ pub(crate) struct Kept {
     registry: Registry,
     roots: Vec<PathBuf>,
     page: PathBuf,
+    /// What it is as of.
+    image: Arc<EpochReader>,
 }
 
 #[derive(Default)]
@@ -66,14 +68,23 @@ impl Kept {
         if made.is_err() {
             forget_pages(&page);
         }
-        Ok(Self { warm: made?, registry, roots, page })
+        Ok(Self { warm: made?, registry, roots, page, image: Arc::clone(image) })
     }
 
     fn update(&mut self, app: &App, image: &Arc<EpochReader>) -> Result<(), Failure> {
         let Self { warm, registry, page, .. } = self;
         with_order(app, image, &[], page, |order| {
             warm.update(image, order, registry).map_err(|cause| failed(&cause))
-        })
+        })?;
+        self.image = Arc::clone(image);
+        Ok(())
+    }
+
+    /// The epoch that it is as of, if that is number `epoch`: not another one, put aside since, that had its number.
+    pub(crate) fn image(&self, app: &App, epoch: u64) -> Option<Arc<EpochReader>> {
+        let now = app.store.epochs().into_iter().find(|meta| meta.epoch == epoch)?;
+        let was = self.image.meta();
+        (was.epoch == epoch && was.at_unix_ns == now.at_unix_ns).then(|| Arc::clone(&self.image))
     }
 
     /// Brings it to `image` and makes the rest, up to the last step.
@@ -83,7 +94,7 @@ impl Kept {
         image: &Arc<EpochReader>,
         stdio: &[OwnedFd],
     ) -> Result<Prepared, Failure> {
-        let Self { warm, mut registry, roots: was, page } = self;
+        let Self { warm, mut registry, roots: was, page, .. } = self;
         let made = if was == roots(app) {
             with_order(app, image, stdio, &page, |order| {
                 warm.complete(image, order, &mut registry).map_err(|cause| failed(&cause))
@@ -97,7 +108,7 @@ impl Kept {
         made
     }
 
-    fn forget(self) {
+    pub(crate) fn forget(self) {
         drop(self.warm);
         forget_pages(&self.page);
     }

@@ -2,7 +2,7 @@
 
 use crate::app::{App, Failure};
 use crate::dump::{CONTENTS, CONTENTS_KIND, CONTENTS_VERSION, files, roots};
-use crate::hot::{page, with_order};
+use crate::hot::{Kept, page, with_order};
 use crate::kinds::registry;
 use crate::members::Leaf;
 use crate::record::Instance;
@@ -39,6 +39,20 @@ pub(crate) fn contents(image: &EpochReader) -> Result<BTreeMap<String, Blob>, Fa
     wire::decode(bytes, CONTENTS_KIND, CONTENTS_BYTES_MAX).map_err(|cause| bad(cause.to_string()))
 }
 
+fn open(app: &App, epoch: u64, aside: Option<u64>) -> Result<EpochReader, Failure> {
+    let opened = match aside {
+        Some(at) => app.store.open_aside(at, epoch),
+        None => app.store.open_epoch(epoch),
+    };
+    opened.map_err(|cause| {
+        let known = (aside.is_some() && !cause.is_not_found())
+            || app.store.epochs().iter().any(|meta| meta.epoch == epoch)
+            || app.store.damaged().iter().any(|bad| bad.epoch == epoch);
+        let kind = if known { ErrorKind::BadImage } else { ErrorKind::NotFound };
+        Failure::new(kind, format!("{} epoch {epoch}: {cause}", app.name))
+    })
+}
+
 /// Makes the application from its epoch (none: the last; or one that was put aside then), up to the last step.
 ///
 /// # Errors
@@ -70,20 +84,18 @@ pub fn ready(app: &App, epoch: Option<u64>, aside: Option<u64>, stdio: &[OwnedFd
             })?
         }
     };
-    let opened = match aside {
-        Some(at) => app.store.open_aside(at, epoch),
-        None => app.store.open_epoch(epoch),
-    };
-    let image = opened.map_err(|cause| {
-        let known = (aside.is_some() && !cause.is_not_found())
-            || app.store.epochs().iter().any(|meta| meta.epoch == epoch)
-            || app.store.damaged().iter().any(|bad| bad.epoch == epoch);
-        let kind = if known { ErrorKind::BadImage } else { ErrorKind::NotFound };
-        Failure::new(kind, format!("{} epoch {epoch}: {cause}", app.name))
-    })?;
-    let image = Arc::new(image);
     // What stands by is of the line of epochs that are kept.
-    let kept = app.hot.take().filter(|_| aside.is_none());
+    let mut kept = app.hot.take();
+    if aside.is_some() {
+        kept.take().map(Kept::forget);
+    }
+    let image = match kept.as_ref().and_then(|kept| kept.image(app, epoch)) {
+        Some(image) => Ok(image),
+        None => open(app, epoch, aside).map(Arc::new),
+    };
+    let image = image.inspect_err(|_| {
+        kept.take().map(Kept::forget);
+    })?;
     let mut work = app.work();
     // What the managers knew of the epoch before is of another past now.
     work.registry.clear();

@@ -36,6 +36,7 @@ fn ps() {
         "command",
         "every_ms",
         "budget_percent",
+        "clone",
         "growth_bytes",
         "standby_lag_ms",
     ];

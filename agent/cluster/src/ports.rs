@@ -82,8 +82,8 @@ pub trait EpochReader: Send {
     fn options(&mut self) -> Result<Vec<u8>, StoreError>;
     /// Its manifest.
     fn manifest(&mut self) -> Result<Vec<u8>, StoreError>;
-    /// The packed block behind a key that the manifest names.
-    fn read(&mut self, key: &Key) -> Result<Vec<u8>, StoreError>;
+    /// The packed blocks behind keys that the manifest names.
+    fn read(&mut self, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError>;
 }
 
 /// What is offered to a sink.

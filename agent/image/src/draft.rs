@@ -7,8 +7,9 @@ use crate::{
     error::{Error, Result},
     key::{PAGE_BYTES, Page, PageKey},
     keymap::KeyMap,
-    manifest::{EpochSide, Manifest, to_runs},
-    state::{AppInner, Entry},
+    manifest::{EpochSide, Manifest, SlotRun, push_slot},
+    slotset::SlotSet,
+    state::{AppInner, Entry, State},
     wire::{self, Kind},
 };
 
@@ -19,10 +20,14 @@ const EXTENT_SLOTS: u32 = if cfg!(test) { 4 } else { 256 };
 pub(crate) struct Draft {
     pub(crate) app: Arc<AppInner>,
     pub(crate) epoch: u64,
-    /// Pages of the epoch so far, and where they lie; this draft holds each slot once.
-    pub(crate) pages: KeyMap<u32>,
-    /// Those of them that were not in the store before, in the order of their coming.
+    /// Where the pages of the epoch so far lie; this draft holds each slot once.
+    pub(crate) held: SlotSet,
+    /// Pages that were not in the store before, in the order of their coming.
     pub(crate) fresh: Vec<(PageKey, u32)>,
+    /// Where those are that cannot be found in the store yet.
+    unpublished: KeyMap<u32>,
+    /// Behind the slot that was found last.
+    near: u32,
     /// Slots taken and not used yet, from `next` to `end`; `buffer` is for those before `next`.
     next: u32,
     end: u32,
@@ -33,36 +38,52 @@ pub(crate) struct Draft {
 
 impl Draft {
     pub(crate) fn new(app: Arc<AppInner>, epoch: u64) -> Draft {
-        let (pages, fresh) = (KeyMap::default(), Vec::new());
+        let (held, fresh, unpublished) = (SlotSet::default(), Vec::new(), KeyMap::default());
         let buffer = Vec::with_capacity(EXTENT_SLOTS as usize * PAGE_BYTES);
-        Draft { app, epoch, pages, fresh, next: 0, end: 0, buffer, failed: false, sealed: false }
+        let (near, next, end) = (0, 0, 0);
+        Draft { app, epoch, held, fresh, unpublished, near, next, end, buffer, failed: false, sealed: false }
     }
 
     /// Adds a page that is in the store already. False: it is not.
     pub(crate) fn keep(&mut self, key: PageKey) -> bool {
-        if key.is_zero() || self.pages.contains_key(&key) {
-            return true;
-        }
-        let mut state = self.app.state();
-        let Some(slot) = state.slots.find(key) else { return false };
-        state.slots.hold(slot);
-        drop(state);
-        self.pages.insert(key, slot);
-        true
+        self.missing(std::iter::once(key)).is_empty()
+    }
+
+    /// Adds pages that are in the store already; those that are not, as often as they are named.
+    pub(crate) fn missing(&mut self, keys: impl Iterator<Item = PageKey>) -> Vec<PageKey> {
+        let app = self.app.clone();
+        let mut state = app.state();
+        keys.filter(|key| !key.is_zero() && self.find(&mut state, *key).is_none()).collect()
     }
 
     /// Adds pages that are in the store already.
     pub(crate) fn keep_all(&mut self, keys: &[PageKey]) -> Result<()> {
-        let mut state = self.app.state();
-        for &key in keys {
-            if key.is_zero() || self.pages.contains_key(&key) {
-                continue;
-            }
-            let slot = state.slots.find(key).ok_or(Error::UnknownPage { key })?;
-            state.slots.hold(slot);
-            self.pages.insert(key, slot);
+        match self.missing(keys.iter().copied()).first() {
+            Some(key) => Err(Error::UnknownPage { key: *key }),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Has it this page?
+    pub(crate) fn has(&self, key: PageKey) -> bool {
+        let unpublished = self.unpublished.get(&key).copied();
+        let slot = unpublished.or_else(|| self.app.state().slots.find(key));
+        slot.is_some_and(|slot| self.held.contains(slot))
+    }
+
+    /// The slot of a page that is in the store or in this draft, which holds it from now on.
+    fn find(&mut self, state: &mut State, key: PageKey) -> Option<u32> {
+        let slot = if state.slots.is_at(key, self.near) {
+            self.near
+        } else {
+            let unpublished = self.unpublished.get(&key).copied();
+            unpublished.or_else(|| state.slots.find(key))?
+        };
+        self.near = slot.wrapping_add(1);
+        if self.held.insert(slot) {
+            state.slots.hold(slot);
+        }
+        Some(slot)
     }
 
     /// Adds a page; true if it was not in the store.
@@ -77,7 +98,8 @@ impl Draft {
             (self.next, self.end) = (first, first + count);
         }
         self.buffer.extend_from_slice(page);
-        self.pages.insert(key, self.next);
+        self.held.insert(self.next);
+        self.unpublished.insert(key, self.next);
         self.fresh.push((key, self.next));
         self.next += 1;
         Ok(true)
@@ -109,23 +131,24 @@ impl Draft {
         synced?;
 
         let name = epochs::file_name(self.epoch);
-        let (disk, dir) = (&*self.app.disk, &self.app.epochs_dir);
-        let places = manifest.references().map(|key| self.pages[&key]);
-        let slots = wire::encode(&to_runs(places), Kind::SLOTS)
+        let app = self.app.clone();
+        let (disk, dir) = (&*app.disk, &app.epochs_dir);
+        let places = self.places(manifest)?;
+        let slots = wire::encode(&places, Kind::SLOTS)
             .map_err(|source| Error::File { path: dir.join(&name), source })?;
         frame.extend_from_slice(&slots);
         let written = epochs::write_atomic(disk, dir, &name, &frame);
         // Held while the outcome is decided.
-        let mut state = self.app.state();
+        let mut state = app.state();
         if let Err(error) = written {
             self.failed = true;
             // The name may be there or not, now or after a power loss. While it may come back, its pages
             // must not be overwritten.
             if epochs::remove(disk, dir, self.epoch).is_err() {
                 state.doubtful = self.epoch;
-                self.pages.clear();
+                self.held.take();
             } else if disk.sync_dir(dir).is_err() {
-                state.leaving.extend(self.pages.drain().map(|(_, slot)| slot));
+                state.leaving.extend(self.held.take());
             }
             return Err(error);
         }
@@ -133,14 +156,25 @@ impl Draft {
             state.slots.publish(slot, key);
         }
         // The epoch takes over what the draft held.
-        let mut slots: Vec<u32> = self.pages.drain().map(|(_, slot)| slot).collect();
-        slots.sort_unstable();
+        let slots = self.held.take();
         let entry =
             Entry { meta: manifest.meta.clone(), side: EpochSide::default(), slots, pin: Arc::default() };
         state.epochs.insert(self.epoch, entry);
         state.settle();
         self.sealed = true;
         Ok(frame.len() as u64)
+    }
+
+    /// Where the pages of a manifest lie, as often as it names them.
+    fn places(&mut self, manifest: &Manifest) -> Result<Vec<SlotRun>> {
+        let app = self.app.clone();
+        let mut state = app.state();
+        let mut out = Vec::new();
+        for key in manifest.references() {
+            let slot = self.find(&mut state, key).ok_or(Error::UnknownPage { key })?;
+            push_slot(&mut out, slot);
+        }
+        Ok(out)
     }
 
     /// Leaves pages that were received for the next try, instead of giving them back.
@@ -150,7 +184,7 @@ impl Draft {
         }
         let mut state = self.app.state();
         for (key, slot) in self.fresh.drain(..) {
-            self.pages.remove(&key);
+            self.held.remove(slot);
             state.slots.publish(slot, key);
             state.orphans.insert(key, slot);
         }
@@ -161,7 +195,7 @@ impl Drop for Draft {
     fn drop(&mut self) {
         let mut state = self.app.state();
         let unused = self.next..self.end;
-        for slot in self.pages.drain().map(|(_, slot)| slot).chain(unused) {
+        for slot in self.held.take().into_iter().chain(unused) {
             state.slots.release(slot);
         }
         state.writing = false;

@@ -31,8 +31,13 @@ pub(crate) struct EpochFile {
     pub(crate) manifest: Manifest,
     /// The manifest's frame, byte by byte as it was sealed or received.
     pub(crate) frame: Vec<u8>,
-    /// Slots and names of the pages, as often as the manifest names them, in its order.
-    pub(crate) places: Vec<(u32, PageKey)>,
+    /// Where the pages lie, as often as the manifest names them, in its order.
+    pub(crate) slots: Vec<SlotRun>,
+}
+
+/// Slots and names of the pages of a manifest, as often as it names them, in its order.
+pub(crate) fn places(manifest: &Manifest, slots: &[SlotRun]) -> impl Iterator<Item = (u32, PageKey)> {
+    slots.iter().flat_map(|run| run.first..run.first + run.count).zip(manifest.references())
 }
 
 pub(crate) fn file_name(epoch: u64) -> String {
@@ -149,11 +154,9 @@ fn parse(mut bytes: Vec<u8>, app: &str, epoch: u64) -> Result<EpochFile, Fault> 
     if found != wanted || wraps {
         return Err(ManifestError::SlotCount { found, wanted }.into());
     }
-    let slots = runs.iter().flat_map(|run| run.first..run.first + run.count);
-    let places = slots.zip(manifest.references()).collect();
     let length = bytes.len() - rest.len();
     bytes.truncate(length);
-    Ok(EpochFile { manifest, frame: bytes, places })
+    Ok(EpochFile { manifest, frame: bytes, slots: runs })
 }
 
 /// Does the manifest say that it is this epoch of this application?
@@ -216,7 +219,7 @@ pub(crate) fn enter(
     files: &PageFiles,
     path: &Path,
 ) -> Result<Entry> {
-    let mut places = file.places;
+    let mut places: Vec<(u32, PageKey)> = places(&file.manifest, &file.slots).collect();
     places.sort_unstable();
     places.dedup();
     for &(slot, _) in &places {

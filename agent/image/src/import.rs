@@ -33,18 +33,18 @@ impl Import {
         check_app_name(&manifest.meta.app)?;
         check_identity(&manifest, &app.name, manifest.meta.epoch)?;
         let mut draft = app.begin(manifest.meta.epoch)?;
-        let mut wanted = manifest.keys();
-        wanted.retain(|key| !draft.keep(*key));
+        let mut wanted = draft.missing(manifest.references());
+        let mut open = KeySet::default();
+        wanted.retain(|key| open.insert(*key));
         // What an earlier try left is this one's now, or of no use any more.
         let mut state = app.state();
         for (key, slot) in std::mem::take(&mut state.orphans) {
-            if draft.pages.get(&key) == Some(&slot) {
+            if draft.held.contains(slot) {
                 draft.fresh.push((key, slot));
             }
             state.slots.release(slot);
         }
         drop(state);
-        let open = wanted.iter().copied().collect();
         Ok(Import { draft, manifest, frame, wanted, open })
     }
 
@@ -70,7 +70,7 @@ impl Import {
             return Err(Error::WrongPage { key });
         }
         if !self.open.contains(&key) {
-            let known = key.is_zero() || self.draft.pages.contains_key(&key);
+            let known = key.is_zero() || self.draft.has(key);
             return if known { Ok(()) } else { Err(Error::Unwanted { key }) };
         }
         self.draft.put(key, page)?;

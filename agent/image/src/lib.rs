@@ -23,6 +23,7 @@ mod pages;
 mod reader;
 mod retention;
 mod slots;
+mod slotset;
 mod state;
 mod store;
 #[cfg(test)]

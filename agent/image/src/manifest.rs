@@ -201,14 +201,10 @@ pub(crate) struct SlotRun {
     pub(crate) count: u32,
 }
 
-/// Shortens a list of slots to runs.
-pub(crate) fn to_runs(slots: impl IntoIterator<Item = u32>) -> Vec<SlotRun> {
-    let mut runs: Vec<SlotRun> = Vec::new();
-    for slot in slots {
-        match runs.last_mut() {
-            Some(run) if run.first.checked_add(run.count) == Some(slot) => run.count += 1,
-            _ => runs.push(SlotRun { first: slot, count: 1 }),
-        }
+/// Adds a slot to a list of runs.
+pub(crate) fn push_slot(runs: &mut Vec<SlotRun>, slot: u32) {
+    match runs.last_mut() {
+        Some(run) if run.first.checked_add(run.count) == Some(slot) => run.count += 1,
+        _ => runs.push(SlotRun { first: slot, count: 1 }),
     }
-    runs
 }

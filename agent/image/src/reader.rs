@@ -4,17 +4,17 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::unix::fs::FileExt,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use crate::{
     blob::{Blob, BlobRun},
     blob_reader::BlobReader,
-    epochs::EpochFile,
+    epochs::{self, EpochFile},
     error::{Error, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages_mut},
     keymap::KeyMap,
-    manifest::{EpochMeta, Manifest, PageRun},
+    manifest::{EpochMeta, Manifest, PageRun, SlotRun},
     pages::Wanted,
     state::{AppInner, Pin},
 };
@@ -29,7 +29,9 @@ pub struct EpochReader {
     manifest: Manifest,
     frame: Vec<u8>,
     meta: EpochMeta,
-    places: KeyMap<u32>,
+    slots: Vec<SlotRun>,
+    /// Where each page lies: made when a page is not where the table of the store says.
+    places: OnceLock<KeyMap<u32>>,
     /// Its pages are not given back while this exists.
     _pin: Pin,
 }
@@ -56,8 +58,15 @@ impl EpochReader {
     }
 
     pub(crate) fn of(app: &Arc<AppInner>, file: EpochFile, meta: EpochMeta, pin: Pin) -> EpochReader {
-        let places = file.places.into_iter().map(|(slot, key)| (key, slot)).collect();
-        EpochReader { app: app.clone(), manifest: file.manifest, frame: file.frame, meta, places, _pin: pin }
+        let EpochFile { manifest, frame, slots } = file;
+        EpochReader { app: app.clone(), manifest, frame, meta, slots, places: OnceLock::new(), _pin: pin }
+    }
+
+    /// Where it has its pages itself.
+    fn places(&self) -> &KeyMap<u32> {
+        self.places.get_or_init(|| {
+            epochs::places(&self.manifest, &self.slots).map(|(slot, key)| (key, slot)).collect()
+        })
     }
 
     /// Its figures, with what became known until it was opened.
@@ -101,11 +110,11 @@ impl EpochReader {
     /// After an error the buffers of damaged pages hold anything.
     pub fn read_pages_into(&self, pages: &mut [(PageKey, &mut Page)]) -> Result<()> {
         let mut wanted = Vec::with_capacity(pages.len());
-        for (key, into) in pages.iter_mut() {
-            match self.places.get(key) {
-                Some(slot) => wanted.push(Wanted { slot: *slot, key: *key, into }),
-                None if key.is_zero() => into.fill(0),
-                None => return Err(Error::UnknownPage { key: *key }),
+        let slots = self.find(pages.iter().map(|(key, _)| *key))?;
+        for ((key, into), slot) in pages.iter_mut().zip(slots) {
+            match slot {
+                Some(slot) => wanted.push(Wanted { slot, key: *key, into }),
+                None => into.fill(0),
             }
         }
         match self.app.files.read(wanted) {
@@ -114,9 +123,25 @@ impl EpochReader {
         }
     }
 
+    /// Where pages are found, this epoch's or the same of another one, which the name tells; none: the page of zeros.
+    fn find(&self, keys: impl Iterator<Item = PageKey>) -> Result<Vec<Option<u32>>> {
+        let state = self.app.state();
+        let mut near = 0;
+        keys.map(|key| {
+            if key.is_zero() {
+                return Ok(None);
+            }
+            let slot = if state.slots.is_at(key, near) { Some(near) } else { state.slots.find(key) };
+            let slot = slot.or_else(|| self.places().get(&key).copied());
+            near = slot.map_or(0, |slot| slot.wrapping_add(1));
+            slot.map(Some).ok_or(Error::UnknownPage { key })
+        })
+        .collect()
+    }
+
     /// Reads one page; if it is damaged, from another place where a later epoch may have stored it again.
     fn read_or_heal(&self, key: PageKey, into: &mut Page) -> Result<()> {
-        let Some(&slot) = self.places.get(&key) else {
+        let Some(&slot) = self.places().get(&key) else {
             into.fill(0);
             return Ok(());
         };
@@ -194,7 +219,7 @@ impl EpochReader {
     /// Reads every page of the epoch and verifies it.
     pub fn verify(&self) -> Result<()> {
         let mut pages = vec![[0; PAGE_BYTES]; PART_PAGES];
-        let mut places: Vec<_> = self.places.iter().map(|(key, slot)| (*slot, *key)).collect();
+        let mut places: Vec<_> = self.places().iter().map(|(key, slot)| (*slot, *key)).collect();
         places.sort_unstable();
         for part in places.chunks(PART_PAGES) {
             let keys: Vec<_> = part.iter().map(|(_, key)| *key).collect();

@@ -23,6 +23,8 @@ const SLOTS_END: u32 = u32::MAX - u32::MAX % SEGMENT_SLOTS;
 struct Slot {
     key: PageKey,
     holders: u32,
+    /// Its page may be found here.
+    good: bool,
 }
 
 /// The table of slots.
@@ -81,6 +83,13 @@ impl Slots {
         self.index.get(&key).copied()
     }
 
+    /// Where a page lies, if that is `near`: what was stored one after another is mostly asked for so, and the table's own order
+    /// is much faster to go through than its index.
+    pub(crate) fn is_at(&self, key: PageKey, near: u32) -> bool {
+        let slot = self.slot(near);
+        slot.good && slot.key == key
+    }
+
     /// Says which slots have which pages, for one more holder. Of two slots with one page, the one that came
     /// first is found. Fails, and changes nothing, if a slot is said to have another page than before.
     ///
@@ -95,7 +104,8 @@ impl Slots {
             return Err(ManifestError::SlotConflict { slot: *slot });
         }
         for &(slot, key) in pages {
-            self.slot_mut(slot).key = key;
+            let entry = self.slot_mut(slot);
+            (entry.key, entry.good) = (key, true);
             self.hold(slot);
             self.index.entry(key).or_insert(slot);
         }
@@ -126,6 +136,7 @@ impl Slots {
 
     /// Makes a page be stored again when it comes again, since this slot's content is damaged.
     pub(crate) fn forget(&mut self, slot: u32, key: PageKey) {
+        self.slot_mut(slot).good = false;
         if self.index.get(&key) == Some(&slot) {
             self.index.remove(&key);
         }
@@ -133,7 +144,8 @@ impl Slots {
 
     /// Lets a page be found in this slot (which is held and written).
     pub(crate) fn publish(&mut self, slot: u32, key: PageKey) {
-        self.slot_mut(slot).key = key;
+        let entry = self.slot_mut(slot);
+        (entry.key, entry.good) = (key, true);
         self.index.insert(key, slot);
     }
 
@@ -156,7 +168,7 @@ impl Slots {
             self.free.insert(first + count, length - count);
         }
         for slot in first..first + count {
-            *self.slot_mut(slot) = Slot { key: PageKey::ZERO, holders: 1 };
+            *self.slot_mut(slot) = Slot { key: PageKey::ZERO, holders: 1, good: false };
         }
         Some((first, count))
     }

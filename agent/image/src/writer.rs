@@ -56,12 +56,20 @@ pub struct EpochWriter {
     draft: Draft,
     sections: Vec<Section>,
     runs: Vec<PageRun>,
+    /// Put or kept by name: what no run names either belongs to contents.
+    named: KeySet,
     figures: Figures,
 }
 
 impl EpochWriter {
     pub(crate) fn new(draft: Draft) -> EpochWriter {
-        EpochWriter { draft, sections: Vec::new(), runs: Vec::new(), figures: Figures::default() }
+        EpochWriter {
+            draft,
+            sections: Vec::new(),
+            runs: Vec::new(),
+            named: KeySet::default(),
+            figures: Figures::default(),
+        }
     }
 
     /// Its number.
@@ -84,6 +92,7 @@ impl EpochWriter {
 
     fn put_named(&mut self, key: PageKey, page: &Page) -> Result<()> {
         let new = self.draft.put(key, page)?;
+        self.named.insert(key);
         self.figures.pages_put += 1;
         self.figures.pages_zero += u64::from(key.is_zero());
         self.figures.pages_new += u64::from(new);
@@ -121,7 +130,11 @@ impl EpochWriter {
 
     /// Adds a page that a kept epoch has.
     pub fn keep_page(&mut self, key: PageKey) -> Result<()> {
-        if self.draft.keep(key) { Ok(()) } else { Err(Error::UnknownPage { key }) }
+        if !self.draft.keep(key) {
+            return Err(Error::UnknownPage { key });
+        }
+        self.named.insert(key);
+        Ok(())
     }
 
     /// Adds a file's content that a kept epoch has.
@@ -244,9 +257,11 @@ impl EpochWriter {
         meta.app.clone_from(&self.draft.app.name);
         let side = EpochSide { sealed_where: std::mem::take(&mut meta.sealed_where), dump_us: None };
         self.runs.sort_by_key(|run| (run.space, run.address));
-        let in_runs: KeySet = self.runs.iter().flat_map(|run| run.keys.iter().copied()).collect();
-        let mut extra: Vec<_> =
-            self.draft.pages.keys().copied().filter(|key| !in_runs.contains(key)).collect();
+        self.named.remove(&PageKey::ZERO);
+        for key in self.runs.iter().flat_map(|run| &run.keys) {
+            self.named.remove(key);
+        }
+        let mut extra: Vec<_> = self.named.into_iter().collect();
         extra.sort_unstable();
         let manifest = Manifest { meta, sections: self.sections, runs: self.runs, extra };
         manifest.check()?;

@@ -11,11 +11,8 @@ use holo_cluster::ports::{EpochReader, EpochSink, EpochSource, EpochWriter, Offe
 use holo_image::wire::{self, Kind, WireError};
 use holo_image::{Import, PAGE_BYTES, Page, PageKey};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Pages read at once: what follows in the manifest is asked for next, most likely.
-const AHEAD_PAGES: usize = 128;
 const RAW: u8 = 0;
 const LZ4: u8 = 1;
 
@@ -109,34 +106,13 @@ fn unpack(block: &[u8]) -> Result<Page, StoreError> {
 struct Reader {
     app: Arc<App>,
     epoch: holo_image::EpochReader,
-    /// Names in the order in which they are asked for, and where each is; made at the first question.
-    order: Vec<PageKey>,
-    places: HashMap<PageKey, usize>,
-    ahead: HashMap<PageKey, Page>,
 }
 
 impl EpochSource for Epochs {
     fn open(&self, app: &str, epoch: u64) -> Result<Box<dyn EpochReader>, StoreError> {
         let app = self.apps.get(app).map_err(|failure| unknown(&failure))?;
         let epoch = app.store.open_epoch(epoch).map_err(|cause| broken(&cause))?;
-        Ok(Box::new(Reader { app, epoch, order: Vec::new(), places: HashMap::new(), ahead: HashMap::new() }))
-    }
-}
-
-impl Reader {
-    /// Reads a page and those that follow it in the manifest.
-    fn fill(&mut self, key: PageKey) -> Result<(), StoreError> {
-        if self.order.is_empty() {
-            self.order = self.epoch.keys();
-            self.places = self.order.iter().enumerate().map(|(place, key)| (*key, place)).collect();
-        }
-        let place = self.places.get(&key).copied().ok_or_else(|| refused(format!("no page {key} in it")))?;
-        let keys = &self.order[place..(place + AHEAD_PAGES).min(self.order.len())];
-        let mut pages = vec![[0; PAGE_BYTES]; keys.len()];
-        let mut wanted: Vec<_> = keys.iter().copied().zip(&mut pages).collect();
-        self.epoch.read_pages_into(&mut wanted).map_err(|cause| broken(&cause))?;
-        self.ahead = keys.iter().copied().zip(pages).collect();
-        Ok(())
+        Ok(Box::new(Reader { app, epoch }))
     }
 }
 
@@ -151,12 +127,12 @@ impl EpochReader for Reader {
         Ok(self.epoch.export_manifest())
     }
 
-    fn read(&mut self, key: &Key) -> Result<Vec<u8>, StoreError> {
-        let key = from_wire(key)?;
-        if !self.ahead.contains_key(&key) {
-            self.fill(key)?;
-        }
-        self.ahead.get(&key).map(pack).ok_or_else(|| refused(format!("no page {key} in it")))
+    fn read(&mut self, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError> {
+        let keys = keys.iter().map(from_wire).collect::<Result<Vec<_>, _>>()?;
+        let mut pages = vec![[0; PAGE_BYTES]; keys.len()];
+        let mut wanted: Vec<_> = keys.into_iter().zip(&mut pages).collect();
+        self.epoch.read_pages_into(&mut wanted).map_err(|cause| broken(&cause))?;
+        Ok(pages.iter().map(pack).collect())
     }
 }
 

@@ -14,6 +14,8 @@ use crate::{
     ports::{EpochReader, StoreError},
 };
 
+/// Blocks that are read from the store at once.
+const BLOCKS_AT_ONCE: usize = 128;
 /// A connection without an epoch for so long is closed.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -206,26 +208,35 @@ impl Sender {
         keys: &[Key],
     ) -> Result<Option<Outcome>, SendError> {
         let (mut pages, mut bytes) = (Vec::new(), 0);
-        for (i, key) in keys.iter().enumerate() {
-            let block = reader.read(key)?;
-            if block.len() > BLOCK_BYTES_MAX {
-                return Err(SendError::Limit(format!("a block of {} bytes is too large", block.len())));
-            }
-            bytes += block.len() + size_of::<Page>();
-            pages.push(Page { key: *key, bytes: block });
-            if bytes < PIECE_BYTES && i + 1 < keys.len() {
-                continue;
-            }
-            if self.over() || !self.app.read(|core| core.is_owner()) {
-                return Err(SendError::NotOwner);
-            }
-            bytes = 0;
-            let end = window.send(connection, &Transfer::Pages(std::mem::take(&mut pages)))?;
-            if end.is_some() {
-                return Ok(end);
+        for part in keys.chunks(BLOCKS_AT_ONCE) {
+            for (key, block) in part.iter().zip(reader.read(part)?) {
+                if block.len() > BLOCK_BYTES_MAX {
+                    return Err(SendError::Limit(format!("a block of {} bytes is too large", block.len())));
+                }
+                bytes += block.len() + size_of::<Page>();
+                pages.push(Page { key: *key, bytes: block });
+                if bytes < PIECE_BYTES {
+                    continue;
+                }
+                bytes = 0;
+                if let Some(end) = self.send_piece(connection, window, std::mem::take(&mut pages))? {
+                    return Ok(Some(end));
+                }
             }
         }
-        Ok(None)
+        if pages.is_empty() { Ok(None) } else { self.send_piece(connection, window, pages) }
+    }
+
+    fn send_piece(
+        &self,
+        connection: &mut Connection,
+        window: &mut Window,
+        pages: Vec<Page>,
+    ) -> Result<Option<Outcome>, SendError> {
+        if self.over() || !self.app.read(|core| core.is_owner()) {
+            return Err(SendError::NotOwner);
+        }
+        window.send(connection, &Transfer::Pages(pages))
     }
 }
 

@@ -235,13 +235,17 @@ impl EpochReader for Reader {
         Ok(self.1.concat())
     }
 
-    fn read(&mut self, key: &Key) -> Result<Vec<u8>, StoreError> {
-        self.0.reads.fetch_add(1, Ordering::Relaxed);
-        let mut block = self.0.blocks.lock().unwrap().get(key).cloned().ok_or(error("no block", false))?;
-        if self.0.damaged.load(Ordering::Relaxed) {
-            block[0] ^= 1;
-        }
-        Ok(block)
+    fn read(&mut self, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError> {
+        let blocks = self.0.blocks.lock().unwrap();
+        let read = |key: &Key| {
+            self.0.reads.fetch_add(1, Ordering::Relaxed);
+            let mut block = blocks.get(key).cloned().ok_or(error("no block", false))?;
+            if self.0.damaged.load(Ordering::Relaxed) {
+                block[0] ^= 1;
+            }
+            Ok(block)
+        };
+        keys.iter().map(read).collect()
     }
 }
 

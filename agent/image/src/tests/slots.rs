@@ -26,6 +26,7 @@ fn check(table: &Slots, holders: &[u32]) {
         let held = holders.get(slot).copied().unwrap_or(0);
         assert_eq!(table.slot(slot as u32).holders, held, "holders of slot {slot}");
         assert_eq!(free, held == 0 && slot as u32 >= table.floor, "slot {slot}");
+        assert_eq!(table.is_at(key(slot as u32), slot as u32), held > 0, "page of slot {slot}");
     }
 }
 
