@@ -108,9 +108,12 @@ impl Kept {
         made
     }
 
-    pub(crate) fn forget(self) {
-        drop(self.warm);
-        forget_pages(&self.page);
+    /// Ends it, if it is one.
+    pub(crate) fn forget(kept: Option<Self>) {
+        if let Some(Self { warm, page, .. }) = kept {
+            drop(warm);
+            forget_pages(&page);
+        }
     }
 }
 
@@ -189,7 +192,7 @@ impl Hot {
 
     /// Ends it now.
     pub(crate) fn end(&self) {
-        self.take().map(Kept::forget);
+        Kept::forget(self.take());
     }
 
     /// What `holo ps` shows of it.
@@ -202,7 +205,7 @@ impl Hot {
         loop {
             let (wanted, retired) = self.wait();
             let Some(app) = app.upgrade() else {
-                self.clone.lock().take().map(Kept::forget);
+                Kept::forget(self.clone.lock().take());
                 return;
             };
             if retired {
@@ -254,7 +257,7 @@ impl Hot {
         let mut clone = self.clone.lock();
         // It is about to run here, or does.
         if app.standby_of().is_none() || app.living().is_some() {
-            clone.take().map(Kept::forget);
+            Kept::forget(clone.take());
             return Ok(0);
         }
         let image = app.store.open_epoch(epoch);
@@ -267,7 +270,7 @@ impl Hot {
                 return Ok(pages);
             }
             // The application has another shape now.
-            kept.forget();
+            Kept::forget(Some(kept));
         }
         check_room(&image)?;
         let kept = clone.insert(Kept::make(app, &image)?);

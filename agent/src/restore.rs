@@ -87,15 +87,13 @@ pub fn ready(app: &App, epoch: Option<u64>, aside: Option<u64>, stdio: &[OwnedFd
     // What stands by is of the line of epochs that are kept.
     let mut kept = app.hot.take();
     if aside.is_some() {
-        kept.take().map(Kept::forget);
+        Kept::forget(kept.take());
     }
     let image = match kept.as_ref().and_then(|kept| kept.image(app, epoch)) {
         Some(image) => Ok(image),
         None => open(app, epoch, aside).map(Arc::new),
     };
-    let image = image.inspect_err(|_| {
-        kept.take().map(Kept::forget);
-    })?;
+    let image = image.inspect_err(|_| Kept::forget(kept.take()))?;
     let mut work = app.work();
     // What the managers knew of the epoch before is of another past now.
     work.registry.clear();

@@ -19,6 +19,7 @@ mod ipc_list;
 pub(crate) mod kernel;
 mod kernel;
 pub mod laid;
+mod laid_pages;
 mod line;
 mod listing;
 mod locks;
