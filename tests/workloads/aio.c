@@ -84,8 +84,11 @@ static int open_direct(const char *name) {
     if (fd < 0 && errno == EINVAL) fd = open(work_path(name), O_RDWR | O_CREAT | O_TRUNC, 0600);
     return OK(fd);
 }
+/* Threads that have made their contexts: one made where another was is not told from it. */
+static atomic_int settled;
 static void *storm(void *none) {
     aio_context_t context = setup(200);
+    atomic_fetch_add(&settled, 1);
     int fd = open_direct("storm");
     char *page = OK(mmap(NULL, REQUESTS * 4 * BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     enum { IDLE, WRITES, READS } state[REQUESTS] = {IDLE};
@@ -124,6 +127,7 @@ static void *storm(void *none) {
 /* What is under way for milliseconds: that a timer expires. */
 static void *timed(void *none) {
     aio_context_t context = setup(1);
+    atomic_fetch_add(&settled, 1);
     int timer = OK(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK));
     struct itimerspec each = {{0, 8000000}, {0, 8000000}};
     OK(timerfd_settime(timer, 0, &each, NULL));
@@ -196,6 +200,7 @@ int main(int argc, char **argv) {
     PT(pthread_create(&waiting, NULL, waiter, NULL));
     PT(pthread_create(&storming, NULL, storm, NULL));
     PT(pthread_create(&timing, NULL, timed, NULL));
+    while (atomic_load(&settled) < 2) work_sleep_us(100);
     for (int i = 0; i < 300; i++) CHECK(put(&many), "submit");
     for (uint64_t round = 1; work_more(); round++) {
         for (unsigned i = 0; i < 7 + round % 5; i++) CHECK(put(&some), "submit");

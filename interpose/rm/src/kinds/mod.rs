@@ -17,7 +17,6 @@ mod internet;
 pub mod ipc;
 mod ipc_list;
 pub(crate) mod kernel;
-mod kernel;
 pub mod laid;
 mod laid_pages;
 mod line;
