@@ -150,7 +150,7 @@ fn shared_segments() {
 
 #[test]
 fn locks_between_processes() {
-    there_and_back(Who::Nobody, "pshared.c", &[], true);
+    there_and_back(Who::Nobody, "pshared.c", &[], false);
 }
 
 #[test]
