@@ -5,7 +5,7 @@
 
 use super::body::{Body, Image};
 use super::{Order, Phase, Prepared, Work, complete};
-use crate::kinds::laid::Laid;
+use crate::kinds::laid::{APART, Laid, zones_of};
 use crate::kinds::memory::{self, MemoryState};
 use crate::manager::{RmError, RmResult, SPACES, section_of};
 use crate::registry::Registry;
@@ -74,6 +74,9 @@ impl Warm {
                 None => laid.insert(Laid::begin(remote, &state, remarks)?),
             };
             laid.update(remote, image, index as u64 * SPACES, &state, &self.roots)?;
+            if !laid.is_whole(&zones_of(remote)?) {
+                return Err(RmError::Unsupported(APART.into()));
+            }
             laid.is_as_of(image);
         }
         Ok(())

@@ -36,6 +36,9 @@ const O_CLOEXEC: u64 = 0o2_000_000;
 const HOLE_BYTES: u64 = 64 * PAGE;
 const VDSO_AT: u64 = 16 * PAGE;
 
+/// Why a clone that followed several epochs is made anew.
+pub(crate) const APART: &str = "zones that were mapped one after the other did not become one";
+
 /// What tells a file from another one under its name: device, inode, size, time of change.
 type Print = (u64, u64, u64, i64, i64);
 
@@ -218,16 +221,20 @@ impl Laid {
             }
         }
         remote.run_all(&mut calls).on("unmapping", "zones that are gone")?;
+        let of_zone = |piece: &Piece| owner(&state.zones, piece.zone.start);
         let is_same = self.image.as_ref().is_some_and(|was| std::ptr::eq(Arc::as_ptr(was), image));
         if is_same && fresh.is_empty() {
             return Ok(());
         }
+        let open: BTreeSet<usize> = self.pieces.iter().filter(|piece| piece.writable).map(of_zone).collect();
         for zone in fresh {
-            let writable = touched.contains(&owner(&state.zones, zone.start));
+            let index = owner(&state.zones, zone.start);
+            let writable = touched.contains(&index) || open.contains(&index);
             self.map(remote, &zone, writable)?;
             self.pieces.push(Piece { zone, writable });
         }
         self.pieces.sort_unstable_by_key(|piece| piece.zone.start);
+        self.join(&state.zones);
         let old = self.image.as_ref().map_or(&[][..], |image| runs(image, space));
         let mut delta = delta(old, runs(image, space), &kept_ranges);
         // Pages of zones that are not there yet come later.
@@ -245,27 +252,60 @@ impl Laid {
         write(remote, image, &delta.write)
     }
 
-    /// What of the pieces stays, and what is to be mapped, of zones in rising order.
+    /// What of the pieces stays, and what is to be mapped, of zones in rising order. Of each zone one piece at most stays, the largest:
+    /// the kernel does not join two that were touched, and the application may move them as the one that they are to it.
     fn compare(&self, wanted: &[&Zone]) -> (Vec<Piece>, Vec<Zone>) {
         let mut kept: Vec<Piece> = Vec::new();
         let mut fresh = Vec::new();
         for zone in wanted {
             let first = self.pieces.partition_point(|piece| piece.zone.end <= zone.start);
             let common = self.pieces[first..].iter().take_while(|piece| piece.zone.start < zone.end);
-            let mut at = zone.start;
-            for piece in common.filter(|piece| is_alike(&piece.zone, zone)) {
-                let (start, end) = (piece.zone.start.max(zone.start), piece.zone.end.min(zone.end));
-                if start > at {
-                    fresh.push(part(zone, at, start));
-                }
-                kept.push(Piece { zone: part(zone, start, end), writable: piece.writable });
-                at = end;
+            let alike = common.filter(|piece| is_alike(&piece.zone, zone));
+            let both = |piece: &Piece| (piece.zone.start.max(zone.start), piece.zone.end.min(zone.end));
+            let largest = alike.max_by_key(|piece| {
+                let (start, end) = both(piece);
+                end - start
+            });
+            let Some(piece) = largest else {
+                fresh.push((*zone).clone());
+                continue;
+            };
+            let (start, end) = both(piece);
+            if start > zone.start {
+                fresh.push(part(zone, zone.start, start));
             }
-            if at < zone.end {
-                fresh.push(part(zone, at, zone.end));
+            if zone.end > end {
+                fresh.push(part(zone, end, zone.end));
             }
+            kept.push(Piece { zone: part(zone, start, end), writable: piece.writable });
         }
         (kept, fresh)
+    }
+
+    /// Pieces of one zone are one piece from now on.
+    fn join(&mut self, zones: &[Zone]) {
+        let mut all: Vec<Piece> = Vec::new();
+        for piece in std::mem::take(&mut self.pieces) {
+            match all.last_mut() {
+                Some(last)
+                    if last.zone.end == piece.zone.start
+                        && last.writable == piece.writable
+                        && owner(zones, last.zone.start) == owner(zones, piece.zone.start) =>
+                {
+                    last.zone.end = piece.zone.end;
+                }
+                _ => all.push(piece),
+            }
+        }
+        self.pieces = all;
+    }
+
+    /// Whether each of its zones is in one of `now`, as it is in the application.
+    pub(crate) fn is_whole(&self, now: &[Zone]) -> bool {
+        self.pieces.iter().all(|Piece { zone, .. }| {
+            let found = now.get(owner(now, zone.start));
+            found.is_some_and(|now| now.start <= zone.start && zone.end <= now.end)
+        })
     }
 
     /// What shows a file that is another one by now is not kept.
@@ -433,13 +473,16 @@ mod tests {
             compared(vec![heap(0x4000)], vec![zone(0x1000, 0x4000, 1, b"")]),
             (vec![], vec![(0x1000, 0x4000)])
         );
-        // A hole in the middle; one of two that came together.
-        let two = vec![heap(0x2000), zone(0x3000, 0x4000, 3, b"")];
+        // A hole in the middle; two that came together.
+        let two = vec![heap(0x2000), zone(0x3000, 0x5000, 3, b"")];
         assert_eq!(
             compared(vec![heap(0x4000)], two.clone()),
-            (vec![(0x1000, 0x2000), (0x3000, 0x4000)], vec![])
+            (vec![(0x1000, 0x2000), (0x3000, 0x4000)], vec![(0x4000, 0x5000)])
         );
-        assert_eq!(compared(two, vec![heap(0x4000)]).1, [(0x2000, 0x3000)]);
+        assert_eq!(
+            compared(two, vec![heap(0x6000)]),
+            (vec![(0x3000, 0x5000)], vec![(0x1000, 0x3000), (0x5000, 0x6000)])
+        );
         // The same file from another place of it on.
         let file = |offset| Zone { offset, ..zone(0x1000, 0x3000, 5, b"/lib") };
         assert_eq!(compared(vec![file(0)], vec![file(0)]).0, [(0x1000, 0x3000)]);

@@ -1,6 +1,6 @@
 //! Memory of a clone: an empty address space, then zones, contents, protections.
 
-use crate::kinds::laid::{Laid, map_file, zones_of};
+use crate::kinds::laid::{APART, Laid, map_file, zones_of};
 use crate::kinds::memory::{MemoryState, NAME, VERSION, control_zone};
 use crate::kinds::shared::SharedObjects;
 use crate::kinds::zones::{Zone, ZoneKind};
@@ -22,9 +22,9 @@ type Objects<'a> = (&'a SharedObjects, &'a mut BTreeMap<usize, u64>);
 /// Makes the clone's memory the image's. Afterwards the leader serves from libholo's own text.
 pub(crate) fn restore(cx: &mut SwitchCx, shared: &SharedObjects) -> RmResult<()> {
     let state: MemoryState = cx.section(NAME, VERSION)?;
-    let mut laid = match cx.laid.take() {
-        Some(laid) => laid,
-        None => Laid::begin(cx.remote, &state, cx.remarks)?,
+    let (mut laid, followed) = match cx.laid.take() {
+        Some(laid) => (laid, true),
+        None => (Laid::begin(cx.remote, &state, cx.remarks)?, false),
     };
     laid.update(cx.remote, cx.image, cx.space(0), &state, &[])?;
     let mut objects = BTreeMap::new();
@@ -38,7 +38,10 @@ pub(crate) fn restore(cx: &mut SwitchCx, shared: &SharedObjects) -> RmResult<()>
     // libholo's text is there now; the hole can go.
     let process: crate::kinds::process::ProcessState = cx.section("process", 1)?;
     laid.leave_hole(cx.remote, process.holo[0])?;
-    check(cx, &state)?;
+    let now = check(cx, &state)?;
+    if followed && !laid.is_whole(&now) {
+        return Err(RmError::Unsupported(APART.into()));
+    }
     // At addresses that all else leaves free.
     super::aio_restore::make(cx)
 }
@@ -167,8 +170,8 @@ fn set_layout(cx: &mut SwitchCx, state: &MemoryState) -> RmResult<()> {
     Ok(())
 }
 
-/// The clone's zones must be the image's: nothing missing, nothing left over.
-fn check(cx: &SwitchCx, state: &MemoryState) -> RmResult<()> {
+/// The clone's zones, which must be the image's: nothing missing, nothing left over.
+fn check(cx: &SwitchCx, state: &MemoryState) -> RmResult<Vec<Zone>> {
     let page = control_zone(cx.remote.page.address());
     let now = zones_of(cx.remote)?;
     let covered = |zones: &[Zone], start: u64, end: u64| {
@@ -194,5 +197,5 @@ fn check(cx: &SwitchCx, state: &MemoryState) -> RmResult<()> {
             return Err(RmError::BadSection { kind: NAME, what });
         }
     }
-    Ok(())
+    Ok(now)
 }
