@@ -9,7 +9,7 @@ use super::makers::{Maker, Makers};
 use super::open::{Common, Each, Making, path_of};
 use super::senders::{Noting, PLACE, Post, Sender};
 use super::sockets::{self, Message, connect, listen, send, send_with, shutdown};
-use super::sockopts::set_int;
+use super::sockopts::{self, SO_BUF_LOCK, set_int};
 use super::terminals::lead_outside;
 use super::unix_names::bind_again;
 use super::unix_pairs::{self, Hands};
@@ -233,9 +233,37 @@ fn send_again(
     Ok((sent, lost))
 }
 
+/// While it lives, a socket may send twice as much as it may: what waits is cut into other pieces than it was sent in, and those
+/// that were begun to be read counted whole.
+struct Room<'a> {
+    of: BorrowedFd<'a>,
+    bytes: i32,
+    locks: Option<i32>,
+}
+
+impl<'a> Room<'a> {
+    fn make(of: BorrowedFd<'a>) -> Option<Self> {
+        let bytes = sockopts::get_int(&of, libc::SOL_SOCKET, libc::SO_SNDBUF).ok()?;
+        let locks = sockopts::get_int(&of, libc::SOL_SOCKET, SO_BUF_LOCK).ok();
+        // The kernel doubles what it is told, up to a limit.
+        set_int(&of, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes).ok()?;
+        Some(Self { of, bytes, locks })
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        let _ = set_int(&self.of, libc::SOL_SOCKET, libc::SO_SNDBUF, self.bytes / 2);
+        if let Some(locks) = self.locks {
+            let _ = set_int(&self.of, libc::SOL_SOCKET, SO_BUF_LOCK, locks);
+        }
+    }
+}
+
 /// Fills a queue; why messages lost their sender, if some did.
 fn refill(from: BorrowedFd, messages: &[Message], making: &Making) -> io::Result<Option<io::Error>> {
     let mut nameless = None;
+    let _room = Room::make(from);
     for message in messages {
         let (mut sent, lost) = send_again(from, message, &[], making)?;
         nameless = nameless.or(lost);
