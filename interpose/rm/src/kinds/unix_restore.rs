@@ -348,3 +348,27 @@ fn resend(
     };
     send_again(from.as_fd(), message, &to.socket.local.0, making).map(|(_, lost)| lost)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    // Goal: a queue takes more while there is room, and the socket is as it was afterwards. Method: fill it, make room, ask.
+    #[test]
+    fn room_for_a_while() {
+        let (from, _to) = sockets::pair(libc::SOCK_STREAM).unwrap();
+        let options = || {
+            [libc::SO_SNDBUF, SO_BUF_LOCK]
+                .map(|name| sockopts::get_int(&from, libc::SOL_SOCKET, name).unwrap())
+        };
+        let before = options();
+        let part = vec![7; 4096];
+        while send(&from, &part, &[]).is_ok() {}
+        let room = Room::make(from.as_fd()).unwrap();
+        assert!(send(&from, &part, &[]).is_ok());
+        drop(room);
+        assert_eq!(options(), before);
+        assert!(send(&from, &part, &[]).is_err());
+    }
+}
