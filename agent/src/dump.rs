@@ -156,6 +156,7 @@ impl Out {
         self.remarks.append(&mut other.remarks);
         self.unsettled.append(&mut other.unsettled);
         self.staged.append(&mut other.staged);
+        self.files_changed += other.files_changed;
     }
 }
 

@@ -3,19 +3,19 @@
 //! One thread for each such application brings its clone to the newest epoch that was sealed here, and then rests for twice the time
 //! that this took: it uses a third of a processor at most. A clone that cannot be kept is made when it is needed, as without this.
 
-use crate::app::{App, Failure, now_ns};
+use crate::app::{App, Failure};
 use crate::dump::{files, roots};
 use crate::kinds::registry;
-use crate::restore::{contents, forget_pages};
+use crate::restore::{forget_pages, page, with_order};
 use holo_api::local::{CloneInfo, ErrorKind};
 use holo_image::{EpochReader, PAGE_BYTES};
-use holo_rm::clone::{Order, Prepared, Warm};
+use holo_rm::clone::{Prepared, Warm};
 use holo_rm::manager::RmError;
 use holo_rm::registry::Registry;
 use parking_lot::{Condvar, Mutex};
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -41,8 +41,8 @@ pub(crate) struct Kept {
 struct State {
     /// Sealed here, and not yet in the clone.
     wanted: Option<u64>,
-    /// The clone is to go.
-    retired: bool,
+    /// There is to be no clone, until the next epoch comes.
+    over: bool,
     /// The thread was started.
     started: bool,
     view: CloneInfo,
@@ -121,25 +121,6 @@ fn failed(cause: &RmError) -> Failure {
     Failure::new(ErrorKind::Failed, cause.to_string())
 }
 
-/// Where files of control pages of a clone are.
-pub(crate) fn page(app: &App) -> PathBuf {
-    app.paths.pages.join(format!("{}.{}.{}.page", app.name, std::process::id(), now_ns()))
-}
-
-/// Does something with what a restore needs besides the image.
-pub(crate) fn with_order<T>(
-    app: &App,
-    image: &EpochReader,
-    stdio: &[OwnedFd],
-    page: &Path,
-    what: impl FnOnce(&Order) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let blobs = contents(image)?;
-    let output = app.paths.output.join(format!("{}.log", app.name));
-    let (restorer, page_path) = (&app.config.restorer, page);
-    what(&Order { restorer, blobs: &blobs, stdio, output: &output, page_path })
-}
-
 /// Refuses what would not fit beside all else.
 fn check_room(image: &EpochReader) -> Result<(), Failure> {
     let needed = image.pages().map(|run| run.keys.len() as u64).sum::<u64>() * PAGE_BYTES as u64;
@@ -166,8 +147,7 @@ impl Hot {
             return;
         }
         let mut state = self.state.lock();
-        state.wanted = Some(epoch);
-        state.retired = false;
+        (state.wanted, state.over) = (Some(epoch), false);
         if !std::mem::replace(&mut state.started, true) {
             let (hot, app) = (Arc::clone(self), Arc::downgrade(app));
             thread::spawn(move || hot.keep(&app));
@@ -178,16 +158,14 @@ impl Hot {
     /// This node does not stand by for it any more. Does not wait.
     pub(crate) fn retire(&self) {
         let mut state = self.state.lock();
-        (state.wanted, state.retired) = (None, true);
+        (state.wanted, state.over, state.view) = (None, true, CloneInfo::default());
         self.news.notify_one();
     }
 
     /// The clone, to be completed; what is on its way to it gets there before.
     pub(crate) fn take(&self) -> Option<Kept> {
-        self.state.lock().wanted = None;
-        let kept = self.clone.lock().take();
-        self.state.lock().view = CloneInfo::default();
-        kept
+        self.retire();
+        self.clone.lock().take()
     }
 
     /// Ends it now.
@@ -203,77 +181,86 @@ impl Hot {
     fn keep(&self, app: &Weak<App>) {
         let mut failures = 0;
         loop {
-            let (wanted, retired) = self.wait();
+            let wanted = self.wait();
             let Some(app) = app.upgrade() else {
                 Kept::forget(self.clone.lock().take());
                 return;
             };
-            if retired {
-                self.end();
-            }
-            let Some(epoch) = wanted else {
-                if let Some(kept) = &*self.clone.lock() {
-                    kept.warm.keep_alive();
-                }
-                continue;
-            };
             let start = Instant::now();
-            let done = self.bring(&app, epoch);
+            let done = self.look(&app, wanted);
             let took = start.elapsed();
             let mut rest = (took * 2).min(REST_MAX);
-            let mut state = self.state.lock();
-            match done {
-                Ok(pages) => {
+            let view = match done {
+                Ok(None) => continue,
+                Ok(Some((epoch, pages))) => {
                     failures = 0;
-                    let update_us = took.as_micros() as u64;
-                    state.view = CloneInfo { epoch, update_us, pages, why: String::new() };
+                    CloneInfo { epoch, update_us: took.as_micros() as u64, pages, why: String::new() }
                 }
                 Err(failure) => {
                     failures = (failures + 1).min(FAILURES_MAX);
                     rest = REST_MAX * (1 << (failures - 1)) / 2;
-                    if state.view.why != failure.message {
-                        eprintln!("holod: {}: no hot clone: {}", app.name, failure.message);
-                    }
-                    state.view = CloneInfo { why: failure.message, ..CloneInfo::default() };
+                    CloneInfo { why: failure.message, ..CloneInfo::default() }
                 }
-            }
-            drop(state);
+            };
+            self.show(&app.name, view);
             drop(app);
             thread::sleep(rest);
         }
     }
 
     /// Waits for news, at most for a beat.
-    fn wait(&self) -> (Option<u64>, bool) {
+    fn wait(&self) -> Option<u64> {
         let mut state = self.state.lock();
-        if state.wanted.is_none() && !state.retired {
+        if state.wanted.is_none() {
             self.news.wait_for(&mut state, BEAT);
         }
-        (state.wanted.take(), std::mem::take(&mut state.retired))
+        state.wanted.take()
     }
 
-    /// Brings the clone to an epoch, or makes it; pages that were written.
-    fn bring(&self, app: &App, epoch: u64) -> Result<u64, Failure> {
-        let mut clone = self.clone.lock();
-        // It is about to run here, or does.
-        if app.standby_of().is_none() || app.living().is_some() {
-            Kept::forget(clone.take());
-            return Ok(0);
+    fn show(&self, app: &str, view: CloneInfo) {
+        let mut state = self.state.lock();
+        if state.over {
+            return;
         }
-        let image = app.store.open_epoch(epoch);
-        let image = Arc::new(image.map_err(|cause| Failure::new(ErrorKind::BadImage, cause.to_string()))?);
-        if let Some(mut kept) = clone.take() {
-            let before = kept.warm.pages();
-            if kept.roots == roots(app) && kept.update(app, &image).is_ok() {
-                let pages = kept.warm.pages() - before;
-                *clone = Some(kept);
-                return Ok(pages);
-            }
-            // The application has another shape now.
-            Kept::forget(Some(kept));
+        if !view.why.is_empty() && state.view.why != view.why {
+            eprintln!("holod: {app}: no hot clone: {}", view.why);
         }
-        check_room(&image)?;
-        let kept = clone.insert(Kept::make(app, &image)?);
-        Ok(kept.warm.pages())
+        state.view = view;
     }
+
+    /// Does to the clone what is to be done. With its epoch and the pages that were written, if it was brought to one.
+    fn look(&self, app: &App, wanted: Option<u64>) -> Result<Option<(u64, u64)>, Failure> {
+        let mut clone = self.clone.lock();
+        // Asked while nobody can take it: what was taken is not made once more.
+        let over = self.state.lock().over;
+        if over || app.standby_of().is_none() || app.living().is_some() {
+            Kept::forget(clone.take());
+            return Ok(None);
+        }
+        let Some(epoch) = wanted else {
+            if let Some(kept) = &*clone {
+                kept.warm.keep_alive();
+            }
+            return Ok(None);
+        };
+        bring(app, &mut clone, epoch).map(|pages| Some((epoch, pages)))
+    }
+}
+
+/// Brings a clone to an epoch, or makes it; pages that were written.
+fn bring(app: &App, clone: &mut Option<Kept>, epoch: u64) -> Result<u64, Failure> {
+    let image = app.store.open_epoch(epoch);
+    let image = Arc::new(image.map_err(|cause| Failure::new(ErrorKind::BadImage, cause.to_string()))?);
+    if let Some(mut kept) = clone.take() {
+        let before = kept.warm.pages();
+        if kept.roots == roots(app) && kept.update(app, &image).is_ok() {
+            let pages = kept.warm.pages() - before;
+            *clone = Some(kept);
+            return Ok(pages);
+        }
+        // The application has another shape now.
+        Kept::forget(Some(kept));
+    }
+    check_room(&image)?;
+    Ok(clone.insert(Kept::make(app, &image)?).warm.pages())
 }

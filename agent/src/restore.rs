@@ -1,21 +1,21 @@
 //! SWITCH on this node: an application run from an epoch.
 
-use crate::app::{App, Failure};
+use crate::app::{App, Failure, now_ns};
 use crate::dump::{CONTENTS, CONTENTS_KIND, CONTENTS_VERSION, files, roots};
-use crate::hot::{Kept, page, with_order};
+use crate::hot::Kept;
 use crate::kinds::registry;
 use crate::members::Leaf;
 use crate::record::Instance;
 use holo_api::local::{ErrorKind, RestoreInfo};
 use holo_image::wire;
 use holo_image::{Blob, EpochReader};
-use holo_rm::clone::{Prepared, Restored, page_path, prepare};
+use holo_rm::clone::{Order, Prepared, Restored, page_path, prepare};
 use holo_rm::manager::RmError;
 use holo_rm::tree::start_time;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -30,13 +30,32 @@ pub struct Ready {
     hot: bool,
 }
 
-pub(crate) fn contents(image: &EpochReader) -> Result<BTreeMap<String, Blob>, Failure> {
+fn contents(image: &EpochReader) -> Result<BTreeMap<String, Blob>, Failure> {
     let bad = |what: String| Failure::new(ErrorKind::BadImage, format!("section `{CONTENTS}`: {what}"));
     let (version, bytes) = image.section(CONTENTS).ok_or_else(|| bad("missing".into()))?;
     if version != CONTENTS_VERSION {
         return Err(bad(format!("version {version} is unknown here; update holo on this node")));
     }
     wire::decode(bytes, CONTENTS_KIND, CONTENTS_BYTES_MAX).map_err(|cause| bad(cause.to_string()))
+}
+
+/// Where files of control pages of a clone are.
+pub(crate) fn page(app: &App) -> PathBuf {
+    app.paths.pages.join(format!("{}.{}.{}.page", app.name, std::process::id(), now_ns()))
+}
+
+/// Does something with what a restore needs besides the image.
+pub(crate) fn with_order<T>(
+    app: &App,
+    image: &EpochReader,
+    stdio: &[OwnedFd],
+    page: &Path,
+    what: impl FnOnce(&Order) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let blobs = contents(image)?;
+    let output = app.paths.output.join(format!("{}.log", app.name));
+    let (restorer, page_path) = (&app.config.restorer, page);
+    what(&Order { restorer, blobs: &blobs, stdio, output: &output, page_path })
 }
 
 fn open(app: &App, epoch: u64, aside: Option<u64>) -> Result<EpochReader, Failure> {

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 const TICKS_RESTORE: u32 = 1200;
 /// What two nodes' clocks may drift apart while a body waits.
 const CLOCK_DRIFT_NS: i64 = 1_000_000_000;
-/// The page's and the channel's numbers are this far above the application's descriptors.
+/// The page's and the channel's numbers are this far above the application's descriptors, of which there may be more later.
 const FDS_ABOVE: i32 = 20;
 
 /// A clone in the making; killed when dropped.
@@ -367,7 +367,8 @@ impl Body {
         {
             return Some("processes came or went");
         }
-        if told.fd_max() + FDS_ABOVE > self.channel_fd - 1 {
+        // The page's number is that before the channel's.
+        if told.fd_max() >= self.channel_fd - 1 {
             return Some("descriptors are where the clone's own are");
         }
         if !told.terminals.ptys.is_empty() || !self.told.terminals.ptys.is_empty() {
