@@ -82,6 +82,7 @@ fn there_and_back(who: Who, source: &str, arguments: &[&str], keeps_shape: bool)
     follows(&app, &cluster.nodes[B], 5);
     switch(&app, &cluster);
     ran(&cluster.nodes[B], keeps_shape);
+    assert_eq!(clone(&app, &cluster.nodes[B]), Value::Null, "a clone where it runs");
     follows(&app, &cluster.nodes[A], 5);
     goes_on(&cluster.nodes[B]);
     cluster.kill(B);
@@ -101,6 +102,44 @@ fn ran(node: &Node, keeps_shape: bool) {
     let (hot, cold) = (runs(node, "hot"), runs(node, "cold"));
     assert_eq!(hot + cold, 1);
     assert!(hot == 1 || !keeps_shape, "it ran from a cold clone");
+}
+
+/// Switched to b, where it is made from the store, and goes on there to its end.
+fn made_when_needed(cluster: &Cluster, app: &App) {
+    switch(app, cluster);
+    assert_eq!((runs(&cluster.nodes[B], "hot"), runs(&cluster.nodes[B], "cold")), (0, 1));
+    good_end(app, &cluster.nodes[B]);
+}
+
+// Goal: a clone that cannot be kept is told of with its reason, and made when it is needed. Method: pseudo-terminals.
+#[test]
+fn what_cannot_be_kept_is_told() {
+    let mut cluster = Cluster::new(&["a", "b"], Who::Me);
+    cluster.start_agents(Timing::default());
+    let app = start(&cluster, "pty_pairs.c", &[], &["--standby", "b", "--every", "100ms"]);
+    goes_on(&cluster.nodes[A]);
+    let why =
+        || clone(&app, &cluster.nodes[B])["why"].as_str().filter(|why| !why.is_empty()).map(str::to_owned);
+    let why = wait::until(LIMIT, "a reason", why);
+    assert!(why.contains("pseudo-terminals"), "{why}");
+    assert_eq!(clone(&app, &cluster.nodes[B])["epoch"], Value::Null);
+    made_when_needed(&cluster, &app);
+}
+
+// Goal: none is kept where none is wanted. Method: the agents' setting; epochs come in, and nothing is made of them.
+#[test]
+fn none_are_kept_if_told_so() {
+    let mut cluster = Cluster::new(&["a", "b"], Who::Me);
+    for node in &mut cluster.nodes {
+        node.set_agent_env("HOLO_CLONES", "cold");
+    }
+    cluster.start_agents(Timing::default());
+    let app = start(&cluster, "threads.c", &[], &["--standby", "b", "--every", "100ms"]);
+    let epoch =
+        || app.row(&cluster.nodes[B]).and_then(|row| row["epoch"].as_u64()).filter(|epoch| *epoch > 5);
+    wait::until(LIMIT, "epochs on b", epoch);
+    assert_eq!(clone(&app, &cluster.nodes[B]), Value::Null);
+    made_when_needed(&cluster, &app);
 }
 
 #[test]
