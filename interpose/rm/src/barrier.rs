@@ -1,5 +1,6 @@
 //! The process synchronisation barrier: parks every thread of every process of an application, or none.
 
+mod cut;
 mod thread;
 
 use crate::filters;
@@ -8,7 +9,8 @@ use crate::proc_file;
 use crate::starters::{is_starting, wait_for_starters};
 use crate::stopped::Stopped;
 use crate::tree::{Census, Seat, state_and_parent};
-use holo_abi::control::{SLOTS_MAX, cut, slot};
+use cut::Cut;
+use holo_abi::control::{SLOTS_MAX, cut as word};
 use std::collections::HashSet;
 use std::fs;
 use std::io;
@@ -76,74 +78,6 @@ pub enum BarrierError {
         /// Threads.
         threads: usize,
     },
-}
-
-/// A page with the word of our cut.
-struct Cut {
-    page: Arc<Page>,
-    word: u64,
-    /// How many threads had ever arrived there before.
-    before: u32,
-}
-
-impl Cut {
-    fn order(page: &Arc<Page>) -> Self {
-        let header = &page.control().header;
-        let generation = cut::generation(header.cut.load(Ordering::SeqCst)) + 1;
-        let word = cut::word(generation, cut::PARK);
-        let before = header.arrived.load(Ordering::SeqCst);
-        let cut = Self { page: Arc::clone(page), word, before };
-        cut.free_left();
-        page.keep_alive();
-        page.set_patience(true);
-        header.cut.store(word, Ordering::SeqCst);
-        cut
-    }
-
-    /// Lets go who still waits for orders of an agent that died in a stop, threads and snapshots: our signs of life would keep them
-    /// waiting for ever.
-    fn free_left(&self) {
-        for index in self.page.used() {
-            // SAFETY: a plain word, written before the state.
-            let ours = unsafe { (*self.page.slot(index)).generation } == cut::generation(self.word) as u32;
-            let waits = matches!(self.page.state(index).load(Ordering::SeqCst), slot::PARKED | slot::DONE);
-            if waits && !ours {
-                self.page.go(index);
-            }
-        }
-    }
-
-    /// Threads of `pid` (as it sees itself) that are parked for this cut.
-    fn arrived(&self, pid: i32) -> Vec<usize> {
-        let generation = cut::generation(self.word) as u32;
-        let ours = |index: &usize| {
-            // SAFETY: filled in before the state was set.
-            self.page.state(*index).load(Ordering::SeqCst) == slot::PARKED
-                && unsafe {
-                    (*self.page.slot(*index)).generation == generation
-                        && (*self.page.slot(*index)).pid as i32 == pid
-                }
-        };
-        self.page.used().filter(ours).collect()
-    }
-
-    fn let_go(&self) {
-        for index in self.page.used() {
-            let state = self.page.state(index);
-            // SAFETY: a plain word, written before the state.
-            let ours = unsafe { (*self.page.slot(index)).generation } == cut::generation(self.word) as u32;
-            if ours && matches!(state.load(Ordering::SeqCst), slot::PARKED | slot::DONE | slot::CALL) {
-                self.page.go(index);
-            }
-        }
-    }
-
-    /// From PARK to `state`, unless a thread gave up before.
-    fn end(&self, state: u64) -> bool {
-        let done = cut::word(cut::generation(self.word), state);
-        let cut = &self.page.control().header.cut;
-        cut.compare_exchange(self.word, done, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-    }
 }
 
 /// A process, all of whose threads are parked.
@@ -445,7 +379,7 @@ impl Parked {
     /// [`BarrierError::GivenUp`]: they ran before, so what was read since the park is void.
     pub fn release(mut self) -> Result<Duration, BarrierError> {
         self.released = true;
-        let won = self.end(cut::RELEASE);
+        let won = self.end(word::RELEASE);
         if won == self.cuts.len() { Ok(self.since.elapsed()) } else { Err(BarrierError::GivenUp) }
     }
 }
@@ -457,7 +391,7 @@ fn is_dead(pid: i32, tid: i32) -> bool {
 impl Drop for Parked {
     fn drop(&mut self) {
         if !self.released {
-            self.end(cut::ABORTED);
+            self.end(word::ABORTED);
         }
     }
 }
