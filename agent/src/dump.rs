@@ -206,7 +206,6 @@ fn attempt<'a>(
     }
     let registry = &mut work.registry;
     let mut moments = MOMENTS.iter();
-    let is_to_stay = keep.is_some();
     let outcome = loop {
         let mut out = Out::default();
         let wait = moments.next();
@@ -225,9 +224,7 @@ fn attempt<'a>(
             manager.abort_dump(&mut context(&processes, index, &mut out, app));
             Ok(())
         });
-        // One that stays parked has been cut already.
-        let again = !out.unsettled.is_empty() && keep.is_some() == is_to_stay;
-        if let Some(wait) = wait.filter(|_| again) {
+        if let Some(wait) = wait.filter(|_| !out.unsettled.is_empty()) {
             thread::sleep(*wait);
             continue;
         }
@@ -335,7 +332,6 @@ fn phases<'a>(
         None => {
             let release = Instant::now();
             let stop = parked.release().map_err(|cause| failed(&cause))?;
-            released(registry, &pids);
             parts.push(("unpark".into(), micros(release)));
             drop(cut);
             stop
@@ -343,7 +339,6 @@ fn phases<'a>(
         Some(Keep { kept, progress }) => {
             let stop = parked.since.elapsed();
             let held = Held::start(parked.pages(), &app.guard, of);
-            released(registry, &pids);
             *kept = Some(Kept { parked, held, cut });
             progress.parked();
             stop
@@ -368,14 +363,6 @@ fn phases<'a>(
     Ok(meta)
 }
 
-/// Tells all kinds that the stop is over.
-fn released(registry: &mut Registry, pids: &[i32]) {
-    let _ = registry.each(pids, &mut |manager, _| {
-        manager.released();
-        Ok(())
-    });
-}
-
 /// How changes were found, in the processes of an application: one word, or several if they differ.
 fn engines(registry: &mut Registry, pids: &[i32]) -> String {
     let mut all = BTreeSet::new();
@@ -396,6 +383,7 @@ fn park(app: &App, deadline: Duration) -> Result<(Parked, Vec<Process>), Failure
         let serving = parked.processes.iter().filter(|still| !still.slots.is_empty());
         let all = at_once::run(serving.collect(), |still: &Still| {
             let remote = Remote::new(Arc::clone(&still.page), still.pid, still.slots[0])?;
+            remote.saw(still.seen);
             // What cannot be looked at is told of by the kinds.
             let in_head = is_in_head(&remote, &still.slots).unwrap_or(false);
             let (pid, slots, stopped) = (still.inner, still.slots.clone(), still.stopped);

@@ -18,7 +18,6 @@
 
 pub mod app;
 pub mod apps;
-mod awaited;
 pub mod changes;
 pub mod config;
 pub mod dump;

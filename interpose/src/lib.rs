@@ -25,7 +25,6 @@
 #![allow(clippy::result_large_err)]
 
 mod aio;
-mod awaited;
 mod changes;
 mod descriptors;
 mod dispatch;

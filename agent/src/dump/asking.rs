@@ -21,6 +21,12 @@ pub(super) struct Asking<'a> {
     pub(super) parts: &'a mut Vec<(String, u64)>,
 }
 
+/// What is looked at at once.
+enum Look<'a> {
+    Process(&'a Process),
+    Kind(&'a mut dyn ResourceManager),
+}
+
 impl Asking<'_> {
     /// Asks all kinds in order.
     ///
@@ -35,6 +41,9 @@ impl Asking<'_> {
         let start = Instant::now();
         self.ask(registry, pids);
         add(self.parts, "ask", micros(start));
+        let start = Instant::now();
+        self.look(registry, pids);
+        add(self.parts, "look", micros(start));
         let done = self.in_turn(registry, pids, out);
         // Also where nobody wanted the answers: who is let go must have none to give.
         self.processes.iter().for_each(|process| drop(process.remote.settle()));
@@ -57,9 +66,25 @@ impl Asking<'_> {
                 pages.len() - 1
             });
             let mut asking = pages[at].1.open(page);
+            process.remote.ask_for_children(&mut asking);
             kinds.into_iter().for_each(|manager| manager.ask(&process.remote, &mut asking));
             pages[at].1.start(&process.remote, asking);
         }
+    }
+
+    /// What of processes, and of the kernel, is read without asking anybody: before it is wanted, so that all processors read.
+    fn look(&self, registry: &mut Registry, pids: &[i32]) {
+        // What may take longest first.
+        let kind = |turn| match turn {
+            Turn::Application(manager) => Some(Look::Kind(manager)),
+            Turn::Processes(_) => None,
+        };
+        let mut all: Vec<Look> = registry.turns(pids).into_iter().filter_map(kind).collect();
+        all.extend(self.processes.iter().map(Look::Process));
+        at_once::run(all, |look| match look {
+            Look::Process(process) => process.remote.look(),
+            Look::Kind(manager) => manager.look(&self.processes[0].remote),
+        });
     }
 
     fn in_turn(&mut self, registry: &mut Registry, pids: &[i32], out: &mut Out) -> Result<(), RmError> {

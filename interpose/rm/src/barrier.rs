@@ -8,7 +8,7 @@ use crate::page::{Page, wait};
 use crate::proc_file;
 use crate::starters::{is_starting, wait_for_starters};
 use crate::stopped::Stopped;
-use crate::tree::{Census, Seat, state_and_parent};
+use crate::tree::{Census, Seat, Stat, stat};
 use cut::Cut;
 use holo_abi::control::{SLOTS_MAX, cut as word};
 use std::collections::HashSet;
@@ -93,6 +93,8 @@ pub struct Still {
     pub slots: Vec<usize>,
     /// It is stopped (job control), and is to be so when it is let go.
     pub stopped: bool,
+    /// What was seen of it when all its threads had parked.
+    pub seen: Option<Stat>,
 }
 
 /// All threads of an application, parked. Dropping it lets them go without keeping what was read.
@@ -140,6 +142,17 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
             if filters::hinders(page, seat.pid) {
                 return Err(BarrierError::Filtered { pid: seat.pid, name: name_of(seat.pid) });
             }
+            // Looked at after they had parked: it has no others.
+            let slots = parked.cuts[cut].arrived(seat.inner);
+            if !slots.is_empty()
+                && !parked.is_stopped(seat.pid)
+                && let Some(seen) = stat(seat.pid).filter(|seen| seen.threads == slots.len())
+            {
+                threads += slots.len();
+                let (pid, inner, page) = (seat.pid, seat.inner, Arc::clone(page));
+                parked.processes.push(Still { pid, inner, page, slots, stopped: false, seen: Some(seen) });
+                continue;
+            }
             let Ok(mut live) = tasks(seat.pid) else { continue };
             for tid in &live {
                 if signalled.insert((seat.pid, *tid, Arc::as_ptr(page)))
@@ -172,14 +185,21 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
             }
             let stopped = parked.is_stopped(seat.pid);
             let (pid, inner, page) = (seat.pid, seat.inner, Arc::clone(page));
-            parked.processes.push(Still { pid, inner, page, slots, stopped });
+            parked.processes.push(Still { pid, inner, page, slots, stopped, seen: None });
+        }
+        if threads > SLOTS_MAX / 2 {
+            return Err(BarrierError::TooMany { pid: first.pid, threads });
         }
         if parked.processes.is_empty() && missing.is_none() {
             return Err(gone(first.pid, io::Error::from_raw_os_error(libc::ESRCH)));
         }
         // What was listed may have made another thread or process since; only a list without news counts. One that was
         // stopped after it had parked, by another one of ours, serves no calls; there is nobody left who could do that.
-        if missing.is_none() && parked.is_all_of(&census.seats(), &signalled) && !parked.attach_stopped() {
+        let before = arrivals == threads;
+        if missing.is_none()
+            && parked.is_all_of(&census.seats(), &signalled)
+            && !parked.attach_stopped(before)
+        {
             break;
         }
         for cut in &parked.cuts {
@@ -283,6 +303,9 @@ impl Parked {
     fn is_all_of(&self, seats: &[Seat], signalled: &HashSet<(i32, i32, *const Page)>) -> bool {
         seats.iter().all(|seat| {
             let Some(page) = &seat.page else { return false };
+            if self.processes.iter().any(|still| still.pid == seat.pid && still.seen.is_some()) {
+                return true;
+            }
             let known = |tid: &i32| signalled.contains(&(seat.pid, *tid, Arc::as_ptr(page)));
             match tasks(seat.pid) {
                 Ok(tasks) => {
@@ -298,11 +321,15 @@ impl Parked {
         self.stopped.iter().any(|stopped| stopped.pid == pid)
     }
 
-    /// Takes processes that were stopped when they had parked; whether there were any.
-    fn attach_stopped(&mut self) -> bool {
+    /// Takes processes that were stopped when they had parked; whether there were any. What was seen of them was seen `after`
+    /// all had parked, or may be old.
+    fn attach_stopped(&mut self, after: bool) -> bool {
         let before = self.stopped.len();
         for process in self.processes.iter_mut().filter(|process| !process.stopped) {
-            if state_and_parent(process.pid).is_some_and(|(state, _)| state == 'T')
+            if !after || process.seen.is_none() {
+                process.seen = stat(process.pid);
+            }
+            if process.seen.is_some_and(|seen| seen.state == 'T')
                 && let Ok(tids) = tasks(process.pid)
             {
                 process.stopped = true;

@@ -84,12 +84,12 @@ impl ResourceManager for Faulty {
         self.inner.ask(remote, asking);
     }
 
-    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        self.dumping("dump", cx, |inner, cx| inner.dump(cx))
+    fn look(&mut self, remote: &Remote) {
+        self.inner.look(remote);
     }
 
-    fn released(&mut self) {
-        self.inner.released();
+    fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        self.dumping("dump", cx, |inner, cx| inner.dump(cx))
     }
 
     fn post_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {

@@ -288,15 +288,16 @@ pub trait ResourceManager: Send {
     /// are one for each process.
     fn ask(&mut self, _: &Remote, _: &mut Asking) {}
 
+    /// The application is parked: what [`Self::dump`] wants to know of the kernel without asking a process, for kinds that are one
+    /// for the application. Several kinds and processes are looked at at once; the process is the one that stands for it.
+    fn look(&mut self, _: &Remote) {}
+
     /// The application is parked: read states without changing them. Kinds that are one for each process are asked for several
     /// processes at once, see [`crate::registry::Turn`] and [`crate::page::Page::hands`].
     ///
     /// # Errors
     /// The epoch is aborted.
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()>;
-
-    /// The application was let go this very moment, or stays parked: what cannot wait until [`Self::post_dump`].
-    fn released(&mut self) {}
 
     /// The application runs again.
     ///

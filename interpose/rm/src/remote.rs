@@ -4,7 +4,10 @@
 //! memory go through `process_vm_readv`/`writev`, descriptors through `pidfd_getfd`, all else through calls
 //! made by a thread of the process itself.
 
+mod memory;
+
 use crate::asks::{Answers, Asks};
+use crate::family::Family;
 use crate::fds::{self, Fd};
 use crate::manager::RmResult;
 use crate::page::Page;
@@ -13,10 +16,10 @@ use crate::tasks::{self, Task};
 use crate::tree::{Stat, children, stat, state_and_parent};
 use holo_abi::control::Call;
 use holo_abi::sysno;
-use std::fs;
+use memory::transfer;
+pub use memory::{read_guarded, read_many, read_memory, write_many};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -40,6 +43,9 @@ pub struct Remote {
     stat: OnceLock<Option<Stat>>,
     children: OnceLock<Vec<i32>>,
     fds: OnceLock<Vec<Fd>>,
+    status: OnceLock<String>,
+    auxv: OnceLock<Vec<u8>>,
+    pub(crate) family: Family,
     pub(crate) asks: Asks,
 }
 
@@ -86,6 +92,9 @@ impl Remote {
             stat: OnceLock::new(),
             children: OnceLock::new(),
             fds: OnceLock::new(),
+            status: OnceLock::new(),
+            auxv: OnceLock::new(),
+            family: Family::default(),
             asks: Asks::default(),
         })
     }
@@ -102,7 +111,12 @@ impl Remote {
     /// The process is gone.
     pub fn tasks(&self) -> io::Result<&[Task]> {
         if self.tasks.get().is_none() {
-            let _ = self.tasks.set(tasks::read(self.pid)?);
+            let (tasks, leader) = tasks::read(self.pid)?;
+            // The file of the process says the same.
+            if !leader.is_empty() {
+                let _ = self.status.set(leader);
+            }
+            let _ = self.tasks.set(tasks);
         }
         Ok(self.tasks.get().map_or(&[], Vec::as_slice))
     }
@@ -110,6 +124,13 @@ impl Remote {
     /// What `/proc/<pid>/stat` said when it was first asked for: only while it is parked. None: the process is gone.
     pub fn stat(&self) -> Option<Stat> {
         *self.stat.get_or_init(|| stat(self.pid))
+    }
+
+    /// What was seen of it already, since it parked.
+    pub fn saw(&self, seen: Option<Stat>) {
+        if seen.is_some() {
+            self.stat.get_or_init(|| seen);
+        }
     }
 
     /// Children of its threads, as they were when they were first asked for: only while it is parked.
@@ -126,6 +147,35 @@ impl Remote {
             let _ = self.fds.set(fds::read(self)?);
         }
         Ok(self.fds.get().map_or(&[], Vec::as_slice))
+    }
+
+    /// `/proc/<pid>/status`, as it was when it was first asked for: only while it is parked.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn status(&self) -> io::Result<&str> {
+        if self.status.get().is_none() {
+            let _ = self.status.set(self.proc_text("status")?);
+        }
+        Ok(self.status.get().map_or("", String::as_str))
+    }
+
+    /// Its auxiliary vector, as it was when it was first asked for: only while it is parked.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn auxv(&self) -> io::Result<&[u8]> {
+        if self.auxv.get().is_none() {
+            let _ = self.auxv.set(proc_file::read(self.proc("auxv"))?);
+        }
+        Ok(self.auxv.get().map_or(&[], Vec::as_slice))
+    }
+
+    /// Reads what kinds will ask of `/proc`, so that several processes are looked at at once. What cannot be read is told
+    /// of where it is asked for.
+    pub fn look(&self) {
+        self.stat();
+        let _ = (self.tasks().is_ok(), self.status().is_ok(), self.maps().is_ok(), self.fds().is_ok());
     }
 
     /// Its `maps`, as they were when they were first asked for: only while it is parked, for those who leave no zone behind.
@@ -336,123 +386,4 @@ impl Remote {
     pub fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
     }
-}
-
-/// Reads memory of a process that the process itself may have no right to read, as it is, with guards for example.
-///
-/// # Errors
-/// The kernel's; a partial read is an error.
-pub fn read_guarded(pid: i32, at: u64, bytes: &mut [u8]) -> io::Result<()> {
-    let path = format!("/proc/{pid}/mem");
-    let what = |cause: io::Error| io::Error::new(cause.kind(), format!("{path} at {at:#x}: {cause}"));
-    fs::File::open(&path).map_err(what)?.read_exact_at(bytes, at).map_err(what)
-}
-
-/// Reads memory of any process that we may read.
-///
-/// # Errors
-/// The kernel's; a partial read is an error.
-pub fn read_memory(pid: i32, at: u64, bytes: &mut [u8]) -> io::Result<()> {
-    transfer(pid, at, bytes.as_mut_ptr(), bytes.len(), false)
-}
-
-fn transfer(pid: i32, at: u64, ours: *mut u8, bytes: usize, write: bool) -> io::Result<()> {
-    let mut done = 0;
-    while done < bytes {
-        // The kernel moves at most 2 GiB at once.
-        let part = (bytes - done).min(1 << 30);
-        // SAFETY: within the caller's buffer.
-        let local = libc::iovec { iov_base: unsafe { ours.add(done) }.cast(), iov_len: part };
-        let remote = libc::iovec { iov_base: (at + done as u64) as *mut libc::c_void, iov_len: part };
-        // SAFETY: the buffer is the caller's; the kernel checks the other side.
-        let moved = unsafe {
-            if write {
-                libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0)
-            } else {
-                libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0)
-            }
-        };
-        if moved <= 0 {
-            let cause = io::Error::last_os_error();
-            let verb = if write { "writing" } else { "reading" };
-            let at = at + done as u64;
-            return Err(io::Error::new(
-                cause.kind(),
-                format!("{verb} {part} bytes at {at:#x} of {pid}: {cause}"),
-            ));
-        }
-        done += moved as usize;
-    }
-    Ok(())
-}
-
-/// The kernel's limit of ranges in one call.
-const VECTORS_MAX: usize = 1024;
-
-/// Ranges of another process's memory.
-fn vectors(ranges: &[(u64, u64)]) -> (Vec<libc::iovec>, usize) {
-    let vector = |(start, end): &(u64, u64)| libc::iovec {
-        iov_base: *start as *mut libc::c_void,
-        iov_len: (end - start) as usize,
-    };
-    let vectors: Vec<libc::iovec> = ranges.iter().map(vector).collect();
-    let bytes = vectors.iter().map(|vector| vector.iov_len).sum();
-    (vectors, bytes)
-}
-
-fn moved_all(moved: isize, want: usize, pid: i32) -> io::Result<()> {
-    if moved < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if moved as usize == want {
-        return Ok(());
-    }
-    Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{moved} of {want} bytes of {pid}")))
-}
-
-/// Reads many ranges of a process's memory, one behind the other, into a buffer of their size.
-///
-/// # Errors
-/// The kernel's; a partial read is an error.
-pub fn read_many(pid: i32, ranges: &[(u64, u64)], bytes: &mut [u8]) -> io::Result<()> {
-    let mut done = 0;
-    for part in ranges.chunks(VECTORS_MAX) {
-        let (theirs, want) = vectors(part);
-        let room = bytes.get_mut(done..done + want).ok_or(io::ErrorKind::InvalidInput)?;
-        let ours = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: want };
-        // SAFETY: the buffer is the caller's and large enough; the kernel checks the other side.
-        let moved = unsafe {
-            libc::process_vm_readv(pid, &raw const ours, 1, theirs.as_ptr(), theirs.len() as libc::c_ulong, 0)
-        };
-        moved_all(moved, want, pid)?;
-        done += want;
-    }
-    Ok(())
-}
-
-/// Writes many ranges of a process's memory out of a buffer of their size, one behind the other.
-///
-/// # Errors
-/// The kernel's; a partial write is an error.
-pub fn write_many(pid: i32, ranges: &[(u64, u64)], bytes: &[u8]) -> io::Result<()> {
-    let mut done = 0;
-    for part in ranges.chunks(VECTORS_MAX) {
-        let (theirs, want) = vectors(part);
-        let from = bytes.get(done..done + want).ok_or(io::ErrorKind::InvalidInput)?;
-        let ours = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: want };
-        // SAFETY: only read; the kernel checks the other side.
-        let moved = unsafe {
-            libc::process_vm_writev(
-                pid,
-                &raw const ours,
-                1,
-                theirs.as_ptr(),
-                theirs.len() as libc::c_ulong,
-                0,
-            )
-        };
-        moved_all(moved, want, pid)?;
-        done += want;
-    }
-    Ok(())
 }

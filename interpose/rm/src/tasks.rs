@@ -23,14 +23,19 @@ pub struct Task {
     pub shared_pending: u64,
 }
 
-/// All threads of a process.
+/// All threads of a process, and what of its leader was read for that.
 ///
 /// # Errors
 /// The process is gone.
-pub(crate) fn read(pid: i32) -> io::Result<Vec<Task>> {
-    let mut out = Vec::new();
-    each(pid, c"status", &mut |tid, status| out.push(parse(tid, status)))?;
-    Ok(out)
+pub(crate) fn read(pid: i32) -> io::Result<(Vec<Task>, String)> {
+    let (mut out, mut leader) = (Vec::new(), String::new());
+    each(pid, c"status", &mut |tid, status| {
+        if tid == pid {
+            leader = String::from_utf8_lossy(status).into_owned();
+        }
+        out.push(parse(tid, status));
+    })?;
+    Ok((out, leader))
 }
 
 /// Calls `then` with a file of each thread of a process. One that ended meanwhile is not there.
@@ -161,7 +166,8 @@ mod tests {
             let _ = end.recv();
         });
         let tid = told.1.recv().unwrap();
-        let tasks = read(std::process::id() as i32).unwrap();
+        let (tasks, leader) = read(std::process::id() as i32).unwrap();
+        assert!(leader.contains(&format!("\nTgid:\t{}\n", std::process::id())));
         let task = tasks.iter().find(|task| task.inner == tid).unwrap();
         assert_eq!(task.name, name);
         drop(wait.0);

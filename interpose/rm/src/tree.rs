@@ -83,6 +83,11 @@ pub fn children(pid: i32) -> Vec<i32> {
 /// What `/proc/<pid>/stat` tells of a process or thread; ids are those of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
+    /// Its threads, with those that have ended and were not waited for.
+    pub threads: usize,
+    /// Where parts of its memory are: code, data, break, arguments and environment, in the order of `struct prctl_mm_map`. The
+    /// break is where it began, and its end is not told.
+    pub parts: [u64; 11],
     /// State letter.
     pub state: char,
     /// Parent.
@@ -97,22 +102,32 @@ pub struct Stat {
     pub exit_signal: i32,
 }
 
+/// Numbers of [`Stat::parts`]; 0: none.
+const PARTS: [usize; 11] = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51];
+
 /// Reads it; none if it is gone.
 #[must_use]
 pub fn stat(pid: i32) -> Option<Stat> {
-    let text = proc_file::read(format!("/proc/{pid}/stat")).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    // By the numbers of proc(5), which begin with 1; the second one is the name, which may contain anything.
-    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3).copied();
-    Some(Stat {
-        state: field(3)?.chars().next()?,
-        parent: field(4)?.parse().ok()?,
-        session: field(6)?.parse().ok()?,
-        terminal: field(7)?.parse().ok()?,
-        started: field(22)?.parse().ok()?,
-        exit_signal: field(38)?.parse().ok()?,
-    })
+    Stat::parse(&proc_file::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+impl Stat {
+    fn parse(text: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(text);
+        // By the numbers of proc(5), which begin with 1; the second one is the name, which may contain anything.
+        let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_whitespace().collect();
+        let field = |number: usize| fields.get(number.checked_sub(3)?).copied();
+        Some(Stat {
+            threads: field(20)?.parse().ok()?,
+            parts: PARTS.map(|number| field(number).and_then(|word| word.parse().ok()).unwrap_or(0)),
+            state: field(3)?.chars().next()?,
+            parent: field(4)?.parse().ok()?,
+            session: field(6)?.parse().ok()?,
+            terminal: field(7)?.parse().ok()?,
+            started: field(22)?.parse().ok()?,
+            exit_signal: field(38)?.parse().ok()?,
+        })
+    }
 }
 
 /// State letter and parent of a process; none if it is gone.

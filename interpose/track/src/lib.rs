@@ -4,7 +4,6 @@
 #![no_std]
 
 pub mod actions;
-pub mod awaited;
 pub mod changes;
 pub mod environ;
 pub mod timeout;

@@ -96,14 +96,15 @@ mod tests {
     /// Threads park while it is looked for such: none of them may be taken for one.
     #[test]
     fn who_parks_meanwhile_is_not_let_go() {
-        const ROUNDS: u32 = 200_000;
+        const ROUNDS: u32 = 100_000;
         let cut = ordered();
         let index = cut.page.reserve().expect("a slot");
-        let (ends, gone) = (AtomicBool::new(false), AtomicU32::new(0));
+        let (ends, gone, looks) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !ends.load(Ordering::SeqCst) {
                     cut.free_left();
+                    looks.fetch_add(1, Ordering::SeqCst);
                 }
             });
             for _ in 0..ROUNDS {
@@ -117,6 +118,11 @@ mod tests {
                 }
                 if state.swap(slot::FREE, Ordering::SeqCst) == slot::GO {
                     gone.fetch_add(1, Ordering::SeqCst);
+                }
+                // A thread parks once for a cut: no look sees two of them.
+                let before = looks.load(Ordering::SeqCst);
+                while looks.load(Ordering::SeqCst).wrapping_sub(before) < 2 {
+                    std::thread::yield_now();
                 }
                 // SAFETY: nobody else writes it.
                 unsafe { (*cut.page.slot(index)).generation = 0 };

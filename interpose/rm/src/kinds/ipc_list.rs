@@ -39,11 +39,42 @@ impl Sort {
     }
 }
 
-/// Asks for many indexes at once, each with what the kernel wrote.
-type Ask<'a> = &'a dyn Fn(&[u64], u64) -> io::Result<Vec<(io::Result<u64>, Vec<u8>)>>;
+/// For each index what was answered, and what the kernel wrote.
+type Given = Vec<(io::Result<u64>, Vec<u8>)>;
+/// Asks for many indexes at once.
+type Ask<'a> = &'a dyn Fn(&[u64], u64) -> io::Result<Given>;
 
-/// Lists them. We ask ourselves where the kernel gives us the same answers as the process.
-pub(super) fn list(remote: &Remote, sort: &Sort, named: &'static str) -> RmResult<Objects> {
+/// Lists them before it is a kind's turn, where no process is needed for that.
+pub(super) fn look(remote: &Remote, sort: &Sort) -> Option<Objects> {
+    if sees_what_we_see(remote.pid) {
+        all(sort, &|indexes, command| by_us(sort, indexes, command), "").ok()
+    } else {
+        None
+    }
+}
+
+/// Asks ourselves.
+fn by_us(sort: &Sort, indexes: &[u64], command: u64) -> io::Result<Given> {
+    let ask = |index: &u64| {
+        let mut room = vec![0; DS_ROOM];
+        let [one, two, three, four] = sort.args(*index, command, room.as_mut_ptr() as u64);
+        // SAFETY: the kernel writes a structure for which there is room.
+        let ret = unsafe { libc::syscall(sort.call, one, two, three, four) };
+        (if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret.cast_unsigned()) }, room)
+    };
+    Ok(indexes.iter().map(ask).collect())
+}
+
+/// Lists them, if that was not done before. We ask ourselves where the kernel gives us the same answers as the process.
+pub(super) fn list(
+    remote: &Remote,
+    sort: &Sort,
+    named: &'static str,
+    looked: Option<Objects>,
+) -> RmResult<Objects> {
+    if let Some(objects) = looked {
+        return Ok(objects);
+    }
     let by_process = |indexes: &[u64], command: u64| {
         let mut out = Vec::new();
         for part in indexes.chunks(BATCH_CALLS) {
@@ -57,17 +88,11 @@ pub(super) fn list(remote: &Remote, sort: &Sort, named: &'static str) -> RmResul
         }
         Ok(out)
     };
-    let by_us = |indexes: &[u64], command: u64| {
-        let ask = |index: &u64| {
-            let mut room = vec![0; DS_ROOM];
-            let [one, two, three, four] = sort.args(*index, command, room.as_mut_ptr() as u64);
-            // SAFETY: the kernel writes a structure for which there is room.
-            let ret = unsafe { libc::syscall(sort.call, one, two, three, four) };
-            (if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret.cast_unsigned()) }, room)
-        };
-        Ok(indexes.iter().map(ask).collect())
-    };
-    let ask: Ask = if sees_what_we_see(remote.pid) { &by_us } else { &by_process };
+    let by_us = |indexes: &[u64], command: u64| by_us(sort, indexes, command);
+    all(sort, if sees_what_we_see(remote.pid) { &by_us } else { &by_process }, named)
+}
+
+fn all(sort: &Sort, ask: Ask, named: &'static str) -> RmResult<Objects> {
     let (last, info) = ask(&[0], sort.info).on("listing", named)?.remove(0);
     let last = last.on("listing", named)?;
     let mut objects = BTreeMap::new();

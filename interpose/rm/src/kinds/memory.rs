@@ -103,25 +103,21 @@ pub struct Memory {
     changing: Changing,
 }
 
+/// The end of the break among [`Layout::words`], which only the process itself can tell.
+const BREAK: usize = 5;
+
 /// Layout out of `/proc/<pid>/stat` and `brk`.
 ///
 /// With it, the process's start time, which tells it from others of the same pid.
 fn layout(cx: &DumpCx, asked: &Asked) -> RmResult<(Layout, u64)> {
-    let stat = cx.remote.proc_text("stat").on("reading", "stat")?;
-    let fields: Vec<u64> = stat
-        .rsplit_once(") ")
-        .map_or("", |(_, tail)| tail)
-        .split_whitespace()
-        .map(|field| field.parse().unwrap_or(0))
-        .collect();
-    // Numbers as in proc(5); the first field after the name is 3.
-    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+    let gone = || std::io::Error::from_raw_os_error(libc::ESRCH);
+    let stat = cx.remote.stat().ok_or_else(gone).on("reading", "stat")?;
     let brk = cx.remote.answers().and_then(|answers| outcome(&answers.of(asked)?.0[0]));
     let brk = brk.on("asking for", "brk")?;
-    let words = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51]
-        .map(|number| if number == 0 { brk } else { field(number) });
-    let auxv = proc_file::read(cx.remote.proc("auxv")).on("reading", "auxv")?;
-    Ok((Layout { words, auxv }, field(22)))
+    let mut words = stat.parts;
+    words[BREAK] = brk;
+    let auxv = cx.remote.auxv().on("reading", "auxv")?.to_vec();
+    Ok((Layout { words, auxv }, stat.started))
 }
 
 /// All but holo's own, which begin at `own`.

@@ -105,7 +105,17 @@ impl Pagemap {
     ///
     /// The kernel has a path of its own for just this question, four times as fast as one that asks what is there.
     pub(crate) fn unmarked(&self, ranges: &[(u64, u64)]) -> io::Result<Vec<(u64, u64)>> {
-        let arg = ScanArg { category_mask: WRITTEN, return_mask: WRITTEN, ..ScanArg::default() };
+        self.unmarked_with(ranges, 0)
+    }
+
+    /// [`Self::unmarked`], and marks all of that in the same step: holes too, which is for where there are hardly any. In
+    /// zones that cannot be protected nothing is found or changed.
+    pub(crate) fn mark(&self, ranges: &[(u64, u64)]) -> io::Result<Vec<(u64, u64)>> {
+        self.unmarked_with(ranges, WP_MATCHING)
+    }
+
+    fn unmarked_with(&self, ranges: &[(u64, u64)], flags: u64) -> io::Result<Vec<(u64, u64)>> {
+        let arg = ScanArg { flags, category_mask: WRITTEN, return_mask: WRITTEN, ..ScanArg::default() };
         let pieces = |(start, end): &(u64, u64)| {
             let (start, end) = (*start, *end);
             let firsts = (start..end).step_by(PIECE_BYTES as usize);
@@ -143,6 +153,22 @@ impl Pagemap {
     /// [`Self::protect`] for many ranges, in all zones that can be protected.
     pub(crate) fn protect_watched(&self, ranges: &[(u64, u64)]) -> io::Result<Vec<Region>> {
         self.protect_with(ranges, WP_MATCHING)
+    }
+
+    /// What in these ranges is there and is not the page of zeros. Nothing is changed; for memory that is no map of a file.
+    pub(crate) fn there(&self, ranges: &[(u64, u64)]) -> io::Result<Vec<(u64, u64)>> {
+        let arg = ScanArg {
+            category_inverted: PFNZERO,
+            category_mask: PFNZERO,
+            category_anyof_mask: THERE,
+            return_mask: THERE,
+            ..ScanArg::default()
+        };
+        let (mut out, mut buffer) = (Vec::new(), buffer());
+        for (start, end) in ranges {
+            self.walk(&mut buffer, *start, *end, arg, |region| push(&mut out, region.start, region.end))?;
+        }
+        Ok(out)
     }
 
     fn protect_with(&self, ranges: &[(u64, u64)], flags: u64) -> io::Result<Vec<Region>> {

@@ -230,8 +230,8 @@ impl ResourceManager for Process {
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         let remote = cx.remote;
-        let text = remote.proc_text("status").on("reading", "status")?;
-        obstacles(cx, &text)?;
+        let text = remote.status().on("reading", "status")?;
+        obstacles(cx, text)?;
         let asked = self.asked.take().unwrap_or_default();
         let answers = remote.answers().and_then(|answers| answers.of(&asked));
         let (calls, scratch) = answers.on("asking", "the process")?;
@@ -256,15 +256,15 @@ impl ResourceManager for Process {
             .map(|resource| [0, 8].map(|part| word(limit_at(resource) + part).cast_unsigned()).into())
             .collect();
         let four = |name: &str| {
-            let ids = numbers::<u32>(status(&text, name));
+            let ids = numbers::<u32>(status(text, name));
             <[u32; 4]>::try_from(ids).unwrap_or_default()
         };
-        let hex = |name: &str| u64::from_str_radix(status(&text, name).unwrap_or("0"), 16).unwrap_or(0);
+        let hex = |name: &str| u64::from_str_radix(status(text, name).unwrap_or("0"), 16).unwrap_or(0);
         let header = remote.page.header();
         // SAFETY: plain words, constant since the process joined.
         let (holo, page_address) =
             unsafe { ([(*header).serve_at, (*header).holo_start, (*header).holo_end], (*header).address) };
-        let pid = innermost(&text, "NStgid");
+        let pid = innermost(text, "NStgid");
         // SAFETY: a plain word, constant since the process joined.
         let kept_parent = match unsafe { (*header).pid as i32 } == pid {
             true => remote.page.control().header.ppid.load(Ordering::Relaxed) as i32,
@@ -278,18 +278,18 @@ impl ResourceManager for Process {
             exe_bytes: fs::metadata(remote.proc("exe")).map(|meta| meta.size()).unwrap_or(0),
             exe,
             cwd,
-            umask: status(&text, "Umask").and_then(|mask| u32::from_str_radix(mask, 8).ok()).unwrap_or(0o22),
+            umask: status(text, "Umask").and_then(|mask| u32::from_str_radix(mask, 8).ok()).unwrap_or(0o22),
             limits,
             uids: four("Uid"),
             gids: four("Gid"),
-            groups: numbers(status(&text, "Groups")),
+            groups: numbers(status(text, "Groups")),
             capabilities: [hex("CapInh"), hex("CapPrm"), hex("CapEff")],
             personality: value(base + 3),
             options: (0..base).map(value).collect(),
             dumpable: value(base),
             subreaper: word(0) as u32,
             pdeathsig: word(8) as u32,
-            no_new_privs: status(&text, "NoNewPrivs") == Some("1"),
+            no_new_privs: status(text, "NoNewPrivs") == Some("1"),
             holo,
             ways: remote.page.control().header.ways.load(Ordering::Relaxed),
             page_address,

@@ -133,6 +133,7 @@ impl ResourceManager for Stops {
             }
         }
         let mut news = BTreeMap::new();
+        families.retain(|parent, _| cx.processes[*parent].remote.has_news());
         for (parent, children) in families {
             news.append(&mut untold(&cx.processes[parent].remote, &children)?);
         }

@@ -4,7 +4,7 @@
 //! message waits again by itself.
 
 use super::ipc::{self, Ipc, is_ours, long, stranger, word};
-use super::ipc_list::{self, Sort};
+use super::ipc_list::{self, Objects, Sort};
 use super::kernel::Bytes;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, decode};
 use crate::remote::{Remote, call, outcome};
@@ -66,6 +66,8 @@ pub struct SysvMsg {
     /// Queues of the application that an earlier epoch found, whoever has asked for them.
     known: BTreeSet<i32>,
     state: MsgState,
+    /// What there is, listed at the beginning of this stop.
+    looked: Option<Objects>,
 }
 
 impl Queue {
@@ -100,8 +102,8 @@ impl Queue {
 }
 
 /// `struct msqid64_ds` of every queue that the application could see, by id; and the longest message that may be sent.
-fn listed(remote: &Remote) -> RmResult<(BTreeMap<i32, Vec<u8>>, u64)> {
-    let listed = ipc_list::list(remote, &MSG, "System V message queues")?;
+fn listed(remote: &Remote, looked: Option<Objects>) -> RmResult<(BTreeMap<i32, Vec<u8>>, u64)> {
+    let listed = ipc_list::list(remote, &MSG, "System V message queues", looked)?;
     let longest = if listed.objects.is_empty() { 0 } else { u64::from(word(&listed.info, 8)) };
     Ok((listed.objects, longest))
 }
@@ -157,7 +159,7 @@ impl SysvMsg {
     /// A manager that tells `ipc` of what it finds.
     #[must_use]
     pub fn new(ipc: Ipc) -> Self {
-        Self { ipc, known: BTreeSet::new(), state: MsgState::default() }
+        Self { ipc, known: BTreeSet::new(), state: MsgState::default(), looked: None }
     }
 
     /// The queues of the application.
@@ -182,9 +184,13 @@ impl ResourceManager for SysvMsg {
         NAME
     }
 
+    fn look(&mut self, remote: &Remote) {
+        self.looked = ipc_list::look(remote, &MSG);
+    }
+
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         self.state = MsgState::default();
-        let (all, longest) = listed(cx.remote)?;
+        let (all, longest) = listed(cx.remote, self.looked.take())?;
         for mut queue in self.ours(cx, &all) {
             let ds = &all[&queue.id];
             if let Some(pid) = stranger(cx, &[queue.sender, queue.receiver]) {

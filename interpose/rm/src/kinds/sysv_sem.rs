@@ -11,7 +11,7 @@
 //! ```
 
 use super::ipc::{self, Ipc, is_ours, long, stranger, word};
-use super::ipc_list::{self, Sort};
+use super::ipc_list::{self, Objects, Sort};
 use super::sysv_undo::{self, Undo};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx, decode};
 use crate::remote::{Remote, call};
@@ -68,6 +68,8 @@ pub struct SysvSem {
     /// Sets of the application that an earlier epoch found, whoever has asked for them.
     known: BTreeSet<i32>,
     state: SemState,
+    /// What there is, listed at the beginning of this stop.
+    looked: Option<Objects>,
 }
 
 impl Set {
@@ -90,8 +92,8 @@ impl Set {
 }
 
 /// `struct semid64_ds` of every set that the application could see, by id.
-fn listed(remote: &Remote) -> RmResult<BTreeMap<i32, Vec<u8>>> {
-    Ok(ipc_list::list(remote, &SEM, "System V semaphore sets")?.objects)
+fn listed(remote: &Remote, looked: Option<Objects>) -> RmResult<BTreeMap<i32, Vec<u8>>> {
+    Ok(ipc_list::list(remote, &SEM, "System V semaphore sets", looked)?.objects)
 }
 
 /// Who operated last on the first `count` semaphores.
@@ -106,7 +108,7 @@ impl SysvSem {
     /// A manager that tells `ipc` of what it finds.
     #[must_use]
     pub fn new(ipc: Ipc) -> Self {
-        Self { ipc, known: BTreeSet::new(), state: SemState::default() }
+        Self { ipc, known: BTreeSet::new(), state: SemState::default(), looked: None }
     }
 
     /// The sets of the application.
@@ -168,9 +170,13 @@ impl ResourceManager for SysvSem {
         NAME
     }
 
+    fn look(&mut self, remote: &Remote) {
+        self.looked = ipc_list::look(remote, &SEM);
+    }
+
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         self.state = SemState::default();
-        let all = listed(cx.remote)?;
+        let all = listed(cx.remote, self.looked.take())?;
         for id in self.ours(cx, &all)? {
             let Some(mut set) = read(cx, id, &all[&id])? else { continue };
             set.undos = sysv_undo::find(cx, &set)?;

@@ -4,7 +4,7 @@
 //! with it, and removed afterwards where they had been removed (`IPC_RMID`) while still attached.
 
 use crate::kinds::ipc::{self, Ipc, long, word};
-use crate::kinds::ipc_list::{self, Sort};
+use crate::kinds::ipc_list::{self, Objects, Sort};
 use crate::kinds::memory_read::resident;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, Staged, SwitchCx, section};
@@ -67,13 +67,15 @@ struct ShmState {
 pub struct SysvShm {
     ipc: Ipc,
     state: ShmState,
+    /// What there is, listed at the beginning of this stop.
+    looked: Option<Objects>,
 }
 
 impl SysvShm {
     /// A manager that tells `ipc` of what it finds.
     #[must_use]
     pub fn new(ipc: Ipc) -> Self {
-        Self { ipc, state: ShmState::default() }
+        Self { ipc, state: ShmState::default(), looked: None }
     }
 }
 
@@ -102,8 +104,8 @@ impl Segment {
 }
 
 /// All segments that the application could see.
-fn segments(remote: &Remote) -> RmResult<Vec<Segment>> {
-    let listed = ipc_list::list(remote, &SHM, "System V shared memory")?;
+fn segments(remote: &Remote, looked: Option<Objects>) -> RmResult<Vec<Segment>> {
+    let listed = ipc_list::list(remote, &SHM, "System V shared memory", looked)?;
     Ok(listed.objects.iter().map(|(id, ds)| Segment::parse(*id, ds)).collect())
 }
 
@@ -273,10 +275,14 @@ impl ResourceManager for SysvShm {
         NAME
     }
 
+    fn look(&mut self, remote: &Remote) {
+        self.looked = ipc_list::look(remote, &SHM);
+    }
+
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         self.state = ShmState::default();
         let first = (cx.remote, cx.index);
-        let all = segments(cx.remote)?;
+        let all = segments(cx.remote, self.looked.take())?;
         let by_id: BTreeMap<i32, &Segment> = all.iter().map(|segment| (segment.id, segment)).collect();
         let mut zones: Vec<Vec<Zone>> = Vec::new();
         for (index, process) in cx.processes.iter().enumerate() {

@@ -4,7 +4,6 @@
 
 use super::sharing::{self, Sharing};
 use super::{namespaces, sysctl};
-use crate::at_once;
 use crate::manager::{DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::tree::{Process, is_nested, state_and_parent};
 use serde::{Deserialize, Serialize};
@@ -157,10 +156,6 @@ impl ResourceManager for Tree {
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        at_once::run(cx.processes.iter().collect(), |process: &Process| {
-            process.remote.stat();
-            process.remote.children();
-        });
         let mut state = TreeState::default();
         let mut pages = Vec::new();
         for process in cx.processes {
@@ -174,7 +169,9 @@ impl ResourceManager for Tree {
             let seen = process.remote.stat();
             let exit_signal = seen.map_or(libc::SIGCHLD, |seen| seen.exit_signal);
             state.processes.push(Branch { pid: process.pid, page: index as u32, exit_signal });
-            state.ended.extend(ended(process.remote.children(), process.pid));
+            if process.remote.has_news() {
+                state.ended.extend(ended(process.remote.children(), process.pid));
+            }
         }
         state.shared = sharing::find(cx.processes)?;
         // It is the reader's namespace that is told of.

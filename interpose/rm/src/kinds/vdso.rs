@@ -6,7 +6,6 @@
 
 use crate::kinds::zones::{self, Zone, ZoneKind};
 use crate::manager::{Context, RmError, RmResult};
-use crate::proc_file;
 use crate::remote::{Remote, call, read_many, read_memory};
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
@@ -122,7 +121,7 @@ fn heads() -> &'static [u64] {
 /// # Errors
 /// The process cannot be read.
 pub fn is_in_head(remote: &Remote, slots: &[usize]) -> io::Result<bool> {
-    let Some(base) = base(&proc_file::read(remote.proc("auxv"))?) else { return Ok(false) };
+    let Some(base) = base(remote.auxv()?) else { return Ok(false) };
     // SAFETY: filled in by the parked threads.
     let frames = slots.iter().map(|index| unsafe { (*remote.page.slot(*index)).frame } + RIP_AT);
     let places: Vec<(u64, u64)> = frames.map(|at| (at, at + 8)).collect();

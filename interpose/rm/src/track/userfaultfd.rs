@@ -35,6 +35,12 @@ const FEATURE_WP_ASYNC: u64 = 1 << 15;
 const MODE_WP: u64 = 2;
 /// Pages between changed ones that are looked at with them: a call of their own takes longer.
 const GAP_BYTES: u64 = 64 * PAGE;
+/// Memory without holes at the last look that is looked at by a call of its own.
+const DENSE_BYTES_MIN: u64 = 128 * PAGE;
+/// Part of such memory that may have become holes: a quarter, if that is much.
+const HOLES_PART: u64 = 4;
+/// As many pages are read without asking which of them are holes.
+const HOLES_BYTES_MAX: u64 = 256 * PAGE;
 /// Memory whose pages are in one table, and go at once.
 const TABLE_BYTES: u64 = 512 * PAGE;
 /// End of what a process can have.
@@ -259,7 +265,6 @@ impl Tracker for Userfaultfd {
         let spans = spans(zones);
         let zones: Vec<&Zone> = zones.iter().filter(|zone| is_tracked(zone)).collect();
         remote.page.keep_alive();
-        let unmarked = pagemap.unmarked(&spans).on("reading", "pagemap")?;
         // In a map of a file a page that is gone keeps its mark: all of it is looked at.
         let (files, anonymous): (Vec<Range>, Vec<Range>) = {
             let place = |zone: &&Zone| (zone.start, zone.end);
@@ -267,13 +272,27 @@ impl Tracker for Userfaultfd {
                 zones.iter().partition(|zone| zone.kind == ZoneKind::FilePrivate);
             (files.iter().map(place).collect(), rest.iter().map(place).collect())
         };
+        // Where there were no holes, what is not marked was written, or is a hole now, which few pages ever become: one look
+        // finds and marks it.
+        let mut dense = ranges::both(&self.own, &anonymous);
+        dense.retain(|(start, end)| end - start >= DENSE_BYTES_MIN);
+        let anew = pagemap.mark(&dense).on("protecting", "pages")?;
+        let unmarked = pagemap.unmarked(&ranges::without(&spans, &dense)).on("reading", "pagemap")?;
         let mut look = ranges::both(&unmarked, &anonymous);
         look.extend(&files);
         let look = ranges::bridged(&ranges::normal(look), GAP_BYTES);
         // Zones that are not watched are left out.
         let regions = pagemap.protect_watched(&look).on("protecting", "pages")?;
         let mut seen = vec![false; zones.len()];
+        let unmarked = ranges::normal([unmarked, anew.clone()].concat());
         let (mut written, mut same, mut gone) = (Vec::new(), Vec::new(), unmarked.clone());
+        // A hole has zeros, as what is read there; many of them are left out.
+        let holes = ranges::bytes(&anew) > HOLES_BYTES_MAX.max(ranges::bytes(&dense) / HOLES_PART);
+        written.extend(if holes { pagemap.there(&anew).on("reading", "pagemap")? } else { anew.clone() });
+        for (index, zone) in zones.iter().enumerate() {
+            let next = anew.partition_point(|range| range.1 <= zone.start);
+            seen[index] = anew.get(next).is_some_and(|range| range.0 < zone.end);
+        }
         let (mut of_files, mut marked, mut unwatched) = (Vec::new(), Vec::new(), Vec::new());
         for (index, range, categories) in by_zone(&regions, &zones) {
             seen[index] = true;
