@@ -1,7 +1,7 @@
 //! The agent's side of the table of file changes (`holo_abi::changes`): made for an instance, read at each cut.
 
 use holo_abi::changes::{
-    Bank, CHANGES_BYTES, Changes, DEVICES_MAX, FILES_MAX, MAGIC, file_of, flags, group_of, unit_shift,
+    Bank, CHANGES_BYTES, Changes, DEVICES_MAX, FILES_MAX, MAGIC, SHUT, file_of, flags, group_of, unit_shift,
 };
 use holo_cfor::log::Ranges;
 use parking_lot::Mutex;
@@ -114,7 +114,13 @@ impl Table {
         }
         let table = Self::map(file, path)?;
         let is_known = table.table().magic == MAGIC && table.table().version == holo_abi::VERSION;
-        if is_known { Ok(table) } else { Err(io::ErrorKind::InvalidData.into()) }
+        if !is_known {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        // What the earlier agent awaited nobody reads any more.
+        table.table().bank.fetch_and(!SHUT, AcqRel);
+        table.table().gate.files.iter().for_each(|file| file.key.store(0, Relaxed));
+        Ok(table)
     }
 
     fn map(file: File, path: &Path) -> io::Result<Self> {

@@ -206,6 +206,7 @@ fn attempt<'a>(
     }
     let registry = &mut work.registry;
     let mut moments = MOMENTS.iter();
+    let is_to_stay = keep.is_some();
     let outcome = loop {
         let mut out = Out::default();
         let wait = moments.next();
@@ -224,7 +225,9 @@ fn attempt<'a>(
             manager.abort_dump(&mut context(&processes, index, &mut out, app));
             Ok(())
         });
-        if let Some(wait) = wait.filter(|_| !out.unsettled.is_empty()) {
+        // One that stays parked has been cut already.
+        let again = !out.unsettled.is_empty() && keep.is_some() == is_to_stay;
+        if let Some(wait) = wait.filter(|_| again) {
             thread::sleep(*wait);
             continue;
         }
@@ -332,6 +335,7 @@ fn phases<'a>(
         None => {
             let release = Instant::now();
             let stop = parked.release().map_err(|cause| failed(&cause))?;
+            released(registry, &pids);
             parts.push(("unpark".into(), micros(release)));
             drop(cut);
             stop
@@ -339,6 +343,7 @@ fn phases<'a>(
         Some(Keep { kept, progress }) => {
             let stop = parked.since.elapsed();
             let held = Held::start(parked.pages(), &app.guard, of);
+            released(registry, &pids);
             *kept = Some(Kept { parked, held, cut });
             progress.parked();
             stop
@@ -361,6 +366,14 @@ fn phases<'a>(
     };
     store(app, &processes, registry, out, &mut meta)?;
     Ok(meta)
+}
+
+/// Tells all kinds that the stop is over.
+fn released(registry: &mut Registry, pids: &[i32]) {
+    let _ = registry.each(pids, &mut |manager, _| {
+        manager.released();
+        Ok(())
+    });
 }
 
 /// How changes were found, in the processes of an application: one word, or several if they differ.

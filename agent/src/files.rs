@@ -1,10 +1,13 @@
 //! The application's files as a resource manager: trees of `holo-cfor`, contents in the page store.
 //!
 //! What is protected: everything under the roots, and besides every regular file that the application has open
-//! for writing or mapped shared and writable. What changed is copied in the stop: of files that only recorded calls wrote
-//! to (`changes`) the ranges written, others whole.
+//! for writing or mapped shared and writable. Of files that only recorded calls wrote to (`changes`) the ranges written are
+//! copied, others whole: after the stop where who writes can be made to wait (`awaited`), else in it.
+
+mod written;
 
 use crate::app::ChangesCell;
+use crate::awaited::{Keeping, Reading, Shut};
 use crate::inodes::{self, Inodes, Number};
 use crate::recorded::{Maps, Recorded};
 use crate::witness::{self, Witness};
@@ -12,22 +15,23 @@ use holo_abi::changes::CHANGES_BYTES;
 use holo_abi::control::{INODE_CALLS, INODES_MAX};
 use holo_abi::sysno;
 use holo_api::files::{self as trees, SECTION as NAME, TREES, VERSION};
-use holo_cfor::{Captured, ContentSink, ContentSource, Draft, Followed, Look, Part, Staged, Targets};
+use holo_cfor::{
+    Captured, ContentSink, ContentSource, Draft, Followed, Look, Part, Staged, Staging, Targets,
+};
 use holo_image::wire;
 use holo_image::{Blob, BlobPart, EpochReader, EpochWriter};
-use holo_rm::at_once;
 use holo_rm::install::{Install, install};
-use holo_rm::kinds::zones::{self, ZoneKind};
 use holo_rm::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use holo_rm::remote::Remote;
 use holo_rm::tree::Process;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+pub(crate) use written::Written;
 
 /// Section with [`Inodes`].
 const INODES: &str = "inodes";
@@ -53,7 +57,7 @@ pub struct Files {
     /// `previous`, to be brought up to date in the stop.
     draft: Option<Draft<Blob>>,
     /// With what was mapped at the cut.
-    staged: Option<(Staged<Blob>, Maps)>,
+    staged: Option<(Taking, Maps)>,
     /// A second look at the cut, if epochs are to be compared with one; and that they are.
     witness: Option<Witness>,
     /// Of the last stop: a look at all names, and one for the witness.
@@ -62,6 +66,16 @@ pub struct Files {
     open: Vec<(u32, i32, Number)>,
     /// Numbers here of the files in the trees, with those of the capture; at a restore.
     placed: Vec<(Number, Number)>,
+}
+
+/// What becomes of the contents of a cut.
+enum Taking {
+    /// They are held.
+    Held(Staged<Blob>),
+    /// They are kept as they are, to be read when the application runs again.
+    Kept(Staged<Blob>, Shut),
+    /// They are being read.
+    Reading(Reading),
 }
 
 struct Sink<'a>(&'a mut EpochWriter);
@@ -93,13 +107,6 @@ impl ContentSource for Source<'_> {
     }
 }
 
-/// Files that the application writes outside the roots, and inodes that it has mapped shared.
-pub(crate) struct Written {
-    pub(crate) extra: Vec<PathBuf>,
-    open: Vec<(u32, i32, Number)>,
-    maps: Maps,
-}
-
 impl Files {
     /// A manager for `roots`; `excludes` are never touched; `replaced` is where a restore moves what it
     /// replaces.
@@ -126,101 +133,25 @@ impl Files {
             placed: Vec::new(),
         }
     }
-
-    fn is_protected(&self, path: &std::path::Path) -> bool {
-        self.roots.iter().any(|root| path.starts_with(root))
-    }
-
-    fn written(&self, cx: &DumpCx) -> RmResult<Written> {
-        // What cannot be read is told of below.
-        at_once::run(cx.processes.iter().collect(), |process: &Process| {
-            let _ = process.remote.fds();
-            let _ = process.remote.maps();
-        });
-        let table = self.recorded.table();
-        let mut extra = BTreeSet::new();
-        let mut open = Vec::new();
-        let mut maps = Maps::default();
-        for (index, process) in cx.processes.iter().enumerate() {
-            let reads = &mut maps.open;
-            self.written_by(index as u32, &process.remote, &mut extra, &mut open, reads)?;
-            let own = table.as_ref().map(|table| (process.remote.page.changes_at(), table.number()));
-            self.mapped_by(&process.remote, own, &mut extra, &mut maps)?;
-        }
-        let pages: Vec<PathBuf> = cx.processes.iter().map(|process| page_path(&process.remote)).collect();
-        // Devices have neither content nor a place in a tree, maps of anonymous inodes no path; control pages are holo's.
-        extra
-            .retain(|path| path.is_absolute() && (!path.starts_with("/dev") || path.starts_with("/dev/shm")));
-        extra.retain(|path| !path.starts_with("/proc") && !path.starts_with("/sys") && !pages.contains(path));
-        Ok(Written { extra: extra.into_iter().collect(), open, maps })
-    }
-
-    fn written_by(
-        &self,
-        process: u32,
-        remote: &Remote,
-        extra: &mut BTreeSet<PathBuf>,
-        open: &mut Vec<(u32, i32, Number)>,
-        reads: &mut BTreeSet<Number>,
-    ) -> RmResult<()> {
-        for fd in remote.fds()? {
-            let target = Path::new(&fd.link);
-            let gone = target.as_os_str().as_bytes().ends_with(b" (deleted)");
-            if !target.is_absolute() {
-                continue;
-            }
-            let Ok(meta) = fs::metadata(remote.proc(&format!("fd/{}", fd.number))) else { continue };
-            if self.is_protected(target) && !gone {
-                if meta.is_file() {
-                    reads.insert((meta.dev(), meta.ino()));
-                }
-                continue;
-            }
-            open.push((process, fd.number, (meta.dev(), meta.ino())));
-            if !meta.is_file() || meta.nlink() == 0 || self.is_protected(target) {
-                continue;
-            }
-            if fd.flags() & libc::O_ACCMODE != 0 && fd.flags() & libc::O_PATH == 0 {
-                extra.insert(target.to_owned());
-            }
-        }
-        Ok(())
-    }
-
-    fn mapped_by(
-        &self,
-        remote: &Remote,
-        own: Option<(u64, Number)>,
-        extra: &mut BTreeSet<PathBuf>,
-        maps: &mut Maps,
-    ) -> RmResult<()> {
-        let text = remote.maps().on("reading", "maps")?;
-        // Most are private, and reading a line takes longer than all else.
-        for zone in zones::parse_shared(text).map_err(RmError::Unsupported)? {
-            if zone.kind != ZoneKind::FileShared {
-                continue;
-            }
-            let number = (zone.device, zone.inode);
-            if zone.start == remote.page.changes_at() {
-                maps.recording += usize::from(own == Some((zone.start, number)));
-                continue;
-            }
-            maps.shared.insert(number);
-            if zone.prot & 2 != 0 {
-                let path = PathBuf::from(std::ffi::OsStr::from_bytes(&zone.path));
-                maps.mapped.insert(number);
-                if !self.is_protected(&path) {
-                    extra.insert(path);
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Files {
     /// Holds what changed since the epoch before: by what was recorded and heard of, or else by a look at all.
-    fn stage(&mut self, written: &Written, cx: &DumpCx) -> RmResult<Staged<Blob>> {
+    fn stage(&mut self, written: &Written, cx: &DumpCx) -> RmResult<Taking> {
+        let mut keeping = Keeping::new(&self.recorded, &written.maps);
+        let staged = self.stage_with(written, cx, &mut keeping)?;
+        Ok(match keeping.map(Keeping::shut) {
+            Some(shut) if staged.rest() > 0 => Taking::Kept(staged, shut),
+            Some(_) | None => Taking::Held(staged),
+        })
+    }
+
+    fn stage_with(
+        &mut self,
+        written: &Written,
+        cx: &DumpCx,
+        keeping: &mut Option<Keeping>,
+    ) -> RmResult<Staged<Blob>> {
         let recorded = &self.recorded;
         let suspects = recorded.suspects(&written.maps);
         let look = Look {
@@ -237,7 +168,9 @@ impl Files {
             recorded.is_complete(dirs.map(|inode| inode.identity.dev))
         });
         if let Some(draft) = self.draft.take().filter(|_| goes_by_records) {
-            let staged = draft.stage(&mut self.followed, &look, &hint, cx.staging_dir).map_err(failed)?;
+            let staging =
+                Staging { dir: cx.staging_dir, keeper: keeping.as_mut().map(|keeping| keeping as _) };
+            let staged = draft.stage(&mut self.followed, &look, &hint, staging).map_err(failed)?;
             if let Some(staged) = staged {
                 return Ok(staged);
             }
@@ -250,7 +183,8 @@ impl Files {
         let tree = tree.map_err(failed)?;
         self.parts_us.push(("all".into(), start.elapsed().as_micros() as u64));
         cx.remote.page.keep_alive();
-        holo_cfor::stage(tree, previous, &hint, cx.staging_dir).map_err(failed)
+        let staging = Staging { dir: cx.staging_dir, keeper: keeping.as_mut().map(|keeping| keeping as _) };
+        holo_cfor::stage(tree, previous, &hint, staging).map_err(failed)
     }
 
     /// Looks at all files now and then while the application runs: somebody may have changed some who was not heard of.
@@ -333,12 +267,6 @@ impl Files {
     }
 }
 
-/// The control page is mapped shared, too, but is holo's.
-fn page_path(remote: &Remote) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    fs::read_link(format!("/proc/self/fd/{}", remote.page.fd().as_raw_fd())).unwrap_or_default()
-}
-
 fn failed(cause: holo_cfor::Error) -> RmError {
     RmError::Unsupported(format!("files: {cause}"))
 }
@@ -365,7 +293,11 @@ impl ResourceManager for Files {
         self.recorded.cut(&written.maps, cx.processes.len());
         self.parts_us.clear();
         let staged = self.stage(&written, cx)?;
-        for remark in &staged.tree().remarks {
+        let tree = match &staged {
+            Taking::Held(staged) | Taking::Kept(staged, _) => Some(staged.tree()),
+            Taking::Reading(_) => None,
+        };
+        for remark in tree.iter().flat_map(|tree| &tree.remarks) {
             cx.remarks.push(format!("{}: {}", String::from_utf8_lossy(&remark.path), remark.what));
         }
         if witness::is_wanted() {
@@ -380,10 +312,30 @@ impl ResourceManager for Files {
         Ok(())
     }
 
+    fn released(&mut self) {
+        self.staged = self.staged.take().map(|(staged, maps)| match staged {
+            Taking::Kept(staged, shut) => (Taking::Reading(Reading::start(staged, shut)), maps),
+            Taking::Held(_) | Taking::Reading(_) => (staged, maps),
+        });
+    }
+
     fn post_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         let bad = |what: &str| RmError::BadSection { kind: NAME, what: what.into() };
         self.recorded.tidy();
+        self.released();
         let (staged, maps) = self.staged.take().ok_or_else(|| bad("nothing was staged"))?;
+        let staged = match staged {
+            Taking::Held(staged) | Taking::Kept(staged, _) => staged,
+            Taking::Reading(reading) => match reading.finish() {
+                Ok(staged) => staged,
+                Err(void) => {
+                    self.recorded.void(&void);
+                    eprintln!("holod: files: {void}: taken again");
+                    cx.unsettled.push(format!("files: {void}"));
+                    return Err(RmError::Unsupported(format!("files: {void}")));
+                }
+            },
+        };
         cx.files_changed = staged.changed() as u64;
         let writer = cx.writer.as_mut().ok_or_else(|| bad("no image"))?;
         // After a failure all is stored anew.

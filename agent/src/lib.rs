@@ -18,6 +18,7 @@
 
 pub mod app;
 pub mod apps;
+mod awaited;
 pub mod changes;
 pub mod config;
 pub mod dump;

@@ -5,11 +5,13 @@
 //! have changed and of which nothing was recorded is copied whole.
 
 use crate::app::ChangesCell;
+use crate::awaited::Void;
 use crate::changes::{Found, Number, Table};
 use holo_cfor::log::Ranges;
 use holo_cfor::{Hint, Inode};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What processes have mapped.
 #[derive(Default)]
@@ -37,13 +39,24 @@ pub(crate) struct Recorded {
     shared: BTreeSet<Number>,
     /// Files that were open at the last cut of which there is an epoch.
     open: BTreeSet<Number>,
+    /// Every process has the table.
+    all_record: bool,
+    /// The last epoch was void: all is copied in the next stop.
+    was_void: bool,
+    /// Files that others write to: they are copied in each.
+    outsiders: BTreeSet<Number>,
 }
+
+/// More files that others write to are not remembered: none is kept then.
+const OUTSIDERS_MAX: usize = 1024;
 
 impl Recorded {
     pub(crate) fn new(cell: ChangesCell) -> Self {
         let none = BTreeSet::new;
-        let (mapped, shared, open) = (none(), none(), none());
-        Self { cell, table: None, strangers: 0, found: Found::default(), mapped, shared, open }
+        let (mapped, shared, open, outsiders) = (none(), none(), none(), none());
+        let found = Found::default();
+        let (all_record, was_void) = (false, false);
+        Self { cell, table: None, strangers: 0, found, mapped, shared, open, all_record, was_void, outsiders }
     }
 
     /// The table of the instance that runs now.
@@ -62,6 +75,7 @@ impl Recorded {
         let strangers = table.as_ref().map_or(0, |table| table.strangers());
         found.is_incomplete |= !is_same || maps.recording < processes || strangers != self.strangers;
         (self.table, self.strangers) = (table, strangers);
+        self.all_record = maps.recording >= processes;
         self.found.add(found);
         self.mapped.extend(&maps.mapped);
         self.shared.extend(&maps.shared);
@@ -95,6 +109,26 @@ impl Recorded {
         Hint::Written(change.map_or(&NOTHING, |change| &change.ranges))
     }
 
+    /// The table, if everybody who writes comes by the gate.
+    pub(crate) fn gated(&self) -> Option<Arc<Table>> {
+        let is_gated = self.all_record && !self.was_void && self.outsiders.len() <= OUTSIDERS_MAX;
+        let table = self.table.as_ref().filter(|_| is_gated)?;
+        (table.table().blind.load(Ordering::SeqCst) == 0).then(|| Arc::clone(table))
+    }
+
+    /// Files that somebody else writes to.
+    pub(crate) fn outsiders(&self) -> &BTreeSet<Number> {
+        &self.outsiders
+    }
+
+    /// There is no epoch of the last cut, see [`crate::awaited`].
+    pub(crate) fn void(&mut self, why: &Void) {
+        self.was_void = true;
+        if let Void::Outsiders(numbers) = why {
+            self.outsiders.extend(numbers);
+        }
+    }
+
     /// The application runs again.
     pub(crate) fn tidy(&self) {
         if let Some(table) = &self.table {
@@ -113,6 +147,7 @@ impl Recorded {
     /// The epoch has all of it.
     pub(crate) fn settle(&mut self, maps: Maps) {
         self.found = Found::default();
+        self.was_void = false;
         (self.mapped, self.shared, self.open) = (maps.mapped, maps.shared, maps.open);
     }
 }

@@ -13,6 +13,17 @@ use crate::path::RelPath;
 use crate::tree::{Identity, Time, Xattr};
 use crate::validate::{XATTR_BYTES_MAX, XATTRS_MAX};
 
+/// Opens a regular file to read that is referred to, whatever its names are by now.
+pub(crate) fn open_referred(file: &File) -> nix::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    match open(path.as_str(), flags | OFlag::O_NOATIME, Mode::empty()) {
+        Err(Errno::EPERM) => open(path.as_str(), flags, Mode::empty()),
+        other => other,
+    }
+    .map(File::from)
+}
+
 /// The name of a directory in itself.
 pub(crate) const SELF: &[u8] = b".";
 
@@ -112,6 +123,12 @@ impl Dir {
             other => other,
         }?;
         if is(&fstat(&fd)?, SFlag::S_IFREG) { Ok(File::from(fd)) } else { Err(Errno::EINVAL) }
+    }
+
+    /// Refers to a file without opening it, which nobody hears of.
+    pub(crate) fn refer(&self, name: &[u8]) -> nix::Result<File> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(self, name, flags, Mode::empty()).map(File::from)
     }
 
     /// Opens a regular file to read and write over, with the care of [`Self::read`].

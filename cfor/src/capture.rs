@@ -1,26 +1,23 @@
 //! Content of files: a quick stable copy of what changed while the application is stopped, its storage later.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Dir, SELF, identity, number, times};
+use crate::access::{Dir, SELF, number};
 use crate::change::{Change, Hint, Previous};
-use crate::copy::{self, RangeReader};
+use crate::copy;
 use crate::error::{Error, failed, to_path};
-use crate::patch::Part;
+use crate::hold::{Held, Holder, Refused};
+use crate::patch::{Part, Plan};
 use crate::path::RelPath;
+use crate::rest::{Keeper, Rest};
 use crate::tree::{Extent, Inode, Kind, Remarks, Tree};
-
-/// Files up to this size are staged in memory, which costs less than a new file does.
-const MEMORY_FILE_BYTES_MAX: u64 = 1 << 16;
-/// Bytes staged in memory in all; past it small files are staged as files too.
-const MEMORY_BYTES_MAX: u64 = 64 << 20;
 
 /// Where content goes.
 pub trait ContentSink {
@@ -114,11 +111,12 @@ impl<'a> Here<'a> {
     pub fn open(&mut self, inode: u32) -> io::Result<impl Read + 'a> {
         let (root, entry) = *self.names.get(&inode).ok_or(io::ErrorKind::NotFound)?;
         let root = &self.tree.roots[root];
-        let file =
-            self.opener.open(&root.path, &root.entries[entry].path).map_err(|refused| match refused {
+        let file = self.opener.open(&root.path, &root.entries[entry].path, Dir::read).map_err(|refused| {
+            match refused {
                 Refused::Source(what) => io::Error::other(what),
                 Refused::Staging(cause) => cause,
-            })?;
+            }
+        })?;
         let wanted = &self.tree.inodes[inode as usize];
         if number(&fstat(&file)?) != (wanted.identity.dev, wanted.identity.ino) {
             return Err(io::Error::other("was replaced meanwhile"));
@@ -127,14 +125,8 @@ impl<'a> Here<'a> {
     }
 }
 
-/// Bytes held until they are stored.
-enum Held {
-    Memory(Vec<u8>),
-    File(PathBuf),
-}
-
 /// What is to be stored for one file.
-enum Piece<C> {
+pub(crate) enum Piece<C> {
     Kept(C),
     Whole(Held, Vec<Extent>),
     Patch { base: C, parts: Vec<Part>, held: Held, fresh: Vec<Extent> },
@@ -142,12 +134,28 @@ enum Piece<C> {
 
 /// A tree whose changed content is held apart: the application may go on.
 pub struct Staged<C> {
-    tree: Tree,
+    pub(crate) tree: Tree,
     /// Contents of files that were not looked at.
     kept: BTreeMap<u32, C>,
-    pieces: BTreeMap<u32, Piece<C>>,
+    pub(crate) pieces: BTreeMap<u32, Piece<C>>,
     mapped: BTreeSet<u32>,
-    holder: Holder,
+    pub(crate) holder: Holder,
+    /// What is to be read yet.
+    pub(crate) rest: Vec<Rest>,
+}
+
+/// Where changed content is held.
+pub struct Staging<'a> {
+    /// A private directory is made in it.
+    pub dir: &'a Path,
+    /// Who keeps files as they are, so that they can be read later ([`Staged::read_rest`]).
+    pub keeper: Option<&'a mut dyn Keeper>,
+}
+
+impl<'a, P: AsRef<Path> + ?Sized> From<&'a P> for Staging<'a> {
+    fn from(dir: &'a P) -> Self {
+        Self { dir: dir.as_ref(), keeper: None }
+    }
 }
 
 /// Copies what has changed since `previous` to a private directory in `staging`, by cloning where the file
@@ -157,15 +165,15 @@ pub struct Staged<C> {
 ///
 /// # Errors
 /// [`Error::Io`] when the staging directory cannot be written to.
-pub fn stage<'a, C: Clone>(
+pub fn stage<'a, 's, C: Clone>(
     mut tree: Tree,
     previous: Option<&Captured<C>>,
     hint: &dyn Fn(&Inode) -> Hint<'a>,
-    staging: &Path,
+    staging: impl Into<Staging<'s>>,
 ) -> Result<Staged<C>, Error> {
     let none = Tree::default();
     let index = Previous::new(previous.map_or(&none, |previous| &previous.tree));
-    let mut stager = Stager::new(staging)?;
+    let mut stager = Stager::new(staging.into())?;
     for (root_at, entry_at) in first_names(&tree) {
         let entry = &tree.roots[root_at].entries[entry_at];
         let inode = tree.inode(entry);
@@ -187,21 +195,23 @@ pub fn stage<'a, C: Clone>(
 }
 
 /// Holds the content of one file after the other.
-pub(crate) struct Stager<C> {
+pub(crate) struct Stager<'k, C> {
     holder: Holder,
+    keeper: Option<&'k mut dyn Keeper>,
+    rest: Vec<Rest>,
     opener: Opener,
     pieces: BTreeMap<u32, Piece<C>>,
     mapped: BTreeSet<u32>,
     remarks: Remarks,
 }
 
-impl<C: Clone> Stager<C> {
+impl<'k, C: Clone> Stager<'k, C> {
     /// Holds content in a private directory in `staging`.
-    pub(crate) fn new(staging: &Path) -> Result<Self, Error> {
-        let in_staging = |cause| Error::io("stage in", staging.as_os_str().as_encoded_bytes())(cause);
-        let dir = tempfile::Builder::new().prefix("files-").tempdir_in(staging).map_err(in_staging)?;
+    pub(crate) fn new(staging: Staging<'k>) -> Result<Self, Error> {
         Ok(Self {
-            holder: Holder { dir, files: 0, memory: 0, bytes: 0 },
+            holder: Holder::new(staging.dir)?,
+            keeper: staging.keeper,
+            rest: Vec::new(),
             opener: Opener::default(),
             pieces: BTreeMap::new(),
             mapped: BTreeSet::new(),
@@ -230,8 +240,24 @@ impl<C: Clone> Stager<C> {
             (Change::Same | Change::Written(_) | Change::Any, _) => None,
         };
         let inode = &tree.inodes[at as usize];
+        if let Some(keeper) = self.keeper.as_deref_mut() {
+            let fresh = patch.as_ref().map(|(plan, _)| plan.fresh.as_slice());
+            let file = self.opener.open(&root, &path, Dir::refer).ok();
+            if let Some(one) = file.and_then(|file| Rest::keep(at, file, inode, fresh, keeper)) {
+                let held = Held::Rest;
+                let piece = match patch {
+                    Some((Plan { parts, fresh }, base)) => {
+                        Piece::Patch { base: base.clone(), parts, held, fresh }
+                    }
+                    None => Piece::Whole(held, inode.data().to_vec()),
+                };
+                self.pieces.insert(at, piece);
+                self.rest.push(one);
+                return Ok(());
+            }
+        }
         let holder = &mut self.holder;
-        let held = self.opener.open(&root, &path).and_then(|file| {
+        let held = self.opener.open(&root, &path, Dir::read).and_then(|file| {
             let Some((plan, base)) = patch else { return holder.take(&file, inode).map(whole) };
             match holder.take_ranges(&file, inode, &plan.fresh)? {
                 Some(held) => Ok((
@@ -263,7 +289,8 @@ impl<C: Clone> Stager<C> {
     /// All of it, with the contents of files that were not looked at.
     pub(crate) fn finish(self, mut tree: Tree, kept: BTreeMap<u32, C>) -> Staged<C> {
         self.remarks.append_to(&mut tree.remarks);
-        Staged { tree, kept, pieces: self.pieces, mapped: self.mapped, holder: self.holder }
+        let Self { holder, rest, pieces, mapped, .. } = self;
+        Staged { tree, kept, pieces, mapped, holder, rest }
     }
 }
 
@@ -286,14 +313,6 @@ fn first_names(tree: &Tree) -> Vec<(usize, usize)> {
     names
 }
 
-/// Why a file was not staged.
-enum Refused {
-    /// The file itself cannot be read.
-    Source(String),
-    /// There is no room for the copy.
-    Staging(io::Error),
-}
-
 /// Opens files by name, keeping the directory open that was used last.
 #[derive(Default)]
 struct Opener {
@@ -301,85 +320,26 @@ struct Opener {
 }
 
 impl Opener {
-    fn open(&mut self, root: &[u8], entry: &RelPath) -> Result<File, Refused> {
+    fn open(
+        &mut self,
+        root: &[u8],
+        entry: &RelPath,
+        how: fn(&Dir, &[u8]) -> nix::Result<File>,
+    ) -> Result<File, Refused> {
         let path = to_path(root);
         let refused = |cause| Refused::Source(failed("cannot be opened", cause));
         let Some((parent, name)) = entry.split() else {
             let name = path.file_name().map_or(SELF, |name| name.as_encoded_bytes());
-            return Dir::open(path.parent().unwrap_or(&path)).and_then(|dir| dir.read(name)).map_err(refused);
+            return Dir::open(path.parent().unwrap_or(&path))
+                .and_then(|dir| how(&dir, name))
+                .map_err(refused);
         };
         if self.at.as_ref().is_none_or(|(at, dir, _)| at != root || *dir != parent) {
             let dir = Dir::open(&path).and_then(|top| top.beneath(&parent)).map_err(refused)?;
             self.at = Some((root.to_vec(), parent, dir));
         }
         let dir = self.at.as_ref().map(|(_, _, dir)| dir);
-        dir.ok_or(Errno::ENOENT).and_then(|dir| dir.read(name)).map_err(refused)
-    }
-}
-
-/// Holds copies of content.
-struct Holder {
-    /// Removed with all in it when dropped.
-    dir: tempfile::TempDir,
-    files: u64,
-    memory: u64,
-    bytes: u64,
-}
-
-impl Holder {
-    /// Copies a file; returns it as it was found when opened.
-    fn take(&mut self, file: &File, inode: &Inode) -> Result<(Held, Inode), Refused> {
-        let refused = |what: &'static str| move |cause| Refused::Source(failed(what, cause));
-        let stat = fstat(file).map_err(refused("cannot be looked at"))?;
-        if number(&stat) != (inode.identity.dev, inode.identity.ino) {
-            return Err(Refused::Source("was replaced meanwhile".into()));
-        }
-        let mut now = inode.clone();
-        if identity(&stat) != inode.identity {
-            // Somebody else writes to it: what is held is what counts.
-            let size = u64::try_from(stat.st_size).unwrap_or(0);
-            let data = copy::extents(file, size).map_err(refused("holes cannot be found"))?;
-            now.kind = Kind::File { size, data };
-            (now.identity, now.mtime) = (identity(&stat), times(&stat).1);
-        }
-        let held = self.hold(file, now.data())?;
-        Ok((held, now))
-    }
-
-    /// Copies ranges of a file; `None` if it is not as it was scanned.
-    fn take_ranges(
-        &mut self,
-        file: &File,
-        inode: &Inode,
-        ranges: &[Extent],
-    ) -> Result<Option<Held>, Refused> {
-        let stat = fstat(file).map_err(|cause| Refused::Source(failed("cannot be looked at", cause)))?;
-        if identity(&stat) != inode.identity {
-            return Ok(None);
-        }
-        self.hold(file, ranges).map(Some)
-    }
-
-    fn hold(&mut self, file: &File, data: &[Extent]) -> Result<Held, Refused> {
-        let len: u64 = data.iter().map(|extent| extent.len).sum();
-        self.bytes += len;
-        let read_failed = |cause: io::Error| Refused::Source(format!("cannot be read: {cause}"));
-        if len <= MEMORY_FILE_BYTES_MAX && self.memory + len <= MEMORY_BYTES_MAX {
-            let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-            RangeReader::new(file, data).read_exact(&mut bytes).map_err(read_failed)?;
-            self.memory += len;
-            return Ok(Held::Memory(bytes));
-        }
-        let path = self.dir.path().join(self.files.to_string());
-        self.files += 1;
-        let copy = File::options().write(true).create_new(true).open(&path).map_err(Refused::Staging)?;
-        if copy::clone_file(file, &copy).is_err() {
-            copy::copy_ranges(file, &copy, data).map_err(|cause| {
-                let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&cause.kind());
-                if full { Refused::Staging(cause) } else { read_failed(cause) }
-            })?;
-        }
-        Ok(Held::File(path))
+        dir.ok_or(Errno::ENOENT).and_then(|dir| how(dir, name)).map_err(refused)
     }
 }
 
@@ -402,12 +362,12 @@ impl<C> Staged<C> {
         self.holder.bytes
     }
 
-    /// Stores what is held. The application may run meanwhile.
+    /// Stores what is held, of which nothing must be left to be read. The application may run meanwhile.
     ///
     /// # Errors
     /// [`Error::Io`] with the file that the sink refused.
     pub fn store<S: ContentSink<Content = C>>(self, sink: &mut S) -> Result<Captured<C>, Error> {
-        let Self { tree, kept: mut contents, pieces, mapped, holder } = self;
+        let Self { tree, kept: mut contents, pieces, mapped, holder, .. } = self;
         // Of a tree that was brought up to date nobody has done so yet.
         tree.validate()?;
         for (at, piece) in pieces {
@@ -424,26 +384,6 @@ impl<C> Staged<C> {
         }
         drop(holder);
         Ok(Captured { tree, contents, mapped })
-    }
-}
-
-impl Held {
-    /// Passes the bytes on, and removes them.
-    fn read<C>(
-        self,
-        data: &[Extent],
-        put: impl FnOnce(&mut dyn Read, u64) -> io::Result<C>,
-    ) -> io::Result<C> {
-        let len = data.iter().map(|extent| extent.len).sum();
-        match self {
-            Self::Memory(bytes) => put(&mut bytes.as_slice(), len),
-            Self::File(path) => {
-                let file = File::open(&path)?;
-                let content = put(&mut RangeReader::new(&file, data), len)?;
-                fs::remove_file(&path)?;
-                Ok(content)
-            }
-        }
     }
 }
 

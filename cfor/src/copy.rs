@@ -89,6 +89,17 @@ fn copy_in_kernel(old: &File, new: &File, at: u64, len: u64) -> nix::Result<u64>
     Errno::result(copied).map(|copied| copied as u64)
 }
 
+/// Writes bytes to ranges of a file, one after the other.
+pub(crate) fn write_ranges(new: &File, data: &[Extent], mut bytes: &[u8]) -> io::Result<()> {
+    for extent in data {
+        let len = usize::try_from(extent.len).unwrap_or(usize::MAX).min(bytes.len());
+        let (now, later) = bytes.split_at(len);
+        new.write_all_at(now, extent.at)?;
+        bytes = later;
+    }
+    Ok(())
+}
+
 /// Reads ranges of a file as one stream of exactly their length; what the file lacks is zeros.
 #[derive(Debug)]
 pub(crate) struct RangeReader<'a, F> {

@@ -12,13 +12,12 @@ mod table;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
 
 use nix::sys::stat::SFlag;
 
 use crate::access::{Dir, SELF, is, number};
 use crate::apply::is_temporary;
-use crate::capture::{Captured, Staged, Stager};
+use crate::capture::{Captured, Staged, Stager, Staging};
 use crate::change::{Change, Hint, Index, Previous, change, index};
 use crate::error::{Error, to_path};
 use crate::follow::{Followed, Look};
@@ -94,12 +93,12 @@ impl<C: Clone> Draft<C> {
     ///
     /// # Errors
     /// As for [`crate::scan()`] and [`crate::stage`].
-    pub fn stage<'h>(
+    pub fn stage<'h, 's>(
         mut self,
         followed: &mut Followed,
         look: &Look<'_>,
         hint: &dyn Fn(&Inode) -> Hint<'h>,
-        staging: &Path,
+        staging: impl Into<Staging<'s>>,
     ) -> Result<Option<Staged<C>>, Error> {
         if self.is_ambiguous || !followed.hear() {
             return Ok(None);
@@ -109,11 +108,12 @@ impl<C: Clone> Draft<C> {
             return Ok(None);
         }
         let before = std::mem::replace(&mut self.tree.taken_at, taken_at);
-        let mut stager = Stager::new(staging)?;
-        let mut looked: Vec<(u32, Option<Inode>)> = std::mem::take(&mut self.old).into_iter().collect();
+        let mut stager = Stager::new(staging.into())?;
+        let name_of = |(at, old)| (self.names.remove(&at), at, old);
+        let mut looked: Vec<_> = std::mem::take(&mut self.old).into_iter().map(name_of).collect();
         // One directory after the other.
-        looked.sort_unstable_by(|(a, _), (b, _)| self.names.get(a).cmp(&self.names.get(b)));
-        for (at, old) in looked {
+        looked.sort_unstable_by(|(a, ..), (b, ..)| a.cmp(b));
+        for (name, at, old) in looked {
             let inode = &self.tree.inodes[at as usize];
             if !matches!(inode.kind, Kind::File { .. }) {
                 self.contents.remove(&at);
@@ -121,7 +121,7 @@ impl<C: Clone> Draft<C> {
             }
             let hint = hint(inode);
             let change = old.map_or(Change::Any, |old| change(&old, before, inode, hint));
-            let Some(name) = self.names.remove(&at) else { continue };
+            let Some(name) = name else { continue };
             let base = self.contents.remove(&at);
             stager.file(&mut self.tree, at, name, (change, hint == Hint::Mapped), base.as_ref())?;
         }

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! [stop]     scan -> Tree;  stage -> Staged     stat calls, clones or copies of what changed
+//! [running]  Staged::read_rest                  what somebody keeps as it was at the stop
 //! [running]  Staged::store -> Captured          content goes to the caller's store
 //! [restore]  apply(Captured)                    makes the trees identical, in place where they are
 //! [tests]    verify(a, b)                       says how two trees differ
@@ -23,10 +24,12 @@ mod copy;
 mod draft;
 mod error;
 mod follow;
+mod hold;
 pub mod log;
 pub mod pack;
 mod patch;
 mod path;
+mod rest;
 mod scan;
 mod tree;
 mod validate;
@@ -34,7 +37,7 @@ mod verify;
 mod watch;
 
 pub use apply::{Report, Targets, apply};
-pub use capture::{Captured, ContentSink, ContentSource, Here, Staged, capture, stage};
+pub use capture::{Captured, ContentSink, ContentSource, Here, Staged, Staging, capture, stage};
 pub use change::{Hint, changed_files};
 pub use compare::{Attribute, Delta, Touched, What, compare, touched};
 pub use draft::Draft;
@@ -42,6 +45,7 @@ pub use error::Error;
 pub use follow::{Followed, Look};
 pub use patch::{PART_BYTES, Part};
 pub use path::RelPath;
+pub use rest::{Keeper, Kept, Waiting};
 pub use scan::{scan, scan_since};
 pub use tree::{Entry, Extent, Identity, Inode, Kind, Remark, Root, Time, Tree, Xattr};
 pub use verify::{Difference, verify};

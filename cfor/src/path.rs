@@ -80,8 +80,14 @@ impl RelPath {
 
 /// Order of a walk: a directory, then all that is in it, then its next sibling.
 impl Ord for RelPath {
+    /// Name by name from the root down; the same as byte by byte if the separator comes before all others.
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.names().cmp(other.names())
+        let differ = self.0.iter().zip(&other.0).find(|(a, b)| a != b);
+        let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+        match differ {
+            Some((a, b)) => rank(a).cmp(&rank(b)),
+            None => self.0.len().cmp(&other.0.len()),
+        }
     }
 }
 
@@ -132,5 +138,14 @@ mod tests {
         paths.sort();
         let order: Vec<_> = paths.iter().map(RelPath::as_bytes).collect();
         assert_eq!(order, [&b""[..], b"a", b"a/c", b"a/c/d", b"a.b"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_order_is_that_of_names(a in "([ab./\u{1}-]{1,3}/?){0,5}", b in "([ab./\u{1}-]{1,3}/?){0,5}") {
+            if let (Some(a), Some(b)) = (RelPath::new(a.as_bytes()), RelPath::new(b.as_bytes())) {
+                proptest::prop_assert_eq!(a.cmp(&b), a.names().cmp(b.names()));
+            }
+        }
     }
 }

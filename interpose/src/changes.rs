@@ -5,12 +5,14 @@
 //!
 //! A call is recorded when it enters the dispatcher. It may be made much later: a park, and with it the cut, or a handler
 //! of the application may come first. Then it is recorded again, see [`again`].
+//!
+//! Before it is recorded, a call that would destroy bytes which the agent has yet to read waits until it has them (`awaited`).
 
 use crate::descriptors::{self, Target};
 use crate::dispatch::Verdict;
-use crate::{filters, user, waits};
+use crate::{awaited, filters, user, waits};
 use core::sync::atomic::{AtomicPtr, Ordering};
-use holo_abi::changes::{CHANGES_BYTES, Changes, MAGIC, flags};
+use holo_abi::changes::{CHANGES_BYTES, Changes, MAGIC, SHUT, flags};
 use holo_abi::sysno;
 use holo_sys::frame::Context;
 use holo_sys::gate::{self, CLASS, Regs, SLOW, Zone};
@@ -45,11 +47,16 @@ const CALLS: &[i64] = &[
     sysno::dup2,
     sysno::dup3,
     sysno::fcntl,
+    sysno::utimensat,
+    sysno::futimesat,
+    sysno::utimes,
+    sysno::utime,
 ];
 
 const AT_FDCWD: u64 = (-100i64).cast_unsigned();
 const O_TRUNC: u64 = 0o1000;
 const F_SETFL: u64 = 4;
+const F_SETLEASE: u64 = 1024;
 const SEEK_CUR: u64 = 1;
 /// Also a bit of `MAP_SHARED_VALIDATE`.
 const MAP_SHARED: u64 = 1;
@@ -145,9 +152,17 @@ pub(crate) fn on_close(regs: &Regs) -> Verdict {
 /// `fcntl(F_SETFL)`: the file may have become one that appends, also for others who have it.
 pub(crate) fn on_fcntl(regs: &Regs) -> Verdict {
     let [fd, operation, wanted, ..] = regs.args;
-    let Some(table) = open().filter(|_| u64::from(operation as u32) == F_SETFL) else {
+    let operation = u64::from(operation as u32);
+    let Some(table) = open().filter(|_| matches!(operation, F_SETFL | F_SETLEASE)) else {
         return Verdict::Forward;
     };
+    if operation == F_SETLEASE {
+        // There is none on a file that somebody has open, as the agent may have it.
+        if is_shut(table) {
+            awaited::pass(table, awaited::of_descriptor(table, fd), 0, u64::MAX);
+        }
+        return Verdict::Forward;
+    }
     if descriptors::target(table, fd) == Target::Other {
         return Verdict::Forward;
     }
@@ -225,8 +240,55 @@ fn note(table: &Changes, nr: i64, args: &[u64; 6], rsp: u64) {
             mark(table, fifth, flags::MAPPED)
         }
         sysno::io_submit => submitted(table, second, third, rsp),
+        sysno::utimensat | sysno::futimesat | sysno::utimes | sysno::utime if is_shut(table) => {
+            times(table, nr, args);
+        }
         _ => {}
     }
+}
+
+fn is_shut(table: &Changes) -> bool {
+    table.bank.load(Ordering::Acquire) & SHUT != 0
+}
+
+/// A file gets other times: the agent, which is yet to read it, must not take that for an unrecorded write.
+#[cold]
+fn times(table: &Changes, nr: i64, args: &[u64; 6]) {
+    let [first, second, _, flags, ..] = *args;
+    let key = match nr {
+        sysno::utimensat if second == 0 => awaited::of_descriptor(table, first),
+        sysno::utimensat => awaited::of_name(table, first, second, flags),
+        sysno::futimesat if second == 0 => awaited::of_descriptor(table, first),
+        sysno::futimesat => awaited::of_name(table, first, second, 0),
+        _ => awaited::of_name(table, AT_FDCWD, first, 0),
+    };
+    awaited::touch(table, key);
+}
+
+/// Waits until bytes of what a descriptor leads to may be destroyed.
+#[cold]
+fn wait(table: &Changes, fd: u64, target: Target, at: u64, end: u64) {
+    let key = match target {
+        Target::Other => return,
+        Target::File { slot, .. } => Some(table.files[slot % table.files.len()].load(Ordering::Relaxed)),
+        Target::Full => awaited::of_descriptor(table, fd),
+    };
+    awaited::pass(table, key, at, end);
+}
+
+/// The same for a write.
+#[cold]
+fn wait_to_write(table: &Changes, fd: u64, target: Target, from: &From, len: u64) {
+    let append = matches!(target, Target::File { append: true, .. });
+    let at = match from {
+        // What is added destroys nothing: whoever cut the file before has waited.
+        From::End => u64::MAX,
+        From::Position | From::At(_) if append => u64::MAX,
+        From::At(at) => *at,
+        // SAFETY: no memory is passed.
+        From::Position => unsafe { sys!(sysno::lseek, fd, 0, SEEK_CUR) }.max(0).cast_unsigned(),
+    };
+    wait(table, fd, target, at, at.saturating_add(len));
 }
 
 fn at_pointer(at: u64, rsp: u64) -> From {
@@ -238,12 +300,15 @@ fn at_pointer(at: u64, rsp: u64) -> From {
 }
 
 fn write(table: &Changes, fd: u64, from: From, len: u64) {
-    let (slot, append) = match descriptors::target(table, fd) {
-        Target::Other => return,
-        Target::Full => return changes::overflow(changes::bank(table)),
-        Target::File { slot, append } => (slot, append),
-    };
-    let bank = changes::bank(table);
+    let target = descriptors::target(table, fd);
+    if target == Target::Other {
+        return;
+    }
+    let (bank, shut) = changes::bank_and_gate(table);
+    if shut {
+        wait_to_write(table, fd, target, &from, len);
+    }
+    let Target::File { slot, append } = target else { return changes::overflow(bank) };
     match from {
         // Also with an offset: the kernel ignores it then.
         From::Position if append => at_end(bank, slot, fd),
@@ -293,7 +358,11 @@ fn vectors(table: &Changes, fd: u64, from: From, (at, count): (u64, u64), rsp: u
 
 /// All behind `at` changes.
 fn to_end(table: &Changes, fd: u64, at: u64) {
-    match descriptors::target(table, fd) {
+    let target = descriptors::target(table, fd);
+    if is_shut(table) {
+        wait(table, fd, target, at, u64::MAX);
+    }
+    match target {
         Target::Other => {}
         Target::Full => changes::overflow(changes::bank(table)),
         Target::File { slot, .. } => changes::tail(changes::bank(table), slot, at),
@@ -301,7 +370,11 @@ fn to_end(table: &Changes, fd: u64, at: u64) {
 }
 
 fn mark(table: &Changes, fd: u64, bits: u64) {
-    match descriptors::target(table, fd) {
+    let target = descriptors::target(table, fd);
+    if is_shut(table) {
+        wait(table, fd, target, 0, u64::MAX);
+    }
+    match target {
         Target::Other => {}
         Target::Full => changes::overflow(changes::bank(table)),
         Target::File { slot, .. } => changes::mark(changes::bank(table), slot, bits),
@@ -318,7 +391,10 @@ fn path(table: &Changes, dir: u64, name: u64, size: u64) {
     if failed < 0 || stat[3] as u32 & S_IFMT != S_IFREG {
         return;
     }
-    let bank = changes::bank(table);
+    let (bank, shut) = changes::bank_and_gate(table);
+    if shut {
+        awaited::pass(table, changes::key(table, stat[0], stat[1]), size, u64::MAX);
+    }
     match changes::slot(table, stat[0], stat[1]) {
         Slot::Elsewhere => {}
         Slot::At(slot) => changes::tail(bank, slot, size),

@@ -39,8 +39,8 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
     if let Some(built) = unsafe { extended(regs.args[environment], regs.rsp) } {
         regs.args[environment] = built;
     }
-    changes::on_exec(false);
     if filters::on() {
+        changes::on_exec(false);
         // It gets no park signal, which would have to be held.
         members::changes();
         return Verdict::Forward;
@@ -52,6 +52,8 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
         signals::block_park(true);
         // Only now: no park comes between this word and the new program.
         members::changes();
+        // Nor between this one: at a cut, whoever is counted and has not joined will not.
+        changes::on_exec(false);
         // SAFETY: own thread's words, and the application's call. A `vfork` parent has the same words: when
         // it goes on, they must not say that it is in here.
         let ret = unsafe {
@@ -60,12 +62,12 @@ pub(crate) fn on_exec(regs: &mut Regs, environment: usize) -> Verdict {
             (*tls()).in_holo = 1;
             ret
         };
+        changes::on_exec(true);
         match ret {
             RESTART => {}
             // SAFETY: `regs` is the frame of the call that we are in.
             DEFERRED => unsafe { signals::raise_deferred(regs) },
             failed => {
-                changes::on_exec(true);
                 signals::block_park(false);
                 return Verdict::Handled(failed);
             }

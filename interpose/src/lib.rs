@@ -25,6 +25,7 @@
 #![allow(clippy::result_large_err)]
 
 mod aio;
+mod awaited;
 mod changes;
 mod descriptors;
 mod dispatch;

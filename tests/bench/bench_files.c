@@ -4,7 +4,10 @@
  *        stream FILE MIB: prints MiB a second of writes of 1 MiB to a new file
  *        scatter FILE MIB COUNT GO: writes of 100 bytes anywhere, COUNT of them each time that GO appears
  *        change FILE MIB PAGES DIR FILES GO: then rewrites PAGES pages of FILE, one after the other apart, and the first page of
- *        so many of the files DIR/<n / 100>/<n>. GO is removed when it is done; GO.bytes says how many bytes are other ones. */
+ *        so many of the files DIR/<n / 100>/<n>. GO is removed when it is done; GO.bytes says how many bytes are other ones.
+ *        waits FILE MIB FILES SECONDS: overwrites pages of FILE, and every eighth time one of so many files FILE.<n>, a moment
+ *        between calls; prints the microseconds that one call in 2, 100, 1,000 and none took longer than, and calls in a million
+ *        that took longer than 0.1 ms */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
@@ -110,6 +113,38 @@ static void change(const char *name, size_t mib, size_t pages, const char *dir, 
         done(go, (pages + files) * PAGE);
     }
 }
+static int by_size(const void *a, const void *b) {
+    double d = *(const double *)a - *(const double *)b;
+    return (d > 0) - (d < 0);
+}
+static int waits(const char *name, size_t mib, size_t files, double seconds) {
+    enum { CALLS_MAX = 1 << 22 };
+    static double took[CALLS_MAX];
+    int fd = large(name, mib);
+    size_t calls = 0, slow = 0;
+    for (double start = now(); now() - start < seconds && calls < CALLS_MAX;) {
+        double since;
+        fill(256);
+        if (number() % 8) {
+            off_t at = (off_t)(number() % (mib * 256) * PAGE);
+            since = now();
+            must(pwrite(fd, data, PAGE, at) == PAGE, "pwrite");
+        } else {
+            char path[4096];
+            snprintf(path, sizeof path, "%s.%zu", name, (size_t)number() % files);
+            since = now();
+            int small = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+            must(small >= 0 && write(small, data, 6000) == 6000 && close(small) == 0, path);
+        }
+        double us = (now() - since) * 1e6;
+        slow += us > 100, took[calls++] = us;
+        if (calls % 4 == 0) usleep(50);
+    }
+    qsort(took, calls, sizeof *took, by_size);
+    printf("%.1f %.1f %.1f %.0f %.0f\n", took[calls / 2], took[calls - calls / 100 - 1], took[calls - calls / 1000 - 1], took[calls - 1],
+           (double)slow * 1e6 / (double)calls);
+    return 0;
+}
 int main(int argc, char **argv) {
     const char *what = argc > 2 ? argv[1] : "";
     size_t mib = argc > 3 ? strtoul(argv[3], NULL, 10) : 0, count = argc > 4 ? strtoul(argv[4], NULL, 10) : 0;
@@ -117,5 +152,6 @@ int main(int argc, char **argv) {
     if (!strcmp(what, "stream") && mib) return stream(argv[2], mib);
     if (!strcmp(what, "scatter") && argc == 6) scatter(argv[2], mib, count, argv[5]);
     if (!strcmp(what, "change") && argc == 8) change(argv[2], mib, count, argv[5], strtoul(argv[6], NULL, 10), argv[7]);
+    if (!strcmp(what, "waits") && argc == 6) return waits(argv[2], mib, count, strtod(argv[5], NULL));
     return 2;
 }

@@ -14,7 +14,10 @@
 //! names the other one, which is empty. A parked thread that is about to make a call records it again when it goes on.
 //!
 //! Words are only ever set by processes, so that any number of them may record at once without waiting.
+//!
+//! Beside it is the gate of files that the agent has yet to read as they were at the cut (`awaited`).
 
+use crate::awaited::Gate;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// First word of the table.
@@ -90,7 +93,7 @@ pub struct Changes {
     pub device_count: u32,
     /// File systems that are recorded.
     pub devices: [u64; DEVICES_MAX],
-    /// Bank that is recorded into: 0 or 1.
+    /// Bank that is recorded into: 0 or 1; and [`SHUT`].
     pub bank: AtomicU32,
     /// Changes when what a process remembers of its descriptors is void. Differs from table to table.
     pub generation: AtomicU32,
@@ -106,7 +109,12 @@ pub struct Changes {
     pub files: [AtomicU64; FILES_MAX],
     /// See `bank`.
     pub banks: [Bank; 2],
+    /// Files that are awaited.
+    pub gate: Gate,
 }
+
+/// Bit of [`Changes::bank`]: files are awaited.
+pub const SHUT: u32 = 2;
 
 /// Bytes of the mapping, whole pages.
 pub const CHANGES_BYTES: usize = (size_of::<Changes>() + 4095) & !4095;

@@ -8,6 +8,7 @@
 #![no_std]
 
 pub mod aio;
+pub mod awaited;
 pub mod changes;
 pub mod control;
 pub mod join;
@@ -15,7 +16,7 @@ pub mod sites;
 pub mod sysno;
 
 /// Version of every layout in this crate.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// The signal that parks a thread. glibc keeps it for `setuid` in threads (`SIGSETXID`) and refuses to let
 /// programs use it, so no application action is displaced; glibc's own use is told apart by `si_code`.

@@ -92,6 +92,10 @@ impl ResourceManager for Faulty {
         self.dumping("dump", cx, |inner, cx| inner.dump(cx))
     }
 
+    fn released(&mut self) {
+        self.inner.released();
+    }
+
     fn post_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         self.dumping("post_dump", cx, |inner, cx| inner.post_dump(cx))
     }

@@ -299,6 +299,9 @@ pub trait ResourceManager: Send {
     /// The epoch is aborted.
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()>;
 
+    /// The application was let go this very moment, or stays parked: what cannot wait until [`Self::post_dump`].
+    fn released(&mut self) {}
+
     /// The application runs again.
     ///
     /// # Errors

@@ -1,9 +1,9 @@
 //! Recording in the table of file changes (`holo_abi::changes`). Superset of what happens, never less.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use holo_abi::changes::{
-    Bank, Changes, FILES_MAX, GROUP_SHIFT, GROUPS_MAX, LEVELS, PROBES_MAX, file_key, flags, group_key, place,
-    unit_shift,
+    Bank, Changes, FILES_MAX, GROUP_SHIFT, GROUPS_MAX, LEVELS, PROBES_MAX, SHUT, file_key, flags, group_key,
+    place, unit_shift,
 };
 
 /// Groups that one range may take before coarser units are used for it.
@@ -22,11 +22,22 @@ pub enum Slot {
     Full,
 }
 
+/// Place of a device among those that are recorded.
+fn device(table: &Changes, dev: u64) -> Option<usize> {
+    let devices = &table.devices[..(table.device_count as usize).min(table.devices.len())];
+    devices.iter().position(|known| *known == dev)
+}
+
+/// Key of a file, if its file system is recorded.
+#[must_use]
+pub fn key(table: &Changes, dev: u64, ino: u64) -> Option<u64> {
+    file_key(device(table, dev)?, ino)
+}
+
 /// Finds or makes the place of a file.
 #[must_use]
 pub fn slot(table: &Changes, dev: u64, ino: u64) -> Slot {
-    let devices = &table.devices[..(table.device_count as usize).min(table.devices.len())];
-    let Some(device) = devices.iter().position(|known| *known == dev) else { return Slot::Elsewhere };
+    let Some(device) = device(table, dev) else { return Slot::Elsewhere };
     let Some(key) = file_key(device, ino) else { return Slot::Full };
     let first = place(key, FILES_MAX.trailing_zeros());
     for step in 0..PROBES_MAX {
@@ -52,6 +63,14 @@ pub fn slot(table: &Changes, dev: u64, ino: u64) -> Slot {
 #[must_use]
 pub fn bank(table: &Changes) -> &Bank {
     &table.banks[(table.bank.load(Relaxed) & 1) as usize]
+}
+
+/// The bank to record into, and whether files are awaited.
+#[inline]
+#[must_use]
+pub fn bank_and_gate(table: &Changes) -> (&Bank, bool) {
+    let word = table.bank.load(Acquire);
+    (&table.banks[(word & 1) as usize], word & SHUT != 0)
 }
 
 /// A change that there is no room for.

@@ -4,6 +4,7 @@
 #![no_std]
 
 pub mod actions;
+pub mod awaited;
 pub mod changes;
 pub mod environ;
 pub mod timeout;

@@ -25,11 +25,12 @@ enum Mode {
 /// All of them, or the one that the second argument names.
 pub(crate) fn files() {
     let only = std::env::args().nth(2).unwrap_or_default();
-    let parts: [(&str, fn()); 6] = [
+    let parts: [(&str, fn()); 7] = [
         ("calls", calls),
         ("stream", stream),
         ("scattered", scattered),
         ("rsync", beside_rsync),
+        ("gate", gate),
         ("commits", commits),
         ("untouched", untouched),
     ];
@@ -266,6 +267,75 @@ fn beside_rsync() {
             bytes / changed
         );
         on.end();
+    }
+    println!();
+}
+
+/// A node whose agent copies contents in the stop, or reads them afterwards.
+fn reading_later(later: bool) -> Node {
+    let mut node = Node::without_agent(Who::Me);
+    if !later {
+        node.set_agent_env("HOLO_FILES_GATE", "0");
+    }
+    node.start_agent();
+    node
+}
+
+/// Contents that are copied in the stop and that are read after it: the stop, and what writers wait.
+fn gate() {
+    println!("stop for files, ms, median of 7; 20,000 files and one of 256 MiB     in the stop   after it");
+    for (pages, files) in [(4000_usize, 0_usize), (65_536, 0), (1000, 200), (0, 2000)] {
+        let stops = [false, true].map(|later| {
+            let node = reading_later(later);
+            let (large, small) = (node.inside(DIR).join("large"), node.inside(DIR).join("small"));
+            tree(&node.outside(DIR).join("small"), 20_000);
+            let on = OnOrder::start(node, &|go| {
+                let number = |n: usize| arg(n.to_string());
+                let (large, small) = (large.clone(), small.clone());
+                let (pages, files) = (number(pages), number(files));
+                vec![arg("change"), large.into(), arg("256"), pages, small.into(), files, go.into()]
+            });
+            on.epoch();
+            let stop = |_| {
+                on.order();
+                part(&on.epoch(), "files")
+            };
+            stop(0);
+            let stops = (0..7).map(stop).collect();
+            on.end();
+            median(stops)
+        });
+        let name = format!("{pages} pages of the large, {files} of the small");
+        println!("{name:<70}{:>10.1} {:>10.1}", stops[0], stops[1]);
+    }
+    println!(
+        "\npages of a file of 64 MiB and 500 small files are overwritten, us a call, medians of 3 runs of 5 s\n{:<44}{:>8}{:>8}{:>8}{:>10}{:>14}",
+        "", "p50", "p99", "p99.9", "longest", ">0.1 ms, ppm"
+    );
+    let epochs: &[&str] = &["--every", "200ms"];
+    let modes: [(&str, Mode, bool); 4] = [
+        ("without holo", Mode::Alone, true),
+        ("libholo, no epochs", Mode::Holo(&["--every", "0"]), true),
+        ("five epochs a second, copied in the stop", Mode::Holo(epochs), false),
+        ("five epochs a second, read after it", Mode::Holo(epochs), true),
+    ];
+    let mut all: Vec<Vec<Vec<f64>>> = vec![vec![Vec::new(); 5]; modes.len()];
+    for _ in 0..3 {
+        for ((_, mode, later), columns) in modes.iter().zip(&mut all) {
+            let node = reading_later(*later);
+            hand_over(&node.outside(DIR), Who::Me);
+            let root = node.inside(DIR);
+            let args = [arg("waits"), root.join("f").into(), arg("64"), arg("500"), arg("5")];
+            let text = run(&node, *mode, Some(&root), &Program::new(program(), &args));
+            let row = text.split_whitespace().filter_map(|n| n.parse::<f64>().ok());
+            columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
+        }
+    }
+    for ((name, ..), columns) in modes.iter().zip(all) {
+        let [p50, p99, p999, longest, slow] = &columns.into_iter().map(median).collect::<Vec<_>>()[..] else {
+            continue;
+        };
+        println!("{name:<44}{p50:>8.1}{p99:>8.1}{p999:>8.1}{longest:>10.0}{slow:>14.0}");
     }
     println!();
 }

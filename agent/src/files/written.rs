@@ -1,0 +1,120 @@
+//! What an application may write to: open and mapped files, of all its processes.
+
+use super::Files;
+use crate::inodes::Number;
+use crate::recorded::Maps;
+use holo_rm::at_once;
+use holo_rm::kinds::zones::{self, ZoneKind};
+use holo_rm::manager::{Context, DumpCx, RmError, RmResult};
+use holo_rm::remote::Remote;
+use holo_rm::tree::Process;
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Files that the application writes outside the roots, and inodes that it has mapped shared.
+pub(crate) struct Written {
+    pub(crate) extra: Vec<PathBuf>,
+    pub(super) open: Vec<(u32, i32, Number)>,
+    pub(super) maps: Maps,
+}
+
+impl Files {
+    fn is_protected(&self, path: &std::path::Path) -> bool {
+        self.roots.iter().any(|root| path.starts_with(root))
+    }
+
+    pub(super) fn written(&self, cx: &DumpCx) -> RmResult<Written> {
+        // What cannot be read is told of below.
+        at_once::run(cx.processes.iter().collect(), |process: &Process| {
+            let _ = process.remote.fds();
+            let _ = process.remote.maps();
+        });
+        let table = self.recorded.table();
+        let mut extra = BTreeSet::new();
+        let mut open = Vec::new();
+        let mut maps = Maps::default();
+        for (index, process) in cx.processes.iter().enumerate() {
+            let reads = &mut maps.open;
+            self.written_by(index as u32, &process.remote, &mut extra, &mut open, reads)?;
+            let own = table.as_ref().map(|table| (process.remote.page.changes_at(), table.number()));
+            self.mapped_by(&process.remote, own, &mut extra, &mut maps)?;
+        }
+        let pages: Vec<PathBuf> = cx.processes.iter().map(|process| page_path(&process.remote)).collect();
+        // Devices have neither content nor a place in a tree, maps of anonymous inodes no path; control pages are holo's.
+        extra
+            .retain(|path| path.is_absolute() && (!path.starts_with("/dev") || path.starts_with("/dev/shm")));
+        extra.retain(|path| !path.starts_with("/proc") && !path.starts_with("/sys") && !pages.contains(path));
+        Ok(Written { extra: extra.into_iter().collect(), open, maps })
+    }
+
+    fn written_by(
+        &self,
+        process: u32,
+        remote: &Remote,
+        extra: &mut BTreeSet<PathBuf>,
+        open: &mut Vec<(u32, i32, Number)>,
+        reads: &mut BTreeSet<Number>,
+    ) -> RmResult<()> {
+        for fd in remote.fds()? {
+            let target = Path::new(&fd.link);
+            let gone = target.as_os_str().as_bytes().ends_with(b" (deleted)");
+            if !target.is_absolute() {
+                continue;
+            }
+            let Ok(meta) = fs::metadata(remote.proc(&format!("fd/{}", fd.number))) else { continue };
+            if self.is_protected(target) && !gone {
+                if meta.is_file() {
+                    reads.insert((meta.dev(), meta.ino()));
+                }
+                continue;
+            }
+            open.push((process, fd.number, (meta.dev(), meta.ino())));
+            if !meta.is_file() || meta.nlink() == 0 || self.is_protected(target) {
+                continue;
+            }
+            if fd.flags() & libc::O_ACCMODE != 0 && fd.flags() & libc::O_PATH == 0 {
+                extra.insert(target.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn mapped_by(
+        &self,
+        remote: &Remote,
+        own: Option<(u64, Number)>,
+        extra: &mut BTreeSet<PathBuf>,
+        maps: &mut Maps,
+    ) -> RmResult<()> {
+        let text = remote.maps().on("reading", "maps")?;
+        // Most are private, and reading a line takes longer than all else.
+        for zone in zones::parse_shared(text).map_err(RmError::Unsupported)? {
+            if zone.kind != ZoneKind::FileShared {
+                continue;
+            }
+            let number = (zone.device, zone.inode);
+            if zone.start == remote.page.changes_at() {
+                maps.recording += usize::from(own == Some((zone.start, number)));
+                continue;
+            }
+            maps.shared.insert(number);
+            if zone.prot & 2 != 0 {
+                let path = PathBuf::from(std::ffi::OsStr::from_bytes(&zone.path));
+                maps.mapped.insert(number);
+                if !self.is_protected(&path) {
+                    extra.insert(path);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The control page is mapped shared, too, but is holo's.
+fn page_path(remote: &Remote) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    fs::read_link(format!("/proc/self/fd/{}", remote.page.fd().as_raw_fd())).unwrap_or_default()
+}
