@@ -70,6 +70,42 @@ fn each_epoch_by_full_scan() {
     each_epoch("full-scan");
 }
 
+// Goal: an epoch has the flags that zones have at its cut, also where they were not read again for it. Method: one step of the program at
+// a time, then an epoch; at every second one the program is killed and restored, and looks.
+#[test]
+fn flags_of_zones() {
+    use holo_tests::app::{App, Program};
+    use holo_tests::node::{Node, Who, hand_over};
+    use holo_tests::{compile, wait, workload};
+    use std::time::Duration;
+    let node = Node::start(Who::Me);
+    let dir = "data/work";
+    hand_over(&node.outside(dir), Who::Me);
+    let program = Program::new(compile::workload("memory_flags.c"), &[node.inside(dir)]);
+    let mut app = App::start(&node, "flags", &program, dir, &["--every", "0"]);
+    app.wait_joined(&node);
+    let limit = Duration::from_secs(20);
+    let onward = |node: &Node| {
+        let from = workload::progress(node);
+        wait::until(limit, "progress", || {
+            let said = workload::result(node);
+            assert!(said.is_empty(), "the workload ended: {said}");
+            (workload::progress(node) > from + 1).then_some(())
+        });
+    };
+    for step in 0..16 {
+        std::fs::write(node.outside(dir).join("go"), b"").expect("go");
+        wait::until(limit, "a step", || (!node.outside(dir).join("go").exists()).then_some(()));
+        app.checkpoint(&node);
+        if step % 2 == 1 {
+            app.kill(&node);
+            app.restore(&node, None);
+        }
+        onward(&node);
+    }
+    app.kill(&node);
+}
+
 holo_tests::workloads_unprotected! {
     own_userfaultfd: Workload::new("own_userfaultfd.c").checkpoints(20);
 }

@@ -1,15 +1,16 @@
 //! `make bench`: what holo costs, as ratios within one run, since machines and hours differ.
 #![allow(clippy::print_stdout)]
 
-use holo_tests::app::{App, Epoch, Program};
+use holo_tests::app::{App, Program};
 use holo_tests::node::{Node, Who, hand_over};
 use holo_tests::{command, compile, paths, redis, wait};
-use serde_json::Value;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 #[path = "holo-bench/files.rs"]
 mod files;
+#[path = "holo-bench/pace.rs"]
+mod pace;
 #[path = "holo-bench/switches.rs"]
 mod switches;
 
@@ -32,7 +33,7 @@ fn main() {
         ("switches", switches::switches),
         ("files", files::files),
         ("redis", redis_throughput),
-        ("pace", pace),
+        ("pace", pace::pace),
     ];
     for (name, part) in parts {
         if only.is_empty() || only == name {
@@ -304,96 +305,6 @@ fn redis_once(mode: usize) -> [f64; 4] {
     }
     if let Some(app) = &mut app {
         app.kill(&node);
-    }
-    row
-}
-
-/// What redis with 1 GiB does at twenty epochs a second, beside what it does without holo and with the library alone.
-fn pace() {
-    println!(
-        "redis-benchmark with 1 GiB, values of 1,000 bytes, requests a second, median of 3 interleaved runs"
-    );
-    println!("{:<34}{:>16}{:>16}{:>12}{:>12}{:>12}", "", "SET", "GET", "epochs/s", "stop p50", "longest");
-    let modes = ["without holo", "libholo, no epochs", "libholo, twenty epochs a second asked"];
-    let mut figures: Vec<[Vec<f64>; 5]> = modes.iter().map(|_| Default::default()).collect();
-    for _ in 0..3 {
-        for (mode, columns) in figures.iter_mut().enumerate() {
-            columns.iter_mut().zip(pace_once(mode)).for_each(|(column, value)| column.push(value));
-        }
-    }
-    let base = figures[0].each_ref().map(|column| median(column.clone()));
-    for (name, columns) in modes.iter().zip(&figures) {
-        let of = |index: usize| median(columns[index].clone());
-        let part = |index: usize| of(index) / base[index] * 100.0;
-        println!(
-            "{name:<38}{:>8.0} {:>4.0}%{:>10.0} {:>4.0}%{:>10.1}{:>9.1} ms{:>9.1} ms",
-            of(0),
-            part(0),
-            of(1),
-            part(1),
-            of(2),
-            of(3),
-            of(4)
-        );
-    }
-}
-
-fn pace_once(mode: usize) -> [f64; 5] {
-    let node = if mode == 0 { Node::without_agent(Who::Me) } else { Node::start(Who::Me) };
-    hand_over(&node.outside(DIR), Who::Me);
-    let port = redis::free_port();
-    let text = port.to_string();
-    let args = ["--port", &text, "--save", "", "--appendonly", "no", "--enable-debug-command", "local"];
-    let program = Program::new("/usr/bin/redis-server", &args);
-    let (mut app, mut child) = (None, None);
-    if mode == 0 {
-        child = Some(holo_tests::app::start_plain(&node, &program, DIR));
-    } else {
-        let every = if mode == 1 { "0" } else { "50ms" };
-        let mut started = App::start(&node, "redis", &program, DIR, &["--every", every, "--keep", "32"]);
-        started.wait_joined(&node);
-        app = Some(started);
-    }
-    wait::until(Duration::from_secs(10), "redis", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
-    let mut fill = Command::new("redis-cli");
-    fill.args(["-p", &text, "DEBUG", "POPULATE", "950000", "key", "1000"]);
-    command::run_ok(&mut fill, LIMIT);
-    let epochs = || -> Vec<Epoch> {
-        let text = command::run_ok(&mut node.holo(&["epochs", "redis", "--json"]), LIMIT);
-        let list: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
-        list.into_iter().map(Epoch).collect()
-    };
-    let newest = |all: &[Epoch]| all.iter().map(|epoch| epoch.number("epoch")).max().unwrap_or(0);
-    let seen = if mode == 2 { newest(&epochs()) } else { 0 };
-    let start = Instant::now();
-    let mut bench = Command::new("redis-benchmark");
-    bench.args([
-        "-p", &text, "-t", "set,get", "-n", "200000", "-c", "50", "-d", "1000", "-r", "900000", "--csv",
-    ]);
-    let csv = command::run_ok(&mut bench, LIMIT);
-    let seconds = start.elapsed().as_secs_f64();
-    let mut row = [0.0; 5];
-    for line in csv.lines() {
-        let fields: Vec<&str> = line.split(',').map(|field| field.trim_matches('"')).collect();
-        let value = fields.get(1).and_then(|field| field.parse().ok()).unwrap_or(f64::NAN);
-        match fields.first() {
-            Some(&"SET") => row[0] = value,
-            Some(&"GET") => row[1] = value,
-            _ => {}
-        }
-    }
-    if let Some(app) = &mut app {
-        if mode == 2 {
-            let all = epochs();
-            let stops: Vec<f64> = all.iter().map(|epoch| epoch.number("stop_us") as f64 / 1e3).collect();
-            row[2] = newest(&all).saturating_sub(seen) as f64 / seconds;
-            (row[3], row[4]) = (quantile(&stops, 0.5), quantile(&stops, 1.0));
-        }
-        app.kill(&node);
-    }
-    if let Some(child) = &mut child {
-        let _ = child.kill();
-        let _ = child.wait();
     }
     row
 }

@@ -31,6 +31,8 @@ pub(crate) type Runs = BTreeMap<u64, Vec<PageKey>>;
 pub(crate) struct Plan {
     pub(crate) read: Vec<Range>,
     pub(crate) keep: Vec<Range>,
+    /// Zones that were there at the last epoch already, each as a whole.
+    pub(crate) lasting: Vec<Range>,
 }
 
 impl Plan {
@@ -91,8 +93,8 @@ impl Increment {
         self.draft = None;
         let found = self.look(cx.remote, zones, cx.remarks);
         self.tracked = matches!(found, Ok(Found::Since { .. }));
-        let (written, same) = match found {
-            Ok(Found::Since { written, same }) => (written, same),
+        let (written, same, lasting) = match found {
+            Ok(Found::Since { written, same, lasting }) => (written, same, lasting),
             Ok(Found::All) => return Ok(None),
             Err(cause) => {
                 // Some pages may be protected again that nobody has read.
@@ -109,7 +111,7 @@ impl Increment {
         let mut carried = std::mem::take(&mut self.carried);
         carried.extend(&read);
         self.carried = ranges::normal(carried);
-        Ok(Some(Plan { read, keep }))
+        Ok(Some(Plan { read, keep, lasting }))
     }
 
     fn look(&mut self, remote: &Remote, zones: &[Zone], remarks: &mut Vec<String>) -> RmResult<Found> {

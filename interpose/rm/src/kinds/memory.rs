@@ -292,7 +292,9 @@ impl ResourceManager for Memory {
         let objects = self.copy_objects(cx, &all)?;
         self.copy_nameless(cx, &all)?;
         self.mark("zones", &mut since);
-        self.plan = self.increment.take(cx, started, &all)?;
+        let taken = self.increment.take(cx, started, &all);
+        self.flags.keep(taken.as_ref().map_or(&[], |plan| plan.as_ref().map_or(&[], |plan| &plan.lasting)));
+        self.plan = taken?;
         self.mark("track", &mut since);
         // Without fork where that is shorter; a copy that fails is no reason to fail.
         self.staged = self.plan.as_ref().is_some_and(|plan| {

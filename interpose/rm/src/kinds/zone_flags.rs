@@ -3,6 +3,7 @@
 //! `smaps` shows them, which takes as long as the process is large: it is read only when they may have changed.
 
 use super::zones::{self, Zone};
+use crate::track::ranges::Range;
 use std::fs;
 
 /// Epochs after which flags are read again even if no call is known that changed them: a raw one may have.
@@ -19,6 +20,8 @@ pub(crate) struct Flags {
     /// Epochs since then.
     age: u32,
     of: Vec<Flagged>,
+    /// They were read once.
+    read: bool,
 }
 
 impl Flags {
@@ -36,19 +39,25 @@ impl Flags {
         };
         zones::add_flags(all, &smaps);
         let of = all.iter().map(|zone| ((zone.start, zone.end), zone.flags.clone())).collect();
-        *self = Self { advised, age: 0, of };
+        *self = Self { advised, age: 0, of, read: true };
         true
     }
 
     /// They were never read.
     pub(crate) fn is_new(&self) -> bool {
-        self.of.is_empty()
+        !self.read
+    }
+
+    /// Zones with flags that are not among the rising ones that `lasted` may be others by now, at the same places.
+    pub(crate) fn keep(&mut self, lasted: &[Range]) {
+        let is_told = |known: &Flagged| known.1.iter().all(|flag| flag == b"gd");
+        if !self.of.iter().all(|known| is_told(known) || lasted.binary_search(&known.0).is_ok()) {
+            self.of.clear();
+        }
     }
 
     fn are_those_of(&self, all: &[Zone]) -> bool {
         self.of.len() == all.len()
             && self.of.iter().zip(all).all(|(known, zone)| known.0 == (zone.start, zone.end))
-            // One that has any may be another by now, at the same place.
-            && self.of.iter().all(|known| known.1.iter().all(|flag| flag == b"gd"))
     }
 }

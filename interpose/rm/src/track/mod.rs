@@ -92,6 +92,8 @@ pub enum Found {
         written: Vec<Range>,
         /// Its own pages that do not.
         same: Vec<Range>,
+        /// Zones that were there at the last look already: no other has taken their place since.
+        lasting: Vec<Range>,
     },
 }
 

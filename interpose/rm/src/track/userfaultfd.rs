@@ -343,6 +343,8 @@ impl Tracker for Userfaultfd {
         self.own.extend(written.iter().chain(&same));
         self.own = ranges::normal(std::mem::take(&mut self.own));
         written.extend(unwatched);
-        Ok(Found::Since { written: ranges::normal(written), same: ranges::normal(same) })
+        let lasting = zones.iter().zip(&watched).filter(|(_, watched)| **watched);
+        let lasting = lasting.map(|(zone, _)| (zone.start, zone.end)).collect();
+        Ok(Found::Since { written: ranges::normal(written), same: ranges::normal(same), lasting })
     }
 }
