@@ -11,12 +11,14 @@
 
 use crate::barrier::inner_tid;
 use crate::manager::{Context, RmError, RmResult};
-use crate::remote::{Remote, call, outcome, read_memory};
+use crate::remote::{Remote, call, outcome};
 use crate::tree::{hide, is_alive, outer_tid, unhide};
 use holo_abi::control::{CALL_CLONE, slot};
 use holo_abi::sysno;
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -38,6 +40,8 @@ pub struct Snapshot {
     /// Its slot.
     pub slot: usize,
     page: std::sync::Arc<crate::page::Page>,
+    /// Its memory, once it was read.
+    memory: OnceLock<fs::File>,
 }
 
 /// The child of `parent` (a thread) whose id in its own namespace is `inner`.
@@ -75,7 +79,7 @@ impl Snapshot {
         match taken {
             Ok(pid) => {
                 hide(pid);
-                Ok(Self { pid, slot: last, page: page.clone() })
+                Ok(Self { pid, slot: last, page: page.clone(), memory: OnceLock::new() })
             }
             Err(cause) => {
                 page.state(last).store(slot::FREE, Ordering::SeqCst);
@@ -137,11 +141,21 @@ impl Snapshot {
 
     /// Reads its memory.
     ///
+    /// By way of its file: `process_vm_readv` gives the process that is read a page of its own, in exchange for each that it
+    /// shares with the application.
+    ///
     /// # Errors
     /// The kernel's.
     pub fn read(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
         self.page.keep_alive();
-        read_memory(self.pid, at, bytes)
+        let memory = match self.memory.get() {
+            Some(memory) => memory,
+            None => {
+                let opened = fs::File::open(format!("/proc/{}/mem", self.pid))?;
+                self.memory.get_or_init(|| opened)
+            }
+        };
+        memory.read_exact_at(bytes, at)
     }
 
     /// Makes calls in it.

@@ -14,8 +14,9 @@ use crate::track::{Found, FullScan, Tracker, Tracking};
 use holo_image::PageKey;
 use std::collections::BTreeMap;
 
-/// Most that is copied in the stop: it stays reserved.
+/// Most that is copied in the stop, or an eighth of the process if that is more: it stays reserved.
 const STAGING_BYTES_MAX: u64 = 64 << 20;
+const STAGING_PART: u64 = 8;
 /// Bytes that are copied by another thread: less takes no longer than to start it.
 const COPY_PART_BYTES_MIN: u64 = 1 << 20;
 /// Cost model, microseconds: copying a page; a fork at least; a fork for each page of the process.
@@ -43,8 +44,9 @@ impl Plan {
             zones.iter().filter(|zone| zone.prot & 1 == 0).map(|zone| (zone.start, zone.end)).collect();
         let bytes = ranges::bytes(&self.read);
         let pages = (bytes / PAGE) as f64;
-        let all = pages + (ranges::bytes(&self.keep) / PAGE) as f64;
-        bytes <= STAGING_BYTES_MAX
+        let bytes_all = bytes + ranges::bytes(&self.keep);
+        let all = (bytes_all / PAGE) as f64;
+        bytes <= STAGING_BYTES_MAX.max(bytes_all / STAGING_PART)
             && pages * COPY_PAGE_US <= FORK_US + all * FORK_PAGE_US
             && ranges::both(&self.read, &closed).is_empty()
     }

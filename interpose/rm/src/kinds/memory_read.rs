@@ -11,7 +11,7 @@ use crate::track::ranges;
 use holo_abi::sysno;
 use holo_image::{EpochWriter, PageKey};
 
-/// Bytes read from the snapshot at once.
+/// Bytes read from the snapshot and stored at once.
 const CHUNK_BYTES: u64 = 4 << 20;
 
 /// What is to be read from a snapshot.
@@ -37,18 +37,40 @@ pub(crate) fn read_snapshot(
     writer: &mut EpochWriter,
     runs: &mut Runs,
 ) -> RmResult<()> {
-    let mut buffer = Vec::new();
-    for (start, end) in wanted {
-        let mut at = *start;
-        while at < *end {
-            let bytes = (end - at).min(CHUNK_BYTES);
-            buffer.resize(bytes as usize, 0);
-            snapshot.read(at, &mut buffer).on("reading", format!("the snapshot at {at:#x}"))?;
-            runs.insert(at, writer.put_page_bytes(&buffer)?);
-            at += bytes;
+    let mut buffer = vec![0; CHUNK_BYTES.min(ranges::bytes(wanted)) as usize];
+    for chunk in chunks(wanted) {
+        let mut filled = 0;
+        for (start, end) in &chunk {
+            let room = &mut buffer[filled..filled + (end - start) as usize];
+            snapshot.read(*start, room).on("reading", format!("the snapshot at {start:#x}"))?;
+            filled += room.len();
+        }
+        let mut keys = writer.put_page_bytes(&buffer[..filled])?.into_iter();
+        for (start, end) in chunk {
+            runs.insert(start, keys.by_ref().take(((end - start) / PAGE) as usize).collect());
         }
     }
     Ok(())
+}
+
+/// Ranges in groups of [`CHUNK_BYTES`], the last one of what is left.
+fn chunks(ranges: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
+    let (mut out, mut room) = (Vec::<Vec<_>>::new(), 0);
+    for &(mut start, end) in ranges {
+        while start < end {
+            if room == 0 {
+                out.push(Vec::new());
+                room = CHUNK_BYTES;
+            }
+            let until = end.min(start + room);
+            if let Some(chunk) = out.last_mut() {
+                chunk.push((start, until));
+            }
+            room -= until - start;
+            start = until;
+        }
+    }
+    out
 }
 
 /// Compares what an epoch has with a full scan of a snapshot of the same cut: every own page is named, and what
@@ -131,4 +153,21 @@ pub(crate) fn whole(remote: &Remote, zone: &Zone) -> Vec<(u64, u64)> {
         end += PAGE;
     }
     if end > zone.start { vec![(zone.start, end)] } else { Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: groups are full, in order, and have all of every range. Method: ranges around the bound.
+    #[test]
+    fn ranges_in_groups() {
+        let big = 3 * CHUNK_BYTES;
+        let all = [(0, PAGE), (2 * PAGE, 2 * PAGE + CHUNK_BYTES), (big, big + 2 * CHUNK_BYTES)];
+        let groups = chunks(&all);
+        let sizes: Vec<u64> = groups.iter().map(|group| ranges::bytes(group)).collect();
+        assert_eq!(sizes, [CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, PAGE]);
+        assert_eq!(ranges::normal(groups.concat()), all);
+        assert!(chunks(&[]).is_empty());
+    }
 }
