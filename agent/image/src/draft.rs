@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     key::{PAGE_BYTES, Page, PageKey},
     keymap::KeyMap,
-    manifest::{EpochSide, Manifest, SlotRun, push_slot},
+    manifest::{EpochSide, Manifest, SlotRun, push_slots},
     slotset::SlotSet,
     state::{AppInner, Entry, State},
     wire::{self, Kind},
@@ -56,11 +56,56 @@ impl Draft {
         keys.filter(|key| !key.is_zero() && self.find(&mut state, *key).is_none()).collect()
     }
 
-    /// Adds pages that are in the store already.
-    pub(crate) fn keep_all(&mut self, keys: &[PageKey]) -> Result<()> {
-        match self.missing(keys.iter().copied()).first() {
-            Some(key) => Err(Error::UnknownPage { key: *key }),
-            None => Ok(()),
+    /// Adds pages that are in the store or in this draft already; where they lie, but for pages of zeros.
+    pub(crate) fn keep_all(&mut self, keys: &[PageKey]) -> Result<Vec<SlotRun>> {
+        let app = self.app.clone();
+        let mut state = app.state();
+        let (mut out, mut at) = (Vec::new(), 0);
+        while at < keys.len() {
+            // They mostly lie as they did in the epoch before.
+            let count = state.slots.follow(&keys[at..], self.near);
+            for slot in self.near..self.near + count {
+                self.hold(&mut state, slot);
+            }
+            push_slots(&mut out, SlotRun { first: self.near, count });
+            self.near += count;
+            at += count as usize;
+            if let Some(key) = keys.get(at).filter(|key| !key.is_zero()) {
+                let slot = self.find(&mut state, *key).ok_or(Error::UnknownPage { key: *key })?;
+                push_slots(&mut out, SlotRun { first: slot, count: 1 });
+            }
+            at += 1;
+        }
+        Ok(out)
+    }
+
+    /// Those of these pages that do not lie in `places`, in rising order; not those of zeros.
+    pub(crate) fn others(&mut self, mut keys: Vec<PageKey>, places: &[SlotRun]) -> Result<Vec<PageKey>> {
+        let mut named = SlotSet::default();
+        for slot in places.iter().flat_map(|run| run.first..run.first + run.count) {
+            named.insert(slot);
+        }
+        let app = self.app.clone();
+        let mut state = app.state();
+        let mut lost = None;
+        keys.retain(|key| {
+            !key.is_zero()
+                && match self.find(&mut state, *key) {
+                    Some(slot) => !named.contains(slot),
+                    None => {
+                        lost = Some(*key);
+                        false
+                    }
+                }
+        });
+        keys.sort_unstable();
+        keys.dedup();
+        lost.map_or(Ok(keys), |key| Err(Error::UnknownPage { key }))
+    }
+
+    fn hold(&mut self, state: &mut State, slot: u32) {
+        if self.held.insert(slot) {
+            state.slots.hold(slot);
         }
     }
 
@@ -80,9 +125,7 @@ impl Draft {
             unpublished.or_else(|| state.slots.find(key))?
         };
         self.near = slot.wrapping_add(1);
-        if self.held.insert(slot) {
-            state.slots.hold(slot);
-        }
+        self.hold(state, slot);
         Some(slot)
     }
 
@@ -122,8 +165,14 @@ impl Draft {
 
     /// Makes pages and manifest durable, in this order, and the epoch visible. Returns its file's length.
     ///
-    /// Every page that the manifest names was put or kept, and the other way round.
-    pub(crate) fn seal(&mut self, manifest: &Manifest, mut frame: Vec<u8>) -> Result<u64> {
+    /// Every page that the manifest names was put or kept, and the other way round; `places` is where these lie, as often as it
+    /// names them, in its order.
+    pub(crate) fn seal(
+        &mut self,
+        manifest: &Manifest,
+        mut frame: Vec<u8>,
+        places: &[SlotRun],
+    ) -> Result<u64> {
         self.flush()?;
         // After a failed sync nobody knows what is on the disk: do not try again.
         let synced = self.app.files.sync();
@@ -133,8 +182,7 @@ impl Draft {
         let name = epochs::file_name(self.epoch);
         let app = self.app.clone();
         let (disk, dir) = (&*app.disk, &app.epochs_dir);
-        let places = self.places(manifest)?;
-        let slots = wire::encode(&places, Kind::SLOTS)
+        let slots = wire::encode(places, Kind::SLOTS)
             .map_err(|source| Error::File { path: dir.join(&name), source })?;
         frame.extend_from_slice(&slots);
         let written = epochs::write_atomic(disk, dir, &name, &frame);
@@ -163,18 +211,6 @@ impl Draft {
         state.settle();
         self.sealed = true;
         Ok(frame.len() as u64)
-    }
-
-    /// Where the pages of a manifest lie, as often as it names them.
-    fn places(&mut self, manifest: &Manifest) -> Result<Vec<SlotRun>> {
-        let app = self.app.clone();
-        let mut state = app.state();
-        let mut out = Vec::new();
-        for key in manifest.references() {
-            let slot = self.find(&mut state, key).ok_or(Error::UnknownPage { key })?;
-            push_slot(&mut out, slot);
-        }
-        Ok(out)
     }
 
     /// Leaves pages that were received for the next try, instead of giving them back.

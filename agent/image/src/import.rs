@@ -83,7 +83,9 @@ impl Import {
         if let Some(first) = self.missing().first() {
             return Err(Error::Incomplete { count: self.open.len(), first: *first });
         }
-        self.draft.seal(&self.manifest, std::mem::take(&mut self.frame))?;
+        let keys: Vec<PageKey> = self.manifest.references().collect();
+        let places = self.draft.keep_all(&keys)?;
+        self.draft.seal(&self.manifest, std::mem::take(&mut self.frame), &places)?;
         Ok(self.manifest.meta.clone())
     }
 }

@@ -201,10 +201,11 @@ pub(crate) struct SlotRun {
     pub(crate) count: u32,
 }
 
-/// Adds a slot to a list of runs.
-pub(crate) fn push_slot(runs: &mut Vec<SlotRun>, slot: u32) {
+/// Adds slots to a list of runs.
+pub(crate) fn push_slots(runs: &mut Vec<SlotRun>, next: SlotRun) {
     match runs.last_mut() {
-        Some(run) if run.first.checked_add(run.count) == Some(slot) => run.count += 1,
-        _ => runs.push(SlotRun { first: slot, count: 1 }),
+        _ if next.count == 0 => {}
+        Some(run) if run.first.checked_add(run.count) == Some(next.first) => run.count += next.count,
+        _ => runs.push(next),
     }
 }

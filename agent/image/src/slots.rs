@@ -90,6 +90,14 @@ impl Slots {
         slot.good && slot.key == key
     }
 
+    /// How many of these pages lie one after another from `near` on: [`Slots::is_at`] for many.
+    pub(crate) fn follow(&self, keys: &[PageKey], near: u32) -> u32 {
+        let segment = self.segments.get((near / SEGMENT_SLOTS) as usize).map_or(&[][..], Vec::as_slice);
+        let slots = segment.get((near % SEGMENT_SLOTS) as usize..).unwrap_or_default();
+        let known = keys.iter().zip(slots).take_while(|(key, slot)| slot.good && slot.key == **key);
+        known.count() as u32
+    }
+
     /// Says which slots have which pages, for one more holder. Of two slots with one page, the one that came
     /// first is found. Fails, and changes nothing, if a slot is said to have another page than before.
     ///

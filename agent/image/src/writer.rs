@@ -17,8 +17,9 @@ use crate::{
     epochs,
     error::{Error, ManifestError, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages},
-    keymap::KeySet,
-    manifest::{EpochMeta, EpochSide, Manifest, PageRun, Section, check_run, check_section_name},
+    manifest::{
+        EpochMeta, EpochSide, Manifest, PageRun, Section, SlotRun, check_run, check_section_name, push_slots,
+    },
 };
 
 /// Bytes of a file that are read and hashed at once.
@@ -56,8 +57,10 @@ pub struct EpochWriter {
     draft: Draft,
     sections: Vec<Section>,
     runs: Vec<PageRun>,
+    /// Where the pages of each run lie.
+    places: Vec<Vec<SlotRun>>,
     /// Put or kept by name: what no run names either belongs to contents.
-    named: KeySet,
+    named: Vec<PageKey>,
     figures: Figures,
 }
 
@@ -67,7 +70,8 @@ impl EpochWriter {
             draft,
             sections: Vec::new(),
             runs: Vec::new(),
-            named: KeySet::default(),
+            places: Vec::new(),
+            named: Vec::new(),
             figures: Figures::default(),
         }
     }
@@ -92,7 +96,7 @@ impl EpochWriter {
 
     fn put_named(&mut self, key: PageKey, page: &Page) -> Result<()> {
         let new = self.draft.put(key, page)?;
-        self.named.insert(key);
+        self.named.push(key);
         self.figures.pages_put += 1;
         self.figures.pages_zero += u64::from(key.is_zero());
         self.figures.pages_new += u64::from(new);
@@ -117,7 +121,7 @@ impl EpochWriter {
     /// Runs may come in any order but must not overlap within a space.
     pub fn put_pages(&mut self, space: u64, address: u64, keys: Vec<PageKey>) -> Result<()> {
         check_run(space, address, &keys)?;
-        self.draft.keep_all(&keys)?;
+        self.places.push(self.draft.keep_all(&keys)?);
         self.runs.push(PageRun { space, address, keys });
         Ok(())
     }
@@ -133,7 +137,7 @@ impl EpochWriter {
         if !self.draft.keep(key) {
             return Err(Error::UnknownPage { key });
         }
-        self.named.insert(key);
+        self.named.push(key);
         Ok(())
     }
 
@@ -256,17 +260,21 @@ impl EpochWriter {
         meta.epoch = self.draft.epoch;
         meta.app.clone_from(&self.draft.app.name);
         let side = EpochSide { sealed_where: std::mem::take(&mut meta.sealed_where), dump_us: None };
-        self.runs.sort_by_key(|run| (run.space, run.address));
-        self.named.remove(&PageKey::ZERO);
-        for key in self.runs.iter().flat_map(|run| &run.keys) {
-            self.named.remove(key);
+        let mut runs: Vec<_> = std::mem::take(&mut self.runs).into_iter().zip(&self.places).collect();
+        runs.sort_by_key(|(run, _)| (run.space, run.address));
+        let mut places = Vec::new();
+        for run in runs.iter().flat_map(|(_, places)| places.iter()) {
+            push_slots(&mut places, *run);
         }
-        let mut extra: Vec<_> = self.named.into_iter().collect();
-        extra.sort_unstable();
-        let manifest = Manifest { meta, sections: self.sections, runs: self.runs, extra };
+        let runs = runs.into_iter().map(|(run, _)| run).collect();
+        let extra = self.draft.others(std::mem::take(&mut self.named), &places)?;
+        for run in self.draft.keep_all(&extra)? {
+            push_slots(&mut places, run);
+        }
+        let manifest = Manifest { meta, sections: self.sections, runs, extra };
         manifest.check()?;
         let frame = manifest.to_frame().map_err(Error::ReceivedWire)?;
-        let manifest_bytes = self.draft.seal(&manifest, frame)?;
+        let manifest_bytes = self.draft.seal(&manifest, frame, &places)?;
         let mut meta = manifest.meta;
         if !side.sealed_where.is_empty() {
             let app = &self.draft.app;

@@ -103,7 +103,9 @@ fn options() -> impl Options {
 ///
 /// Fails only if `value` cannot be serialized at all (a path that is not UTF-8, a sequence of unknown length).
 pub fn encode<T: Serialize + ?Sized>(value: &T, kind: Kind) -> Result<Vec<u8>, WireError> {
-    let mut frame = vec![0; HEADER_BYTES];
+    let bytes = options().serialized_size(value).map_err(|e| WireError::Encode(e.to_string()))?;
+    let mut frame = Vec::with_capacity(HEADER_BYTES + bytes as usize);
+    frame.resize(HEADER_BYTES, 0);
     options().serialize_into(&mut frame, value).map_err(|e| WireError::Encode(e.to_string()))?;
     seal_frame(&mut frame, kind);
     Ok(frame)
