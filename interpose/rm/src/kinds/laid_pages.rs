@@ -1,12 +1,13 @@
 //! From one epoch to the next: which pages of a clone's memory are written, and which are given back.
 
+use crate::at_once;
 use crate::kinds::zones::PAGE;
 use crate::manager::{Context, RmResult};
 use crate::remote::{Remote, write_many};
 use holo_image::{EpochReader, Page, PageKey, PageRun};
 
 /// Pages that are read and written at once.
-const PART_PAGES: usize = 1024;
+const PART_PAGES: usize = 256;
 
 /// Pages of a space, in rising order.
 pub(crate) fn runs(image: &EpochReader, space: u64) -> &[PageRun] {
@@ -93,8 +94,13 @@ pub(crate) fn delta(old: &[PageRun], new: &[PageRun], kept: &[(u64, u64)]) -> De
     out
 }
 
-/// Writes pages of the image, in rising order.
+/// Writes pages of the image, in rising order, on all processors.
 pub(crate) fn write(remote: &Remote, image: &EpochReader, pages: &[(u64, PageKey)]) -> RmResult<()> {
+    let parts = at_once::parts(pages, |_| 1, PART_PAGES as u64);
+    at_once::run(parts, |part| write_part(remote, image, part)).into_iter().collect()
+}
+
+fn write_part(remote: &Remote, image: &EpochReader, pages: &[(u64, PageKey)]) -> RmResult<()> {
     let mut buffer: Vec<Page> = vec![[0; PAGE as usize]; PART_PAGES.min(pages.len())];
     for part in pages.chunks(PART_PAGES) {
         let into = &mut buffer[..part.len()];
