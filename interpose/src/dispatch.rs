@@ -1,7 +1,7 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
 use crate::{
-    aio, changes, descriptors, exec, filters, inodes, ipc, members, moves, signals, socket_waits, start,
+    aio, altstack, changes, descriptors, exec, filters, inodes, ipc, members, moves, signals, socket_waits, start,
     trace, transfers, traps, user, waits,
 };
 use core::sync::atomic::Ordering;
@@ -75,6 +75,7 @@ const SLOW_CALLS: &[i64] = &[
     sysno::mq_notify,
     sysno::unshare,
     sysno::setns,
+    sysno::sigaltstack,
 ];
 
 /// Fills the gate's table; `trace` sends every call through the dispatcher, to be counted.
@@ -132,6 +133,7 @@ fn decide(regs: &mut Regs) -> Verdict {
         sysno::rt_sigaction => signals::on_sigaction(regs),
         sysno::rt_sigprocmask => on_sigprocmask(regs),
         sysno::rt_sigsuspend => on_sigsuspend(regs),
+        sysno::sigaltstack => altstack::on_sigaltstack(regs),
         sysno::poll
         | sysno::ppoll
         | sysno::select

@@ -13,6 +13,7 @@
 //! | `changes`, `descriptors` | files that the application is about to change |
 //! | `signals` | the application's handlers: deferral, true contexts |
 //! | `park` | the barrier's end in each thread |
+//! | `altstack` | on which stack it is reached |
 //! | `filters` | `seccomp` of the application's own |
 //! | `exec` | the preload survives `execve` |
 //! | `symbols` | the way in for functions, with `redhook` |
@@ -26,6 +27,7 @@
 
 mod aio;
 mod awaited;
+mod altstack;
 mod changes;
 mod descriptors;
 mod dispatch;

@@ -19,7 +19,7 @@
 //! interrupted code.
 
 use crate::dispatch::Verdict;
-use crate::{changes, park, transfers, traps, user, waits};
+use crate::{altstack, changes, park, transfers, traps, user, waits};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 use holo_abi::{PARK_COOKIE, PARK_SIGNAL, sysno};
@@ -393,12 +393,12 @@ fn set_default(signal: i32) {
 
 /// Keeps the table and the kernel's actions in step. Only held where signals are deferred or blocked, for a
 /// few instructions and one call; a child of `fork` may find it held by nobody, so waiting is bounded.
-struct Lock;
+pub(crate) struct Lock;
 
 static LOCK: AtomicU32 = AtomicU32::new(0);
 
 impl Lock {
-    fn take() -> Self {
+    pub(crate) fn take() -> Self {
         const TRIES: u32 = 10_000;
         for _ in 0..TRIES {
             if LOCK.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
@@ -652,8 +652,10 @@ pub(crate) fn block_park(block: bool) {
     unsafe { sys!(sysno::rt_sigprocmask, u64::from(!block), &raw const mask, 0, 8) };
 }
 
-fn take_park() {
-    let park = Action { handler: SIG_IGN + 1, flags: SA_ONSTACK | SA_RESTART, restorer: 0, mask: !0 };
+/// Sets the action of the park signal.
+pub(crate) fn take_park() {
+    let on_stack = if altstack::in_use() { SA_ONSTACK } else { 0 };
+    let park = Action { handler: SIG_IGN + 1, flags: on_stack | SA_RESTART, restorer: 0, mask: !0 };
     let mut kernel = for_kernel(&park);
     kernel.mask = !0;
     // SAFETY: installs our own entry.

@@ -4,6 +4,9 @@
 
 holo_tests::workloads! {
     threads: Workload::new("threads.c");
+    altstack_shared: Workload::new("altstack_odd.c").arg("shared").checkpoints(20);
+    altstack_small: Workload::new("altstack_odd.c").arg("small").checkpoints(20);
+    altstack_turns: Workload::new("altstack_odd.c").arg("turns").checkpoints(20);
     registers: Workload::new("registers.c");
     vectors: Workload::new("vectors.c");
     vectors_ymm: Workload::new("vectors.c").arg("ymm");
