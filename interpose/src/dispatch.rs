@@ -1,8 +1,8 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
 use crate::{
-    aio, altstack, changes, descriptors, exec, filters, inodes, ipc, members, moves, signals, socket_waits, start,
-    trace, transfers, traps, user, waits,
+    aio, altstack, changes, descriptors, exec, filters, inodes, ipc, members, moves, signals, socket_waits,
+    start, trace, transfers, traps, user, waits,
 };
 use core::sync::atomic::Ordering;
 use holo_abi::control::exiting;

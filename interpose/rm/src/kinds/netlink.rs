@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 const NETLINK_ADD_MEMBERSHIP: i32 = 1;
 const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
-/// `NETLINK_ROUTE`, `NETLINK_SOCK_DIAG`, `NETLINK_KOBJECT_UEVENT`: the kernel keeps nothing for the asker.
-const KEEPS_NOTHING: [i32; 3] = [0, 4, 15];
+/// `NETLINK_ROUTE`, `SOCK_DIAG`, `SELINUX`, `AUDIT`, `KOBJECT_UEVENT`, `GENERIC`: the kernel keeps nothing for the asker.
+const KEEPS_NOTHING: [i32; 6] = [0, 4, 7, 9, 15, 16];
 
 /// A netlink socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -119,3 +119,48 @@ fn descriptors_on_their_way() {
     let bytes = |fd| super::kernel::stat(fd).unwrap().st_size;
     assert_eq!((bytes(&descriptors[0]), bytes(&descriptors[1])), (4, 4));
 }
+
+// Goal: an error that waits to be told is told once, to the application, after what is before it; looking does not take it. Method: ends
+// that were left with something unread, a port that nobody has; each looked at twice.
+#[test]
+fn errors_that_wait() {
+    let (holder, number) = holder(
+        "for name,kind in (('s',1),('q',5)):\n  a,b=socket.socketpair(socket.AF_UNIX,kind);n(name,a)\n  \
+         a.send(b'unread')\n  if kind==1: b.send(b'tail')\n  b.close()\n\
+         g=socket.socket(socket.AF_INET,2);g.bind(('127.0.0.1',0));to=g.getsockname();g.close()\n\
+         u=n('u',socket.socket(socket.AF_INET,2));u.connect(to);u.send(b'to nobody')",
+    );
+    let captured = holder.captured();
+    assert_eq!(holder.captured().state, captured.state);
+    holder.kill();
+    let remade = captured.remake();
+    let read = |name: &str| read_now(remade.at(number[name]), 100);
+    let is_reset = |name: &str| read(name).unwrap_err().raw_os_error() == Some(libc::ECONNRESET);
+    assert_eq!(read("s").unwrap(), b"tail");
+    assert!(is_reset("s") && is_reset("q"));
+    assert_eq!((read("s").unwrap(), read("q").unwrap()), (Vec::new(), Vec::new()));
+}
+
+// Goal: who listens has the port again although connections of it are there, and `SO_REUSEADDR` is not set. Method: as said, for both
+// families; then another connection.
+#[test]
+fn listeners_without_reuse() {
+    let (holder, number) = holder(
+        "for name,family,at in (('4',socket.AF_INET,'127.0.0.1'),('6',socket.AF_INET6,'::1')):\n  \
+         l=n('l'+name,socket.socket(family));l.bind((at,0));l.listen(5)\n  \
+         c=n('c'+name,socket.socket(family));c.connect(l.getsockname());k,_=l.accept();n('k'+name,k);c.send(b'up')",
+    );
+    let captured = holder.captured();
+    holder.kill();
+    let remade = captured.remake();
+    assert_eq!(remade.remarks, Vec::<String>::new());
+    for family in ["4", "6"] {
+        let at = |name: &str| remade.at(number[format!("{name}{family}").as_str()]);
+        assert_eq!(read_now(at("k"), 10).unwrap(), b"up");
+        assert_eq!(super::sockopts::get_int(at("l"), libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap(), 0);
+        assert_eq!(super::sockopts::get_int(at("k"), libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap(), 0);
+        let address =
+            super::internet::Endpoint::parse(&super::sockets::local_name(at("l")).unwrap().0).unwrap();
+        std::net::TcpStream::connect((address.ip, address.port)).unwrap();
+    }
+}

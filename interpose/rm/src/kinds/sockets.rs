@@ -187,7 +187,12 @@ impl Socket {
     }
 }
 
-/// All that is queued at a socket, left where it is.
+/// Whether an error waits to be told. It must not be asked for what it is: that takes it.
+pub(crate) fn has_error(fd: &impl AsRawFd) -> bool {
+    poll(fd, 0, 0) & libc::POLLERR != 0
+}
+
+/// All that is queued at a socket, left where it is. A socket of messages must have no error: looking would take it.
 pub(crate) fn peek(fd: &impl AsRawFd) -> io::Result<Queue> {
     // The application may itself use the peek offset.
     let before = sockopts::get_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1);
@@ -202,7 +207,9 @@ fn peek_from_start(fd: &impl AsRawFd) -> io::Result<Queue> {
     let mut queue = Queue::default();
     let mut buffer = vec![0; PEEK_BYTES];
     let (mut offset, mut empty) = (0, 0);
-    while queue.messages.len() < PEEK_MESSAGES_MAX {
+    // A stream tells its error behind the last byte, once.
+    let all = if stream { waiting(fd) as i32 } else { i32::MAX };
+    while queue.messages.len() < PEEK_MESSAGES_MAX && offset < all {
         let (bytes, from, descriptors, sender) = match peek_one(fd, &mut buffer, stream) {
             Ok(found) => found,
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => break,
@@ -227,7 +234,7 @@ fn peek_from_start(fd: &impl AsRawFd) -> io::Result<Queue> {
             }
         }
         if bytes == 0 {
-            // The end of a stream, or an empty message; the end is told again and again.
+            // An empty message, or the end, which is told again and again.
             empty += 1;
             if stream || empty > 64 || poll(fd, libc::POLLRDHUP, 0) & (libc::POLLRDHUP | libc::POLLHUP) != 0 {
                 break;

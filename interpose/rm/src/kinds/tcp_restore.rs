@@ -28,6 +28,7 @@ const BUSY: Duration = Duration::from_millis(2500);
 /// Makes all TCP sockets again.
 pub(crate) fn recreate(all: &Each<TcpState>, making: &mut Making) -> RmResult<()> {
     let mut done: BTreeSet<u32> = BTreeSet::new();
+    let mut connected = Vec::new();
     let mut listeners = BTreeMap::new();
     for (client, server) in pairs(all) {
         let made = connected_pair(client, server, &mut listeners).or_else(|cause| {
@@ -44,8 +45,7 @@ pub(crate) fn recreate(all: &Each<TcpState>, making: &mut Making) -> RmResult<()
         });
         match made {
             Ok((one, other)) => {
-                client.1.socket.settle(client.0, one, making)?;
-                server.1.socket.settle(server.0, other, making)?;
+                connected.extend([(client.0, &client.1.socket, one), (server.0, &server.1.socket, other)]);
                 done.extend([client.0, server.0]);
             }
             Err(why) => {
@@ -82,6 +82,10 @@ pub(crate) fn recreate(all: &Each<TcpState>, making: &mut Making) -> RmResult<()
                 state.socket.settle(*index, fd, making)?;
             }
         }
+    }
+    // Not before: of a connection without `SO_REUSEADDR` nobody could bind the port any more, not even who listens there.
+    for (index, socket, fd) in connected {
+        socket.settle(index, fd, making)?;
     }
     // Those who wait to be accepted, when the listeners are there.
     for (index, state) in all.iter().filter(|(index, state)| !done.contains(index) && waits(state)) {

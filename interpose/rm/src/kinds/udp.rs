@@ -2,7 +2,7 @@
 
 use super::internet::Endpoint;
 use super::open::{Dumping, Each, Making, Open};
-use super::sockets::{self, Message, Socket, connect, send};
+use super::sockets::{self, Message, Queue, Socket, connect, send};
 use super::tcp_restore::bind_again;
 use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,11 @@ pub(crate) struct UdpState {
 impl UdpState {
     pub(crate) fn describe(open: &Open, _: &mut Dumping) -> RmResult<Self> {
         let socket = Socket::describe(open)?;
-        let queue = sockets::peek(open).on("peeking at", open.named())?;
+        // Behind an error (nobody had the port that it sent to) datagrams are lost, as any may be.
+        let queue = match sockets::has_error(open) {
+            true => Queue::default(),
+            false => sockets::peek(open).on("peeking at", open.named())?,
+        };
         Ok(Self { socket, queued: queue.messages })
     }
 

@@ -168,7 +168,10 @@ pub(crate) fn finish(unfinished: Unfinished, all: &Each<UnixState>, making: &mut
         making.remark(index, format!("queued messages lost the identity of their sender: {cause}"));
     }
     for (index, state, from) in unfinished.streams {
-        if matches!(from, Filler::Made(_)) {
+        if let (Filler::Lost(_), true) = (&from, state.reset) {
+            // It goes away with a byte unread.
+            let _ = send(&making.made[&index], &[0], &[]);
+        } else if matches!(from, Filler::Made(_)) {
             shut(&making.made[&index], state.shut).on("shutting descriptor", making.common(index).number)?;
         }
     }

@@ -34,6 +34,8 @@ pub(crate) struct UnixState {
     pub(crate) outgoing: bool,
     /// Halves that are shut down: 1 receive, 2 send.
     pub(crate) shut: u8,
+    /// The other side went away before it had read all, which nobody was told yet (`ECONNRESET`).
+    pub(crate) reset: bool,
     /// Messages that wait to be received; of streams: parts.
     pub(crate) queued: Vec<Message>,
     /// The path that it is bound to.
@@ -69,8 +71,12 @@ impl UnixState {
         let found = found.ok_or_else(|| open.unsupported("a socket of another network namespace"))?;
         let listening = found.state == LISTENING;
         // Most have nothing: a poll is less than what follows.
-        let queued = if listening || sockets::poll(open, libc::POLLIN, 0) & libc::POLLIN == 0 {
+        let there = sockets::poll(open, libc::POLLIN, 0);
+        let reset = there & libc::POLLERR != 0;
+        let queued = if listening || there & libc::POLLIN == 0 || reset && sockets::waiting(open) == 0 {
             Vec::new()
+        } else if reset && socket.kind != libc::SOCK_STREAM {
+            return Err(open.unsupported("an error that waits before its messages"));
         } else {
             let mut noting = Noting::default();
             noting.turn(open, true);
@@ -103,6 +109,7 @@ impl UnixState {
             waiting: found.pending,
             outgoing: !listening && kernel::ioctl_int(open, libc::TIOCOUTQ).is_ok_and(|bytes| bytes > 0),
             shut: found.shutdown,
+            reset,
             queued,
             bound,
         })
