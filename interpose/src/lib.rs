@@ -14,6 +14,7 @@
 //! | `signals` | the application's handlers: deferral, true contexts |
 //! | `park` | the barrier's end in each thread |
 //! | `altstack` | on which stack it is reached |
+//! | `awaited` | files whose contents the agent has yet to read |
 //! | `filters` | `seccomp` of the application's own |
 //! | `exec` | the preload survives `execve` |
 //! | `symbols` | the way in for functions, with `redhook` |
@@ -26,8 +27,8 @@
 #![allow(clippy::result_large_err)]
 
 mod aio;
-mod awaited;
 mod altstack;
+mod awaited;
 mod changes;
 mod descriptors;
 mod dispatch;
