@@ -347,15 +347,19 @@ impl Apps {
         join::welcome(stream, &page, &tables, changes.as_deref())
     }
 
+    /// Does a joining process belong to an application that runs here? By what the kernel tells of it.
+    #[must_use]
+    pub fn has(&self, request: &join::Request) -> bool {
+        let announced =
+            self.announced.lock().get(&request.token).is_some_and(|(_, pid)| *pid == request.real_pid);
+        let of = |app: &Arc<App>| is_main_of(app, request) || app.members.is_kin(request.real_pid);
+        announced || self.list().iter().any(of)
+    }
+
     /// Which application a joining process is, or belongs to.
     fn place(self: &Arc<Self>, request: &join::Request) -> Result<Placed, Failure> {
         // The same process again: it has executed another program.
-        let same = |app: &Arc<App>| {
-            app.record().instance.is_some_and(|at| {
-                at.real_pid == request.real_pid && start_time(at.real_pid) == Some(at.started)
-            })
-        };
-        if let Some(app) = self.list().into_iter().find(same) {
+        if let Some(app) = self.list().into_iter().find(|app| is_main_of(app, request)) {
             return Ok(Placed::Again(app));
         }
         if request.token != 0 {
@@ -426,4 +430,10 @@ impl Apps {
 pub fn is_ours(path: &Path) -> bool {
     // SAFETY: no memory is passed.
     fs::symlink_metadata(path).is_ok_and(|meta| meta.uid() == unsafe { libc::geteuid() })
+}
+
+/// Is a joining process the main process of an application?
+fn is_main_of(app: &Arc<App>, request: &join::Request) -> bool {
+    let at = app.record().instance;
+    at.is_some_and(|at| at.real_pid == request.real_pid && start_time(at.real_pid) == Some(at.started))
 }

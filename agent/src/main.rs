@@ -32,6 +32,14 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let apps = Apps::open(config, identity.name.clone())?;
     let cluster = ports::start(&identity, &apps)?;
     eprintln!("holod: node {} serves {}", apps.node, apps.config.socket.display());
+    match server::bind_for_others(&apps.config.socket) {
+        Ok(None) => {}
+        Ok(Some(others)) => {
+            let (apps, cluster) = (Arc::clone(&apps), Arc::clone(&cluster));
+            std::thread::spawn(move || server::serve(&others, &apps, &cluster));
+        }
+        Err(cause) => eprintln!("holod: programs that become other users' cannot join: {cause}"),
+    }
     server::serve(&listener, &apps, &cluster);
     Ok(())
 }

@@ -13,8 +13,9 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use std::fs;
 use std::io::{self, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -120,6 +121,19 @@ pub fn bind(path: &std::path::Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Binds the name at which root's agent serves processes of its applications that have become other users', and cannot reach the
+/// socket any more. None: not root.
+///
+/// # Errors
+/// Somebody has the name.
+pub fn bind_for_others(path: &std::path::Path) -> io::Result<Option<UnixListener>> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let address = SocketAddr::from_abstract_name(path.as_os_str().as_encoded_bytes())?;
+    UnixListener::bind_addr(&address).map(Some)
+}
+
 /// Serves until the process ends.
 pub fn serve(listener: &UnixListener, apps: &Arc<Apps>, cluster: &Arc<dyn Cluster>) {
     let open = Arc::new(AtomicUsize::new(0));
@@ -145,18 +159,15 @@ pub fn serve(listener: &UnixListener, apps: &Arc<Apps>, cluster: &Arc<dyn Cluste
     }
 }
 
-fn same_user(stream: &UnixStream) -> io::Result<()> {
+/// Whether it is our user's, or root's; its user.
+fn same_user(stream: &UnixStream) -> io::Result<(bool, u32)> {
     let peer = nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials)?;
-    // SAFETY: no memory is passed.
-    let uid = unsafe { libc::geteuid() };
-    if peer.uid() == uid || peer.uid() == 0 || uid == 0 {
-        return Ok(());
-    }
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {} is not ours", peer.uid())))
+    Ok((peer.uid() == nix::unistd::geteuid().as_raw() || peer.uid() == 0, peer.uid()))
 }
 
 fn converse(mut stream: UnixStream, apps: &Arc<Apps>, cluster: &Arc<dyn Cluster>) -> io::Result<()> {
-    same_user(&stream)?;
+    let (ours, uid) = same_user(&stream)?;
+    let foreign = || io::Error::new(io::ErrorKind::PermissionDenied, format!("user {uid} is not ours"));
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut magic = [0; 8];
@@ -164,8 +175,13 @@ fn converse(mut stream: UnixStream, apps: &Arc<Apps>, cluster: &Arc<dyn Cluster>
     match magic {
         JOIN_MAGIC => {
             let request = join::read(&mut stream)?;
+            if !ours && !apps.has(&request) {
+                join::leave_alone(&stream)?;
+                return Err(foreign());
+            }
             apps.join(&stream, &request)
         }
+        API_MAGIC if !ours => Err(foreign()),
         API_MAGIC => {
             let request: Request =
                 wire::read_frame(&mut stream, Kind::LOCAL, REQUEST_BYTES_MAX).map_err(io::Error::other)?;

@@ -442,6 +442,18 @@ fn close_all(fds: &[i32]) {
 /// The control page, the call-site tables and the table of file changes.
 const DESCRIPTORS: usize = 2 + join::MODULES_MAX;
 
+/// Is it root who serves this connection? Names without a file are anybody's.
+fn is_roots(fd: i64) -> bool {
+    const SOL_SOCKET: u64 = 1;
+    const SO_PEERCRED: u64 = 17;
+    let mut who = [u32::MAX; 3];
+    let mut bytes = size_of_val(&who) as u32;
+    // SAFETY: room of the stated size.
+    let got =
+        unsafe { sys!(sysno::getsockopt, fd, SOL_SOCKET, SO_PEERCRED, who.as_mut_ptr(), &raw mut bytes) };
+    got == 0 && who[1] == 0
+}
+
 /// Sends the packet and receives the answer with its descriptors.
 fn converse(path: &[u8; 108], hello: &Join) -> Result<(Welcome, [i32; DESCRIPTORS]), Refusal> {
     #[repr(C)]
@@ -451,6 +463,7 @@ fn converse(path: &[u8; 108], hello: &Join) -> Result<(Welcome, [i32; DESCRIPTOR
     const CLOEXEC_STREAM: u64 = 1 | 0o2_000_000;
     const SOL_SOCKET: u64 = 1;
     const SO_RCVTIMEO: u64 = 20;
+    const EACCES: i64 = -13;
     let mut fds = [-1i32; DESCRIPTORS];
     // SAFETY: structures of the kernel's shapes, alive during each call; our own descriptor.
     unsafe {
@@ -459,7 +472,17 @@ fn converse(path: &[u8; 108], hello: &Join) -> Result<(Welcome, [i32; DESCRIPTOR
             return Err(Refusal::NoAgent(*path, fd));
         }
         let address = Address(1, *path);
-        let connected = sys!(sysno::connect, fd, &raw const address, 2 + trim(path).len() + 1);
+        let mut connected = sys!(sysno::connect, fd, &raw const address, 2 + trim(path).len() + 1);
+        if connected == EACCES {
+            // Since it was started the process has become another user's; root's agent serves those by name, too.
+            let mut named = [0; 108];
+            let bytes = trim(path).len().min(named.len() - 1);
+            named[1..=bytes].copy_from_slice(&path[..bytes]);
+            let address = Address(1, named);
+            if sys!(sysno::connect, fd, &raw const address, 2 + 1 + bytes) == 0 && is_roots(fd) {
+                connected = 0;
+            }
+        }
         if connected < 0 {
             sys!(sysno::close, fd);
             return Err(Refusal::NoAgent(*path, connected));

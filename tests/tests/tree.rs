@@ -89,3 +89,57 @@ fn a_stopped_process_is_captured() {
     app.checkpoint(&node);
     good_end(&node, app);
 }
+
+// Goal: programs that become another user before they execute the next one (setpriv, gosu, su in a start script) stay part of the
+// application: the main one, and a child. Method: a shell of root's starts both; epochs, a kill, a restore. Needs root.
+#[test]
+fn programs_of_another_user() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("needs root: not tested");
+        return;
+    }
+    let node = Node::start(Who::Me);
+    let (main, child) = ("data/work", "data/child");
+    hand_over(&node.outside(main), Who::Nobody);
+    hand_over(&node.outside(child), Who::Nobody);
+    let become_nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+    let program = compile::workload("tree.c");
+    let (program, here, there) = (
+        program.display(),
+        node.inside(main).display().to_string(),
+        node.inside(child).display().to_string(),
+    );
+    let script = format!("{become_nobody} {program} {there} & exec {become_nobody} {program} {here}");
+    let mut app =
+        App::start(&node, "work", &Program::new("/bin/sh", &["-c", &script]), main, &["--every", "0"]);
+    app.wait_joined(&node);
+    let progress = |dir: &str| {
+        let text = std::fs::read_to_string(node.outside(dir).join("progress")).unwrap_or_default();
+        text.trim().parse::<u64>().unwrap_or(0)
+    };
+    let goes_on = || {
+        let before = (progress(main), progress(child));
+        wait::until(LIMIT, "progress of both", || {
+            for dir in [main, child] {
+                let said = std::fs::read_to_string(node.outside(dir).join("result")).unwrap_or_default();
+                assert!(said.is_empty(), "{dir}: {said}");
+            }
+            (progress(main) > before.0 + 3 && progress(child) > before.1 + 3).then_some(())
+        });
+    };
+    goes_on();
+    for _ in 0..3 {
+        app.checkpoint(&node);
+        goes_on();
+    }
+    app.kill(&node);
+    app.restore(&node, None);
+    goes_on();
+    for dir in [main, child] {
+        std::fs::write(node.outside(dir).join("stop"), b"").expect("stop");
+        wait::until(LIMIT, "a good end", || {
+            let said = std::fs::read_to_string(node.outside(dir).join("result")).unwrap_or_default();
+            (said == "ok\n").then_some(())
+        });
+    }
+}

@@ -358,10 +358,16 @@ impl ResourceManager for SysvShm {
             ipc::next_id(cx.remote, "shm", segment.id).on("choosing the id of", segment.named())?;
             let key = if segment.mode & SHM_DEST == 0 { segment.key } else { libc::IPC_PRIVATE };
             let key = u64::from(key.cast_unsigned());
-            let made = cx
-                .remote
-                .call(sysno::shmget, &[key, segment.bytes, IPC_CREAT_EXCL | 0o600])
-                .on("making", segment.named())?;
+            let mut made = 0;
+            let mut make = |remote: &Remote| {
+                let args = [key, segment.bytes, IPC_CREAT_EXCL | 0o600];
+                made = remote.call(sysno::shmget, &args).on("making", segment.named())?;
+                Ok(())
+            };
+            // Who made it is shown (`shm_cpid`).
+            if !ipc::as_process(cx, segment.creator, &mut make)? {
+                make(cx.remote)?;
+            }
             if made != segment.id as u64 {
                 let what = format!("{} came to be as {made}", segment.named());
                 return Err(RmError::BadSection { kind: NAME, what });
