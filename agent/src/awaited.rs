@@ -17,7 +17,7 @@ use holo_abi::awaited::{AWAITED_MAX, Gate, PIECE_SHIFT, state};
 use holo_abi::changes::SHUT;
 use holo_cfor::{Extent, Inode, Keeper, Kept, Staged, Waiting};
 use holo_image::Blob;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32};
@@ -119,7 +119,9 @@ impl Keeping {
             entered.table.table().bank.fetch_or(SHUT, SeqCst);
         }
         let (seen, waits) = (entered.gate().wanted.load(SeqCst), entered.gate().waits.load(Relaxed));
-        Shut { entered, strangers, seen, waits, outsiders: BTreeSet::new(), stop: Arc::default() }
+        let places = entered.files.iter().map(|entry| entry.place);
+        let tickets = places.zip(0..).collect();
+        Shut { entered, strangers, tickets, seen, waits, outsiders: BTreeSet::new(), stop: Arc::default() }
     }
 }
 
@@ -154,6 +156,8 @@ pub(crate) struct Shut {
     entered: Entered,
     /// At the cut.
     strangers: u32,
+    /// Tickets by place.
+    tickets: HashMap<usize, usize>,
     /// [`Gate::wanted`] when nobody was found waiting.
     seen: u32,
     waits: u32,
@@ -205,7 +209,9 @@ impl Waiting for Shut {
         let gate = self.entered.gate();
         let is_wanted =
             |entry: &Entry| !entry.is_read && gate.files[entry.place].state.load(SeqCst) & state::WANTED != 0;
-        let found = self.entered.files.iter().position(is_wanted);
+        let latest = self.tickets.get(&(gate.latest.load(SeqCst) as usize)).copied();
+        let latest = latest.filter(|ticket| is_wanted(&self.entered.files[*ticket]));
+        let found = latest.or_else(|| self.entered.files.iter().position(is_wanted));
         match found {
             Some(ticket) => Some((ticket, gate.files[self.entered.files[ticket].place].want.load(SeqCst))),
             None => {

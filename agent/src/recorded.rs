@@ -47,7 +47,7 @@ pub(crate) struct Recorded {
     outsiders: BTreeSet<Number>,
 }
 
-/// More files that others write to are not remembered: none is kept then.
+/// Past so many files that others write to all are forgotten.
 const OUTSIDERS_MAX: usize = 1024;
 
 impl Recorded {
@@ -111,8 +111,7 @@ impl Recorded {
 
     /// The table, if everybody who writes comes by the gate.
     pub(crate) fn gated(&self) -> Option<Arc<Table>> {
-        let is_gated = self.all_record && !self.was_void && self.outsiders.len() <= OUTSIDERS_MAX;
-        let table = self.table.as_ref().filter(|_| is_gated)?;
+        let table = self.table.as_ref().filter(|_| self.all_record && !self.was_void)?;
         (table.table().blind.load(Ordering::SeqCst) == 0).then(|| Arc::clone(table))
     }
 
@@ -125,6 +124,9 @@ impl Recorded {
     pub(crate) fn void(&mut self, why: &Void) {
         self.was_void = true;
         if let Void::Outsiders(numbers) = why {
+            if self.outsiders.len() > OUTSIDERS_MAX {
+                self.outsiders.clear();
+            }
             self.outsiders.extend(numbers);
         }
     }

@@ -5,7 +5,7 @@
  *        scatter FILE MIB COUNT GO: writes of 100 bytes anywhere, COUNT of them each time that GO appears
  *        change FILE MIB PAGES DIR FILES GO: then rewrites PAGES pages of FILE, one after the other apart, and the first page of
  *        so many of the files DIR/<n / 100>/<n>. GO is removed when it is done; GO.bytes says how many bytes are other ones.
- *        waits FILE MIB FILES SECONDS: overwrites pages of FILE, and every eighth time one of so many files FILE.<n>, a moment
+ *        waits FILE MIB FILES SECONDS: overwrites pages of FILE, and every eighth time one of so many files FILE.<n> if any, a moment
  *        between calls; prints the microseconds that one call in 2, 100, 1,000 and none took longer than, and calls in a million
  *        that took longer than 0.1 ms */
 #define _GNU_SOURCE
@@ -125,7 +125,7 @@ static int waits(const char *name, size_t mib, size_t files, double seconds) {
     for (double start = now(); now() - start < seconds && calls < CALLS_MAX;) {
         double since;
         fill(256);
-        if (number() % 8) {
+        if (!files || number() % 8) {
             off_t at = (off_t)(number() % (mib * 256) * PAGE);
             since = now();
             must(pwrite(fd, data, PAGE, at) == PAGE, "pwrite");

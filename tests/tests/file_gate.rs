@@ -10,6 +10,8 @@ use holo_tests::workload::{goes_on, result};
 use holo_tests::{command, compile, process, wait};
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const DIR: &str = "data/work";
@@ -17,6 +19,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 const WORK: Duration = Duration::from_secs(5);
 /// What a call takes at most, whatever happens: patience, and a disk and processors that others use, too.
 const CALL_MAX: Duration = Duration::from_secs(20);
+
+holo_tests::workloads! {
+    always: Workload::new("file_gate.c").agent_env("HOLO_FILES_CHECK", "1").checkpoints(10);
+}
 
 fn checking(who: Who) -> Node {
     let mut node = Node::without_agent(who);
@@ -120,4 +126,78 @@ fn an_agent_that_dies_while_files_are_awaited() {
     eprintln!("the longest call took {longest:?}");
     // It is what it is about: somebody did wait for an agent that was dead.
     assert!(longest > Duration::from_millis(100) && longest < CALL_MAX, "{longest:?}");
+}
+
+/// A program that does not come by the gate writes to a file that is awaited: such an epoch is taken again.
+#[test]
+fn programs_that_do_not_record() {
+    let node = checking(Who::Me);
+    hand_over(&node.outside(DIR), Who::Me);
+    let writer = compile::workload("static_writer.c");
+    let script = "cd $1; head -c 1048576 /dev/zero >f
+        while [ ! -e stop ]; do
+            # Changed by recorded calls in each epoch, so that it is awaited.
+            printf %1000s x | dd of=f bs=1000 conv=notrunc seek=$((i % 1000)) 2>/dev/null
+            i=$((i + 1)); printf '%-20s' $i 1<>progress
+            sleep 0.01
+            $2 f $((i % 10)) || { echo bad >result; exit 1; }
+        done
+        echo ok >result";
+    let dir = node.inside(DIR);
+    let args = ["-c", script, "sh", dir.to_str().unwrap(), writer.to_str().unwrap()];
+    let mut app = App::start(&node, "work", &Program::new("/bin/sh", &args), DIR, &["--keep", "1000"]);
+    app.wait_joined(&node);
+    goes_on(&node, "its start");
+    let mut sealed = 0;
+    wait::until(LIMIT, "epochs, some of which were taken again", || {
+        assert_eq!(result(&node), "");
+        // One that finds such a program alive is refused.
+        sealed += usize::from(app.try_checkpoint(&node).is_ok());
+        (sealed >= 10 && node.log().contains("taken again")).then_some(())
+    });
+    let log = node.log();
+    assert!(!log.contains("files check:"), "{log}");
+    fs::write(node.outside(DIR).join("stop"), b"").unwrap();
+    app.wait_ended(&node, LIMIT);
+    assert_eq!(result(&node), "ok\n");
+}
+
+/// Somebody outside writes to a file that the application writes to as well: no epoch fails for that, and soon none is taken again.
+#[test]
+fn somebody_else_writes() {
+    let node = Node::start(Who::Me);
+    hand_over(&node.outside(DIR), Who::Me);
+    let script = "cd $1; head -c 300000 /dev/zero >f
+        while [ ! -e stop ]; do
+            printf %1000s x | dd of=f bs=1000 conv=notrunc seek=$((i % 100)) 2>/dev/null
+            i=$((i + 1)); printf '%-20s' $i 1<>progress
+        done
+        echo ok >result";
+    let dir = node.inside(DIR);
+    let args = ["-c", script, "sh", dir.to_str().unwrap()];
+    let mut app = App::start(&node, "work", &Program::new("/bin/sh", &args), DIR, &[]);
+    app.wait_joined(&node);
+    goes_on(&node, "its start");
+    let file = fs::File::options().write(true).open(node.outside(DIR).join("f")).unwrap();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for at in 0u64.. {
+                if ended.load(Ordering::Relaxed) {
+                    break;
+                }
+                file.write_all_at(b"from outside", 200_000 + at % 50_000).unwrap();
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        });
+        for _ in 0..20 {
+            app.checkpoint(&node);
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
+    let again = node.log().lines().filter(|line| line.contains("by others")).count();
+    assert!(again <= 2, "{}", node.log());
+    fs::write(node.outside(DIR).join("stop"), b"").unwrap();
+    app.wait_ended(&node, LIMIT);
+    assert_eq!(result(&node), "ok\n");
 }

@@ -63,6 +63,8 @@ pub struct Gate {
     pub broken: AtomicU32,
     /// Changes when somebody begins to wait.
     pub wanted: AtomicU32,
+    /// The place of the file that was wanted last.
+    pub latest: AtomicU32,
     /// Changes as long as the agent reads.
     pub signs: AtomicU32,
     /// How often somebody had to wait.

@@ -13,15 +13,15 @@ pub struct Wait<'a> {
     pub turn: u32,
 }
 
-/// Finds a file.
+/// Finds the place of a file.
 #[must_use]
-pub fn find(gate: &Gate, key: u64) -> Option<&Awaited> {
+pub fn find(gate: &Gate, key: u64) -> Option<usize> {
     let first = place(key, PLACES.trailing_zeros());
     for step in 0..PROBES_MAX {
-        let file = &gate.files[(first + step) % PLACES];
-        match file.key.load(SeqCst) {
+        let at = (first + step) % PLACES;
+        match gate.files[at].key.load(SeqCst) {
             0 => return None,
-            now if now == key => return Some(file),
+            now if now == key => return Some(at),
             _ => {}
         }
     }
@@ -31,7 +31,8 @@ pub fn find(gate: &Gate, key: u64) -> Option<&Awaited> {
 /// May the bytes `at..end` of a file be destroyed? If not, what is to be waited for.
 #[must_use]
 pub fn look(gate: &Gate, key: u64, at: u64, end: u64) -> Option<Wait<'_>> {
-    let file = find(gate, key)?;
+    let place = find(gate, key)?;
+    let file = &gate.files[place];
     let turn = file.turn.load(SeqCst);
     if file.state.load(SeqCst) & state::AWAITED == 0 {
         return None;
@@ -44,6 +45,7 @@ pub fn look(gate: &Gate, key: u64, at: u64, end: u64) -> Option<Wait<'_>> {
         Some(piece) => {
             file.want.store(piece, SeqCst);
             let before = file.state.fetch_or(state::WANTED, SeqCst);
+            gate.latest.store(place as u32, SeqCst);
             gate.wanted.fetch_add(1, SeqCst);
             // It may have been read since, and nobody would wake us.
             let is_there = before & state::AWAITED != 0 && missing(gate, file, at, end).is_some();
@@ -71,7 +73,7 @@ fn is_taken(gate: &Gate, piece: usize) -> bool {
 
 /// Marks a file that is awaited as one that was written to, where nothing was awaited, or has other times.
 pub fn pass(gate: &Gate, key: u64) {
-    if let Some(file) = find(gate, key) {
-        file.passed.store(1, SeqCst);
+    if let Some(place) = find(gate, key) {
+        gate.files[place].passed.store(1, SeqCst);
     }
 }
