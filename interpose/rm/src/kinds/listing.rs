@@ -186,6 +186,9 @@ pub(crate) fn describe(index: u32, open: &Open, state: &mut State, dumping: &mut
                     take!(tcp, tcp::TcpState::describe(open, dumping)?);
                 }
                 (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => take!(udp, udp::UdpState::describe(open, dumping)?),
+                (libc::SOCK_RAW, _) | (libc::SOCK_DGRAM, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => {
+                    take!(udp, udp::UdpState::describe_raw(open)?);
+                }
                 (_, protocol) => {
                     return Err(open.unsupported(format!("internet protocol {protocol}")));
                 }

@@ -164,3 +164,42 @@ fn listeners_without_reuse() {
         std::net::TcpStream::connect((address.ip, address.port)).unwrap();
     }
 }
+
+// Goal: raw sockets and those of echo requests are there again, with filters, peers and options. Method: a ping through each, where this
+// user may make one.
+#[test]
+fn raw_sockets() {
+    let allowed = |kind: i32| super::sockets::socket(libc::AF_INET, kind, libc::IPPROTO_ICMP).is_ok();
+    let mut names = Vec::new();
+    let mut script = String::new();
+    for (name, kind, python) in [("r", libc::SOCK_RAW, "SOCK_RAW"), ("p", libc::SOCK_DGRAM, "SOCK_DGRAM")] {
+        if !allowed(kind) {
+            eprintln!("this user may make no {python} of ICMP: not tested");
+            continue;
+        }
+        script +=
+            &format!("s=n('{name}',socket.socket(socket.AF_INET,socket.{python},socket.IPPROTO_ICMP))\n");
+        script += "s.connect(('127.0.0.1',7));s.setsockopt(0,2,77)\n";
+        names.push(name);
+    }
+    if allowed(libc::SOCK_RAW) {
+        script += "n('h',socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_RAW))\n";
+        script += "n('6',socket.socket(socket.AF_INET6,socket.SOCK_RAW,socket.IPPROTO_ICMPV6))\n";
+    }
+    let (holder, number) = holder(&script);
+    let captured = holder.captured();
+    assert_eq!(holder.captured().state, captured.state);
+    holder.kill();
+    let remade = captured.remake();
+    assert_eq!(remade.remarks, Vec::<String>::new());
+    let again = remade.recapture();
+    assert_eq!(again.state.udp, captured.state.udp);
+    // Type, code, check, id, number.
+    let echo = [8u8, 0, 0xf7, 0xff, 0, 0, 0, 0];
+    for name in names {
+        let fd = remade.at(number[name]);
+        assert_eq!(super::sockopts::get_int(fd, libc::IPPROTO_IP, libc::IP_TTL).unwrap(), 77);
+        super::sockets::send(fd, &echo, &[]).unwrap();
+        assert_ne!(super::sockets::poll(fd, libc::POLLIN, 2000) & libc::POLLIN, 0);
+    }
+}

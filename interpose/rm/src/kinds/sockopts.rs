@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 pub(crate) const SO_BUF_LOCK: i32 = 72;
+const SOL_RAW: i32 = 255;
 const SO_SNDBUFFORCE: i32 = 32;
 const SO_RCVBUFFORCE: i32 = 33;
 /// `SO_PEEK_OFF`; -1 is off.
@@ -24,10 +25,10 @@ const TABLE: &[(i32, &[i32])] = &[
         libc::SOL_SOCKET,
         &[2, 5, 6, 9, 10, 11, 12, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 36, 37, 40, 42, 46, 47, 60, 76],
     ),
-    // TOS, TTL, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, TRANSPARENT, RECVORIGDSTADDR, MINTTL,
+    // TOS, TTL, HDRINCL, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, TRANSPARENT, RECVORIGDSTADDR, MINTTL,
     // NODEFRAG, BIND_ADDRESS_NO_PORT, MULTICAST_IF, MULTICAST_TTL, MULTICAST_LOOP, MULTICAST_ALL, UNICAST_IF,
     // LOCAL_PORT_RANGE
-    (libc::IPPROTO_IP, &[1, 2, 8, 10, 11, 12, 13, 15, 19, 20, 21, 22, 24, 32, 33, 34, 49, 50, 51]),
+    (libc::IPPROTO_IP, &[1, 2, 3, 8, 10, 11, 12, 13, 15, 19, 20, 21, 22, 24, 32, 33, 34, 49, 50, 51]),
     // UNICAST_HOPS, MULTICAST_IF, MULTICAST_HOPS, MULTICAST_LOOP, MTU_DISCOVER, RECVERR, V6ONLY, RECVPKTINFO,
     // RECVHOPLIMIT, DONTFRAG, RECVTCLASS, TCLASS, AUTOFLOWLABEL, MINHOPCOUNT, UNICAST_IF, FREEBIND
     (libc::IPPROTO_IPV6, &[16, 17, 18, 19, 23, 25, 26, 49, 51, 62, 66, 67, 70, 73, 76, 78]),
@@ -36,6 +37,10 @@ const TABLE: &[(i32, &[i32])] = &[
     (libc::IPPROTO_TCP, &[1, 3, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 30, 36]),
     // UDP_CORK, NO_CHECK6_TX, NO_CHECK6_RX, SEGMENT, GRO
     (libc::IPPROTO_UDP, &[1, 101, 102, 103, 104]),
+    // ICMP_FILTER
+    (SOL_RAW, &[1]),
+    // ICMPV6_FILTER
+    (libc::IPPROTO_ICMPV6, &[1]),
     // NETLINK: PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, CAP_ACK, EXT_ACK, GET_STRICT_CHK
     (libc::SOL_NETLINK, &[3, 4, 5, 10, 11, 12]),
 ];
@@ -92,6 +97,8 @@ fn has_level(level: i32, domain: i32, kind: i32) -> bool {
         libc::IPPROTO_IPV6 => domain == libc::AF_INET6,
         libc::IPPROTO_TCP => internet && kind == libc::SOCK_STREAM,
         libc::IPPROTO_UDP => internet && kind == libc::SOCK_DGRAM,
+        SOL_RAW => domain == libc::AF_INET && kind == libc::SOCK_RAW,
+        libc::IPPROTO_ICMPV6 => domain == libc::AF_INET6 && kind == libc::SOCK_RAW,
         libc::SOL_NETLINK => domain == libc::AF_NETLINK,
         _ => true,
     }

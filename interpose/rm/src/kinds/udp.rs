@@ -1,4 +1,4 @@
-//! UDP: bound and connected sockets; datagrams that the application sent to itself are queued again.
+//! UDP: bound and connected sockets; datagrams that the application sent to itself are queued again. Raw sockets, too.
 
 use super::internet::Endpoint;
 use super::open::{Dumping, Each, Making, Open};
@@ -23,6 +23,11 @@ impl UdpState {
             false => sockets::peek(open).on("peeking at", open.named())?,
         };
         Ok(Self { socket, queued: queue.messages })
+    }
+
+    /// One of a protocol without ports, or of echo requests: what waits in it is of the network, and may be lost.
+    pub(crate) fn describe_raw(open: &Open) -> RmResult<Self> {
+        Ok(Self { socket: Socket::describe(open)?, queued: Vec::new() })
     }
 
     fn local(&self) -> Option<Endpoint> {
