@@ -1,5 +1,6 @@
 //! DUMP: one epoch of one application.
 
+mod alive;
 mod asking;
 
 use crate::app::{App, Failure, now_ns};
@@ -8,11 +9,12 @@ use crate::files::Files;
 use crate::graph::{Costs, process_id, state_id};
 use crate::kinds::registry;
 use crate::record::Instance;
+use alive::Alive;
 use asking::Asking;
 use holo_api::local::ErrorKind;
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, EpochMeta, EpochSide, PAGE_BYTES};
-use holo_rm::at_once;
+use holo_rm::at_once::{self, Alert};
 use holo_rm::barrier::{self, Parked, Still};
 use holo_rm::kinds::memory::NAME as MEMORY;
 use holo_rm::kinds::vdso::is_in_head;
@@ -26,7 +28,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -61,37 +62,6 @@ pub(crate) fn files(app: &App) -> Files {
 
 pub(crate) fn roots(app: &App) -> Vec<PathBuf> {
     app.record().options.roots.iter().map(|root| PathBuf::from(std::ffi::OsStr::from_bytes(root))).collect()
-}
-
-/// Tells the parked threads, during the stop, and the snapshots after it that we are alive.
-struct Alive {
-    stop: Arc<AtomicBool>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Alive {
-    fn start(pages: Vec<Arc<Page>>, most: Duration) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
-        let until = Instant::now() + most;
-        let thread = thread::spawn(move || {
-            while !told.load(Ordering::Relaxed) && Instant::now() < until {
-                pages.iter().for_each(|page| page.keep_alive());
-                thread::park_timeout(Duration::from_millis(50));
-            }
-        });
-        Self { stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
-        }
-    }
 }
 
 /// Adds to the sum of that name.
@@ -319,7 +289,7 @@ fn phases<'a>(
         0 => PARK_MS,
         ms => ms,
     };
-    let (parked, processes) = park(app, Duration::from_millis(deadline))?;
+    let (parked, processes, alert) = park(app, Duration::from_millis(deadline))?;
     let alive = Alive::start(parked.pages(), STOP_MAX);
     let at_unix_ns = now_ns();
     parts.push(("park".into(), micros(parked.since)));
@@ -331,6 +301,7 @@ fn phases<'a>(
     asking.all(registry, &pids, out).map_err(|cause| unprotected(&cause))?;
     out.remarks.append(&mut out.unsettled);
     let threads = parked.threads();
+    drop(alert);
     let stop = match keep.take() {
         None => {
             let release = Instant::now();
@@ -387,11 +358,13 @@ fn engines(registry: &mut Registry, pids: &[i32]) -> String {
 }
 
 /// Parks the application where it can be run on from on any kernel.
-fn park(app: &App, deadline: Duration) -> Result<(Parked, Vec<Process>), Failure> {
+fn park(app: &App, deadline: Duration) -> Result<(Parked, Vec<Process>, Alert), Failure> {
     let mut tries = 0;
     loop {
         let parked = barrier::park(&app.members, deadline)
             .map_err(|cause| Failure::new(ErrorKind::Unprotected, cause.to_string()))?;
+        // Not before: those that park need the processors.
+        let alert = at_once::alert();
         tries += 1;
         let serving = parked.processes.iter().filter(|still| !still.slots.is_empty());
         let all = at_once::run(serving.collect(), |still: &Still| {
@@ -406,7 +379,7 @@ fn park(app: &App, deadline: Duration) -> Result<(Parked, Vec<Process>), Failure
         let all = all.map_err(|cause| Failure::new(ErrorKind::Failed, cause.to_string()))?;
         // It takes a few instructions to be somewhere else.
         if tries >= PARK_TRIES || !all.iter().any(|(_, in_head)| *in_head) {
-            return Ok((parked, all.into_iter().map(|(process, _)| process).collect()));
+            return Ok((parked, all.into_iter().map(|(process, _)| process).collect(), alert));
         }
     }
 }

@@ -21,10 +21,14 @@ pub(super) struct Asking<'a> {
     pub(super) parts: &'a mut Vec<(String, u64)>,
 }
 
+type Managers<'a> = Vec<&'a mut dyn ResourceManager>;
+
 /// What is looked at at once.
 enum Look<'a> {
-    Process(&'a Process),
+    /// What kinds want of each process by calls.
+    Asking(Vec<Managers<'a>>),
     Kind(&'a mut dyn ResourceManager),
+    Process(&'a Process),
 }
 
 impl Asking<'_> {
@@ -39,9 +43,6 @@ impl Asking<'_> {
         out: &mut Out,
     ) -> Result<(), RmError> {
         let start = Instant::now();
-        self.ask(registry, pids);
-        add(self.parts, "ask", micros(start));
-        let start = Instant::now();
         self.look(registry, pids);
         add(self.parts, "look", micros(start));
         let done = self.in_turn(registry, pids, out);
@@ -50,14 +51,32 @@ impl Asking<'_> {
         done
     }
 
-    /// What kinds want to know of processes by calls: they make them while we go on.
-    fn ask(&self, registry: &mut Registry, pids: &[i32]) {
-        let mut asked: Vec<Vec<&mut dyn ResourceManager>> = pids.iter().map(|_| Vec::new()).collect();
+    /// What of processes, and of the kernel, is read without asking anybody: before it is wanted, so that all processors read. What
+    /// processes are to be asked is the first of it: they make their calls while we go on.
+    fn look(&self, registry: &mut Registry, pids: &[i32]) {
+        let mut asked: Vec<Managers> = pids.iter().map(|_| Vec::new()).collect();
+        let mut kinds: Managers = Vec::new();
         for turn in registry.turns(pids) {
-            if let Turn::Processes(each) = turn {
-                asked.iter_mut().zip(each).for_each(|(all, kinds)| all.extend(kinds));
+            match turn {
+                Turn::Application(manager) => kinds.push(manager),
+                Turn::Processes(each) => {
+                    asked.iter_mut().zip(each).for_each(|(all, kinds)| all.extend(kinds));
+                }
             }
         }
+        let mut all = vec![Look::Asking(asked)];
+        // What may take longest first.
+        all.extend(kinds.into_iter().map(Look::Kind));
+        all.extend(self.processes.iter().map(Look::Process));
+        at_once::run(all, |look| match look {
+            Look::Asking(asked) => self.ask(asked),
+            Look::Kind(manager) => manager.look(&self.processes[0].remote),
+            Look::Process(process) => process.remote.look(),
+        });
+    }
+
+    /// What kinds want to know of processes by calls.
+    fn ask(&self, asked: Vec<Managers>) {
         let mut pages: Vec<(&Arc<Page>, Windows)> = Vec::new();
         for (process, kinds) in self.processes.iter().zip(asked) {
             let page = &process.remote.page;
@@ -70,21 +89,6 @@ impl Asking<'_> {
             kinds.into_iter().for_each(|manager| manager.ask(&process.remote, &mut asking));
             pages[at].1.start(&process.remote, asking);
         }
-    }
-
-    /// What of processes, and of the kernel, is read without asking anybody: before it is wanted, so that all processors read.
-    fn look(&self, registry: &mut Registry, pids: &[i32]) {
-        // What may take longest first.
-        let kind = |turn| match turn {
-            Turn::Application(manager) => Some(Look::Kind(manager)),
-            Turn::Processes(_) => None,
-        };
-        let mut all: Vec<Look> = registry.turns(pids).into_iter().filter_map(kind).collect();
-        all.extend(self.processes.iter().map(Look::Process));
-        at_once::run(all, |look| match look {
-            Look::Process(process) => process.remote.look(),
-            Look::Kind(manager) => manager.look(&self.processes[0].remote),
-        });
     }
 
     fn in_turn(&mut self, registry: &mut Registry, pids: &[i32], out: &mut Out) -> Result<(), RmError> {

@@ -194,19 +194,19 @@ pub(super) fn long(bytes: &[u8], at: usize) -> i64 {
 /// remember ids of users that ended long ago.
 pub(super) fn is_ours(cx: &DumpCx, pid: i32, at_s: i64) -> bool {
     let process = cx.processes.iter().find(|process| process.pid == pid);
-    process.and_then(|process| start_s(process.remote.pid)).is_some_and(|since| at_s >= since)
+    process.and_then(|process| start_s(&process.remote)).is_some_and(|since| at_s >= since)
 }
 
 /// Since when the application has processes, in seconds since the epoch.
 pub(super) fn since_s(cx: &DumpCx) -> i64 {
-    cx.processes.iter().filter_map(|process| start_s(process.remote.pid)).min().unwrap_or(0)
+    cx.processes.iter().filter_map(|process| start_s(&process.remote)).min().unwrap_or(0)
 }
 
 /// When a process started, in seconds since the epoch, rather a little early: times are cut to whole seconds.
-fn start_s(pid: i32) -> Option<i64> {
+fn start_s(remote: &Remote) -> Option<i64> {
     const TICKS_PER_S: i64 = 100;
     let booted_s = (clock_ns(libc::CLOCK_REALTIME) - clock_ns(libc::CLOCK_BOOTTIME)) / 1_000_000_000;
-    Some(booted_s + start_time(pid)?.cast_signed() / TICKS_PER_S - 2)
+    Some(booted_s + remote.stat()?.started.cast_signed() / TICKS_PER_S - 2)
 }
 
 /// Notes in `known` the ids of a sort that the processes' pages tell of, and forgets those that are not in `all`.
@@ -233,6 +233,7 @@ pub(super) fn stranger(cx: &DumpCx, pids: &[i32]) -> Option<i32> {
     if others.is_empty() || is_nested(cx.remote.pid) {
         return None;
     }
-    let oldest = cx.processes.iter().filter_map(|process| start_time(process.remote.pid)).min()?;
+    let oldest =
+        cx.processes.iter().filter_map(|process| process.remote.stat()).map(|seen| seen.started).min()?;
     others.into_iter().find(|pid| start_time(*pid).is_some_and(|since| since < oldest))
 }

@@ -124,6 +124,15 @@ fn group(processes: &[&Remote], entries: &[Entry]) -> RmResult<Vec<usize>> {
                 Ordering::Equal
             })
         };
+        // Nearly always, all are one description.
+        let lowest = same.remove(0);
+        same.retain(|other| {
+            let is_one = order(lowest, *other).is_eq();
+            if is_one {
+                first[*other] = lowest;
+            }
+            !is_one
+        });
         // Stable: within a description the lowest number comes first.
         same.sort_by(|one, other| order(*one, *other));
         for i in 1..same.len() {
@@ -131,7 +140,7 @@ fn group(processes: &[&Remote], entries: &[Entry]) -> RmResult<Vec<usize>> {
                 first[same[i]] = first[same[i - 1]];
             }
         }
-        failed.on("comparing descriptors of process", entries[same[0]].process)?;
+        failed.on("comparing descriptors of process", entries[lowest].process)?;
     }
     Ok(first)
 }

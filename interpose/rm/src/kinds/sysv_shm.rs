@@ -112,7 +112,8 @@ fn segments(remote: &Remote, looked: Option<Objects>) -> RmResult<Vec<Segment>> 
 /// Zones of segments, with all their flags.
 fn attached_zones(maps: &[u8]) -> RmResult<Vec<Zone>> {
     // Most processes have none.
-    if !maps.windows(5).any(|part| part == b"/SYSV") {
+    let mut paths = maps.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+    if !paths.any(|(at, _)| maps[at..].starts_with(b"/SYSV")) {
         return Ok(Vec::new());
     }
     let mut all = zones::parse(maps).map_err(RmError::Unsupported)?;
