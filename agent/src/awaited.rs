@@ -20,12 +20,14 @@ use holo_image::Blob;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Descriptors that are left for all else.
 const DESCRIPTORS_SPARE: u64 = 512;
+/// Files of all applications that are kept, each of which has a descriptor.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
 /// How long we wait until programs that are about to start have joined.
 const JOIN_MAX: Duration = Duration::from_millis(100);
 /// The gate is tried only where somebody comes by while files are awaited: when epochs are compared, reading begins late.
@@ -81,6 +83,7 @@ impl Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
+        KEPT.fetch_sub(self.files.len(), Relaxed);
         self.table.table().bank.fetch_and(!SHUT, SeqCst);
         for entry in &self.files {
             if gate::took(self.gate(), entry.place) {
@@ -97,7 +100,7 @@ pub(crate) struct Keeping {
     /// Files that somebody may write to who does not come by.
     barred: BTreeSet<Number>,
     next_piece: usize,
-    files_max: usize,
+    kept_max: usize,
 }
 
 impl Keeping {
@@ -107,7 +110,7 @@ impl Keeping {
             recorded.gated().filter(|_| std::env::var_os(VARIABLE).is_none_or(|value| value != "0"))?;
         let entered = Entered { table, files: Vec::new() };
         let barred = maps.shared.union(recorded.outsiders()).copied().collect();
-        Some(Self { entered, barred, next_piece: 0, files_max: files_max() })
+        Some(Self { entered, barred, next_piece: 0, kept_max: kept_max() })
     }
 
     /// All are entered.
@@ -128,7 +131,8 @@ impl Keeping {
 impl Keeper for Keeping {
     fn keep(&mut self, inode: &Inode, data: &[Extent]) -> Option<Kept> {
         let number = (inode.identity.dev, inode.identity.ino);
-        if self.barred.contains(&number) || self.entered.files.len() >= self.files_max {
+        let is_full = self.entered.files.len() >= AWAITED_MAX || KEPT.load(Relaxed) >= self.kept_max;
+        if is_full || self.barred.contains(&number) {
             return None;
         }
         let key = gate::key(self.entered.table.table(), number.0, number.1)?;
@@ -139,16 +143,17 @@ impl Keeper for Keeping {
         let place = gate::enter(self.entered.gate(), key, range, in_pieces.then_some(&mut self.next_piece))?;
         let piece_shift = in_pieces.then(|| self.entered.gate().files[place].shift.load(SeqCst).min(63));
         self.entered.files.push(Entry { place, number, is_read: false });
+        KEPT.fetch_add(1, Relaxed);
         Some(Kept { ticket: self.entered.files.len() - 1, piece_shift })
     }
 }
 
-/// How many files we may hold open.
-fn files_max() -> usize {
+/// How many descriptors may be used for files that are kept.
+fn kept_max() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: a limit of our own.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    (limit.rlim_cur.saturating_sub(DESCRIPTORS_SPARE) / 2).min(AWAITED_MAX as u64) as usize
+    (limit.rlim_cur.saturating_sub(DESCRIPTORS_SPARE) / 2) as usize
 }
 
 /// The gate is shut: the files of a cut stay as they are until they were read.
