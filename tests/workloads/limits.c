@@ -217,28 +217,28 @@ static void use_lease(void) { CHECK(fcntl(fd, F_GETLEASE) == F_UNLCK, "the lease
 static void end_lease(void) { OK(fcntl(fd, F_SETLEASE, F_UNLCK)); }
 
 static aio_context_t context;
-static int ends[2];
-static void submit_poll(void) {
-    struct iocb one = {.aio_lio_opcode = IOCB_CMD_POLL, .aio_fildes = (uint32_t)ends[0], .aio_buf = POLLIN};
+/* Two, so that one is always under way. */
+static int ends[2][2];
+static void submit_poll(int which) {
+    struct iocb one = {.aio_lio_opcode = IOCB_CMD_POLL, .aio_fildes = (uint32_t)ends[which][0], .aio_buf = POLLIN, .aio_data = (uint64_t)which};
     struct iocb *list = &one;
     CHECK(syscall(SYS_io_submit, context, 1, &list) == 1, "submit");
 }
 static void begin_aio(void) {
     OK((int)syscall(SYS_io_setup, 4, &context));
-    OK(pipe(ends));
-    submit_poll();
+    for (int i = 0; i < 2; i++) OK(pipe(ends[i])), submit_poll(i);
 }
-static void come_back(void) {
+static void come_back(int which) {
     struct io_event event;
     char byte;
-    CHECK(write(ends[1], "x", 1) == 1 && syscall(SYS_io_getevents, context, 1, 1, &event, NULL) == 1 && event.res & POLLIN, "aio");
-    CHECK(read(ends[0], &byte, 1) == 1, "pipe");
+    CHECK(write(ends[which][1], "x", 1) == 1 && syscall(SYS_io_getevents, context, 1, 1, &event, NULL) == 1, "aio");
+    CHECK(event.res & POLLIN && event.data == (uint64_t)which, "another event");
+    CHECK(read(ends[which][0], &byte, 1) == 1, "pipe");
 }
 static void use_aio(void) {
-    come_back();
-    submit_poll();
+    for (int i = 0; i < 2; i++) come_back(i), submit_poll(i);
 }
-static void end_aio(void) { come_back(); }
+static void end_aio(void) { come_back(0), come_back(1); }
 
 static void begin_undo(void) {
     id = OK(semget(IPC_PRIVATE, 1, 0600));

@@ -33,6 +33,11 @@ const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const PATIENCE: Duration = Duration::from_secs(10);
 const CLONE_ARGS_BYTES: u64 = 88;
 
+/// Whether the process may have no more processes: its user has too many, or its group.
+pub(crate) fn is_no_more_processes(cause: &RmError) -> bool {
+    matches!(cause, RmError::Kernel { source, .. } if source.raw_os_error() == Some(libc::EAGAIN))
+}
+
 /// The snapshot; ends when dropped.
 pub struct Snapshot {
     /// Its pid on this node.

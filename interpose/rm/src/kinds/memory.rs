@@ -7,7 +7,7 @@
 use crate::asks::{Asked, Asking};
 use crate::kinds::changing::Changing;
 use crate::kinds::increment::{self, Increment, Plan, Runs};
-use crate::kinds::memory_read::{check, read_snapshot, resident, wanted, whole};
+use crate::kinds::memory_read::{check, hash_file, read_snapshot, resident, wanted, whole};
 use crate::kinds::pagemap::Pagemap;
 use crate::kinds::shared::SharedObjects as Common;
 use crate::kinds::sysv_shm::LeftOut;
@@ -17,7 +17,7 @@ use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::proc_file;
 use crate::remote::{Remote, call, outcome, read_guarded};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{self, Snapshot};
 use crate::track::{Tracking, ranges};
 use holo_abi::control::CONTROL_BYTES;
 use holo_abi::sysno;
@@ -34,6 +34,8 @@ pub(crate) const VERSION: u16 = 1;
 const ZONES_MAX: usize = 1 << 20;
 /// Pages of shared object `i` are in space `i + 1`; space 0 is the process's own memory.
 const OBJECT_SPACE: u64 = 1;
+/// Most of a process that cannot be forked.
+const UNFORKED_BYTES_MAX: u64 = 1 << 30;
 
 /// Addresses of the process's parts, as `prctl(PR_SET_MM_MAP)` takes them.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -91,6 +93,8 @@ pub struct Memory {
     /// Pages to be read, copied in the stop; the buffer is used again.
     staging: Vec<u8>,
     staged: bool,
+    /// It could not be forked: all was copied in the stop.
+    unforked: bool,
     /// Hashes of mapped files by device, inode, size, mtime.
     hashes: BTreeMap<(u64, u64, u64, i64), [u8; 32]>,
     /// Times within the stop: name and microseconds.
@@ -202,9 +206,15 @@ impl Memory {
         let snapshot = {
             let _hands = cx.remote.page.hands();
             let _left_out = LeftOut::of(cx.remote, all)?;
-            Snapshot::take(cx.remote)?
+            Snapshot::take(cx.remote)
         };
-        let there = read_zones(snapshot.pid, own)?;
+        // One that may have no more processes (`RLIMIT_NPROC`) is copied.
+        self.unforked = snapshot.as_ref().is_err_and(snapshot::is_no_more_processes);
+        let (there, mut room) = match &snapshot {
+            Ok(snapshot) => (read_zones(snapshot.pid, own)?, u64::MAX),
+            Err(_) => (Vec::new(), UNFORKED_BYTES_MAX),
+        };
+        let snapshot = if self.unforked { None } else { Some(snapshot?) };
         self.changing.cut(all);
         let wiped = if cx.remote.page.control().header.wipe_on_fork.load(Ordering::Relaxed) == 0 {
             Vec::new()
@@ -233,10 +243,15 @@ impl Memory {
                 Some(plan) => ranges::both(&plan.read, &[(zone.start, zone.end)]),
                 None => pagemap.own_ranges(zone.start, zone.end).on("reading", "pagemap")?,
             };
+            room = room.checked_sub(ranges::bytes(&ranges)).ok_or_else(|| {
+                RmError::Unsupported(
+                    "it may have no more processes, and has too much memory to be copied in a stop".into(),
+                )
+            })?;
             self.copy_now(cx, 0, zone.start, zone, &ranges)?;
         }
         self.by_hand = ranges::normal(std::mem::take(&mut self.by_hand));
-        self.snapshot = Some(snapshot);
+        self.snapshot = snapshot;
         Ok(())
     }
 
@@ -260,15 +275,6 @@ impl Memory {
     }
 }
 
-/// Hash of a file's content.
-#[must_use]
-pub fn hash_file(path: &std::path::Path) -> Option<[u8; 32]> {
-    let mut hasher = blake3::Hasher::new();
-    let mut file = fs::File::open(path).ok()?;
-    std::io::copy(&mut file, &mut hasher).ok()?;
-    Some(*hasher.finalize().as_bytes())
-}
-
 impl ResourceManager for Memory {
     fn name(&self) -> &'static str {
         NAME
@@ -283,6 +289,7 @@ impl ResourceManager for Memory {
         self.parts_us.clear();
         self.copied.clear();
         self.by_hand.clear();
+        self.unforked = false;
         let own = [cx.remote.page.address(), cx.remote.page.changes_at()];
         self.advised = cx.remote.page.control().header.advised.load(Ordering::SeqCst);
         let mut all = parse_zones(cx.remote.maps().on("reading", "maps")?, own)?;
@@ -369,6 +376,7 @@ impl ResourceManager for Memory {
                 keep = ranges::without(&keep, &wanted);
                 read_snapshot(snapshot, &wanted, writer, &mut runs)?;
             }
+            (None, _) if self.unforked => {}
             (None, _) => return Err(RmError::BadSection { kind: NAME, what: "no snapshot".into() }),
         }
         for (space, at, bytes) in &copied {
