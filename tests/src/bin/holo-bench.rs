@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 mod files;
 #[path = "holo-bench/pace.rs"]
 mod pace;
+#[path = "holo-bench/pgbench.rs"]
+mod pgbench;
 #[path = "holo-bench/switches.rs"]
 mod switches;
 
@@ -24,7 +26,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
-    let parts: [(&str, fn()); 9] = [
+    let parts: [(&str, fn()); 10] = [
         ("start", start_up),
         ("calls", calls),
         ("memory", memory),
@@ -34,6 +36,7 @@ fn main() {
         ("files", files::files),
         ("redis", redis_throughput),
         ("pace", pace::pace),
+        ("pgbench", pgbench::pgbench),
     ];
     for (name, part) in parts {
         if only.is_empty() || only == name {
