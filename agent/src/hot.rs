@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 
 /// Between two signs of life to a clone that waits.
 const BEAT: Duration = Duration::from_secs(1);
+/// How long a clone is kept that nobody stands by with any more: it may be about to be taken.
+const LINGERS: Duration = Duration::from_secs(5);
 /// Longest rest between two epochs.
 const REST_MAX: Duration = Duration::from_secs(1);
 /// Rests after failures, one after the other.
@@ -41,8 +43,8 @@ pub(crate) struct Kept {
 struct State {
     /// Sealed here, and not yet in the clone.
     wanted: Option<u64>,
-    /// There is to be no clone, until the next epoch comes.
-    over: bool,
+    /// Since when there is to be no clone, until the next epoch comes.
+    over: Option<Instant>,
     /// The thread was started.
     started: bool,
     view: CloneInfo,
@@ -147,7 +149,7 @@ impl Hot {
             return;
         }
         let mut state = self.state.lock();
-        (state.wanted, state.over) = (Some(epoch), false);
+        (state.wanted, state.over) = (Some(epoch), None);
         if !std::mem::replace(&mut state.started, true) {
             let (hot, app) = (Arc::clone(self), Arc::downgrade(app));
             thread::spawn(move || hot.keep(&app));
@@ -155,10 +157,11 @@ impl Hot {
         self.news.notify_one();
     }
 
-    /// This node does not stand by for it any more. Does not wait.
+    /// This node does not stand by for it any more, or is about to run it. Does not wait.
     pub(crate) fn retire(&self) {
         let mut state = self.state.lock();
-        (state.wanted, state.over, state.view) = (None, true, CloneInfo::default());
+        state.over.get_or_insert_with(Instant::now);
+        (state.wanted, state.view) = (None, CloneInfo::default());
         self.news.notify_one();
     }
 
@@ -219,7 +222,7 @@ impl Hot {
 
     fn show(&self, app: &str, view: CloneInfo) {
         let mut state = self.state.lock();
-        if state.over {
+        if state.over.is_some() {
             return;
         }
         if !view.why.is_empty() && state.view.why != view.why {
@@ -233,10 +236,11 @@ impl Hot {
         let mut clone = self.clone.lock();
         // Asked while nobody can take it: what was taken is not made once more.
         let over = self.state.lock().over;
-        if over || app.standby_of().is_none() || app.living().is_some() {
+        if app.living().is_some() || over.is_some_and(|since| since.elapsed() > LINGERS) {
             Kept::forget(clone.take());
             return Ok(None);
         }
+        let wanted = wanted.filter(|_| over.is_none() && app.standby_of().is_some());
         let Some(epoch) = wanted else {
             if let Some(kept) = &*clone {
                 kept.warm.keep_alive();

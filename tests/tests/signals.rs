@@ -7,6 +7,7 @@ holo_tests::workloads! {
     storm: Workload::new("storm.c");
     clocks: Workload::new("clocks.c");
     timers: Workload::new("timers.c");
+    timers_near: Workload::new("timers_near.c").checkpoints(40);
     forks: Workload::new("fork_signals.c");
 }
 

@@ -8,30 +8,33 @@ enum { NH = 1, DD = 2, LO = 4, HG = 8 };
 static char *zone[ZONES];
 static unsigned wanted[ZONES];
 
-static unsigned shown(const char *at) {
+/* A restore between two reads of the file leaves a hole in the text: it is looked twice more. */
+static unsigned look(const char *at, unsigned *found) {
     FILE *smaps = fopen("/proc/self/smaps", "r");
     CHECK(smaps, "smaps");
     char line[512], *next;
     unsigned long start = 0, end = 0, low, high;
-    unsigned flags = 0, found = 0;
+    unsigned flags = 0;
+    *found = 0;
     while (fgets(line, sizeof line, smaps)) {
         low = strtoul(line, &next, 16);
         if (next != line && *next == '-') high = strtoul(next + 1, NULL, 16), start = low, end = high;
         if (strncmp(line, "VmFlags:", 8) || start > (unsigned long)at || end <= (unsigned long)at) continue;
-        found = 1;
+        *found = 1;
         if (strstr(line, " nh")) flags |= NH;
         if (strstr(line, " hg")) flags |= HG;
         if (strstr(line, " dd")) flags |= DD;
         if (strstr(line, " lo")) flags |= LO;
     }
     fclose(smaps);
-    CHECK(found, "no zone at %p", at);
     return flags;
 }
 
 static void verify(void) {
     for (int i = 0; i < ZONES; i++) {
-        unsigned now = shown(zone[i]);
+        unsigned now = 0, found = 0;
+        for (int tries = 0; tries < 3 && (!found || now != wanted[i]); tries++) now = look(zone[i], &found);
+        CHECK(found, "no zone at %p", zone[i]);
         CHECK(now == wanted[i], "zone %d has flags %x instead of %x", i, now, wanted[i]);
     }
 }

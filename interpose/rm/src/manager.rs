@@ -145,6 +145,16 @@ impl DumpCx<'_> {
         self.sections.put(kind, self.index, version, state)
     }
 
+    /// The state of a kind that was put before, of this process.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn section<T: DeserializeOwned>(&self, kind: &'static str) -> RmResult<T> {
+        let put = self.sections.0.get(&section_name(kind, self.index));
+        let state = put.and_then(|(_, bytes)| decode(bytes));
+        state.ok_or_else(|| RmError::BadSection { kind, what: "it was not put yet".into() })
+    }
+
     /// The place in the tree of a process with this pid on this node.
     #[must_use]
     pub fn place(&self, pid: i32) -> Option<u32> {

@@ -1,6 +1,7 @@
 //! What `/proc` says of the threads of a parked process, read once in a stop: several kinds ask for it.
 
 use crate::kinds::kernel;
+use crate::proc_file;
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -36,6 +37,14 @@ pub(crate) fn read(pid: i32) -> io::Result<(Vec<Task>, String)> {
         out.push(parse(tid, status));
     })?;
     Ok((out, leader))
+}
+
+/// One thread of a process.
+///
+/// # Errors
+/// It is gone.
+pub(crate) fn one(pid: i32, tid: i32) -> io::Result<Task> {
+    Ok(parse(tid, &proc_file::read(format!("/proc/{pid}/task/{tid}/status"))?))
 }
 
 /// Calls `then` with a file of each thread of a process. One that ended meanwhile is not there.

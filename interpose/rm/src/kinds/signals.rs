@@ -6,9 +6,11 @@
 use crate::asks::{Asked, Asking};
 use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
 use crate::remote::{Remote, call};
+use crate::tasks::{self, Task};
 use holo_abi::{PARK_SIGNAL, sysno};
 use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
+use std::io;
 
 const NAME: &str = "signals";
 const VERSION: u16 = 1;
@@ -24,6 +26,14 @@ pub struct Pending {
     pub thread: Option<u32>,
     /// The kernel's `siginfo`, 128 bytes.
     pub info: Vec<u8>,
+}
+
+impl Pending {
+    /// A word of the `siginfo`.
+    pub(super) fn word(&self, at: usize) -> i32 {
+        let word = self.info.get(at..at + 4).and_then(|word| word.try_into().ok());
+        word.map_or(0, i32::from_le_bytes)
+    }
 }
 
 /// State.
@@ -50,36 +60,75 @@ pub struct Signals {
 /// The signal that parks, in a set.
 const OURS: u64 = 1 << (PARK_SIGNAL - 1);
 
-/// Takes and queues again every signal of `set` in the thread of `slot`.
-fn look(cx: &DumpCx, slot: usize, set: u64, own: Option<u32>, out: &mut Vec<Pending>) -> RmResult<()> {
+/// Takes and queues again every signal that waits for the thread of `slot`, and in the leader also those for the process: the kernel
+/// lets only it put back what another process sent.
+fn look(cx: &DumpCx, index: usize, slot: usize, task: &Task, out: &mut Vec<Pending>) -> RmResult<()> {
+    let (own, shared) = (task.pending & !OURS, task.shared_pending & !OURS);
+    let set = if index == 0 { own | shared } else { own };
+    if set == 0 {
+        return Ok(());
+    }
     let page = &cx.remote.page;
     let _hands = page.hands();
     let tid = u64::from(cx.remote.call_in(slot, sysno::gettid, &[]).on("asking", "a thread")? as u32);
     let pid = cx.remote.call_in(slot, sysno::getpid, &[]).on("asking", "a thread")?;
     for signal in (1..=64u64).filter(|signal| set & (1 << (signal - 1)) != 0) {
+        let bit = 1u64 << (signal - 1);
+        // Private signals come out first.
+        let mut private = own & bit != 0;
         let mut taken = Vec::new();
         while taken.len() + out.len() < PENDING_MAX {
-            let set_at = page.put(0, &(1u64 << (signal - 1)).to_le_bytes());
+            if private && shared & bit != 0 && !taken.is_empty() {
+                private = tasks::one(cx.remote.pid, task.tid).on("reading", "a thread")?.pending & bit != 0;
+            }
+            if !private && index != 0 {
+                break;
+            }
+            let set_at = page.put(0, &bit.to_le_bytes());
             let zero_at = page.put(8, &[0; 16]);
             let info_at = page.put(64, &[0; INFO_BYTES]);
             match cx.remote.call_in(slot, sysno::rt_sigtimedwait, &[set_at, info_at, zero_at, 8]) {
-                Ok(_) => taken.push(page.take(64, INFO_BYTES)),
+                Ok(_) => taken.push((private, page.take(64, INFO_BYTES))),
                 Err(cause) if cause.raw_os_error() == Some(libc::EAGAIN) => break,
                 Err(cause) => return Err(cause).on("looking at", format!("pending signal {signal}")),
             }
         }
-        for info in taken {
+        for (private, info) in taken {
             let info_at = page.put(64, &info);
-            // Private signals first come out first: what the thread had for itself goes back to itself.
-            let back = match own {
-                Some(_) => cx.remote.call_in(slot, sysno::rt_tgsigqueueinfo, &[pid, tid, signal, info_at]),
-                None => cx.remote.call_in(slot, sysno::rt_sigqueueinfo, &[pid, signal, info_at]),
+            let back = match private {
+                true => cx.remote.call_in(slot, sysno::rt_tgsigqueueinfo, &[pid, tid, signal, info_at]),
+                false => cx.remote.call_in(slot, sysno::rt_sigqueueinfo, &[pid, signal, info_at]),
             };
             back.on("putting back", format!("pending signal {signal}"))?;
-            out.push(Pending { thread: own, info });
+            out.push(Pending { thread: private.then_some(index as u32), info });
         }
     }
     Ok(())
+}
+
+/// All that is pending, of which `tasks` tell for whom.
+fn all(cx: &DumpCx, tasks: &[Task]) -> RmResult<Vec<Pending>> {
+    let mut pending = Vec::new();
+    for (index, slot) in cx.slots.iter().enumerate() {
+        // SAFETY: filled in by the parked thread.
+        let inner = unsafe { (*cx.remote.page.slot(*slot)).tid } as i32;
+        let found = tasks.iter().find(|task| task.inner == inner);
+        let none = || io::Error::other(format!("no thread {inner} in {}", cx.remote.pid));
+        look(cx, index, *slot, found.ok_or_else(none).on("finding", "a thread")?, &mut pending)?;
+    }
+    Ok(pending)
+}
+
+/// Looks once more: some came since.
+pub(super) fn look_again(cx: &mut DumpCx, tasks: &[Task]) -> RmResult<()> {
+    let state: SignalsState = cx.section(NAME)?;
+    let pending = all(cx, tasks)?;
+    cx.put(NAME, VERSION, &SignalsState { pending, ..state })
+}
+
+/// What was found pending.
+pub(super) fn told(cx: &DumpCx) -> RmResult<Vec<Pending>> {
+    cx.section(NAME).map(|state: SignalsState| state.pending)
 }
 
 impl ResourceManager for Signals {
@@ -97,25 +146,10 @@ impl ResourceManager for Signals {
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        let page = &cx.remote.page;
         let asked = self.asked.take().unwrap_or_default();
         let answers = cx.remote.answers().and_then(|answers| answers.of(&asked));
         let actions = answers.on("reading", "signal actions")?.1.to_vec();
-        let mut pending = Vec::new();
-        for (index, slot) in cx.slots.iter().enumerate() {
-            // SAFETY: filled in by the parked thread.
-            let inner = unsafe { (*page.slot(*slot)).tid } as i32;
-            let task = cx.remote.task(inner).on("finding", "a thread")?;
-            let own = task.pending & !OURS;
-            if own != 0 {
-                look(cx, *slot, own, Some(index as u32), &mut pending)?;
-            }
-            let shared = task.shared_pending & !OURS;
-            // By the leader: the kernel lets only it put back what another process sent.
-            if index == 0 && shared != 0 {
-                look(cx, *slot, shared, None, &mut pending)?;
-            }
-        }
+        let pending = all(cx, cx.remote.tasks().on("reading", "threads")?)?;
         cx.put(NAME, VERSION, &SignalsState { actions, pending })
     }
 

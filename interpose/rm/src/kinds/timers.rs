@@ -4,23 +4,30 @@
 //! expired expires at once.
 
 use crate::asks::{Asked, Asking};
-use crate::kinds::process::{ProcessState, clock_ns};
+use crate::kinds::process::clock_ns;
+use crate::kinds::signals::{self, Pending};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::remote::{Remote, call, outcome};
+use crate::tasks::{self, Task};
 use holo_abi::control::Call;
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
+use std::io;
 use std::time::{Duration, Instant};
 
 const NAME: &str = "timers";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 const SIGEV_NONE: u32 = 1;
 const SIGEV_THREAD_ID: u32 = 4;
 const TIMERS_MAX: usize = 4096;
 const SECOND_NS: i64 = 1_000_000_000;
+/// Codes of signals of interval timers and of POSIX timers.
+const SI_KERNEL: i32 = 0x80;
+const SI_TIMER: i32 = -2;
 /// What three calls for interval timers write.
 const ITIMERS_BYTES: usize = 96;
+const CLOCK_BYTES: usize = 16;
 
 /// A POSIX timer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,6 +57,8 @@ pub struct TimersState {
     pub itimers_us: [(i64, i64); 3],
     /// POSIX timers.
     pub posix: Vec<PosixTimer>,
+    /// When they were read, nanoseconds of Unix time.
+    pub at_ns: i64,
 }
 
 /// The manager.
@@ -112,16 +121,18 @@ fn parse(text: &str) -> Option<Vec<PosixTimer>> {
 
 /// Bytes that [`calls_of`] write.
 fn bytes_of(posix: &[PosixTimer]) -> usize {
-    ITIMERS_BYTES + posix.len() * 32
+    ITIMERS_BYTES + posix.len() * 32 + CLOCK_BYTES
 }
 
-/// Calls that tell what is left of interval timers and of these.
+/// Calls that tell what is left of interval timers and of these, and then what time it is.
 fn calls_of(posix: &[PosixTimer], at: u64) -> Vec<Call> {
     let itimers = (0..3).map(|which| call(sysno::getitimer, &[which, at + which * 32]));
     let places = (at + ITIMERS_BYTES as u64..).step_by(32);
     let others = posix.iter().zip(places);
     let others = others.map(|(timer, at)| call(sysno::timer_gettime, &[u64::from(timer.id), at]));
-    itimers.chain(others).collect()
+    let clock_at = at + (ITIMERS_BYTES + posix.len() * 32) as u64;
+    let clock = call(sysno::clock_gettime, &[libc::CLOCK_REALTIME as u64, clock_at]);
+    itimers.chain(others).chain([clock]).collect()
 }
 
 /// What they told.
@@ -146,17 +157,74 @@ fn state_of(
             timer.tid = crate::barrier::inner_tid(remote.pid, timer.tid);
         }
     }
-    Ok(TimersState { itimers_us: [itimer(0), itimer(1), itimer(2)], posix })
+    let clock_at = ITIMERS_BYTES + posix.len() * 32;
+    let at_ns = word(bytes, clock_at) * SECOND_NS + word(bytes, clock_at + 8);
+    Ok(TimersState { itimers_us: [itimer(0), itimer(1), itimer(2)], posix, at_ns })
+}
+
+impl PosixTimer {
+    /// Whether its time goes on while the application is down.
+    fn runs(&self) -> bool {
+        self.clock >= 0 && self.clock != libc::CLOCK_PROCESS_CPUTIME_ID
+    }
 }
 
 impl TimersState {
-    /// Whether no timer expires within this time.
-    fn lasts(&self, time: Duration) -> bool {
+    /// Those that may have expired within this time, and of which the signal is among these, have.
+    fn expire(&mut self, time: Duration, pending: &[Pending]) {
         let ns = time.as_nanos() as i64;
-        let mut left =
-            self.itimers_us.iter().map(|(_, left)| left * 1000).chain(self.posix.iter().map(|t| t.left_ns));
-        left.all(|left| left == 0 || left > ns)
+        let step = |left: &mut i64, interval: i64, soon: bool, came: &dyn Fn(&Pending) -> bool| {
+            if *left != 0 && soon && pending.iter().any(came) {
+                *left = if interval == 0 { 0 } else { *left + interval };
+            }
+        };
+        for ((interval, left), signal) in
+            self.itimers_us.iter_mut().zip([libc::SIGALRM, libc::SIGVTALRM, libc::SIGPROF])
+        {
+            let soon = *left * 1000 <= ns;
+            step(left, *interval, soon, &|one| one.word(0) == signal && one.word(8) == SI_KERNEL);
+        }
+        for timer in &mut self.posix {
+            let (id, soon) = (timer.id as i32, timer.left_ns <= ns);
+            let came = |one: &Pending| one.word(8) == SI_TIMER && one.word(16) == id;
+            step(&mut timer.left_ns, timer.interval_ns, soon, &came);
+        }
     }
+}
+
+/// Reads them, from the time on that is told.
+fn read(remote: &Remote) -> RmResult<(TimersState, Instant)> {
+    let text = remote.proc_text("timers").on("reading", "timers")?;
+    let posix =
+        parse(&text).ok_or_else(|| RmError::Unsupported(format!("POSIX timers of unknown form: {text}")))?;
+    if posix.len() > TIMERS_MAX {
+        return Err(RmError::Unsupported(format!("{} POSIX timers", posix.len())));
+    }
+    let _hands = remote.page.hands();
+    let mut calls = calls_of(&posix, remote.page.scratch_address(0));
+    let at = Instant::now();
+    remote.run(&mut calls, false).on("reading", "timers")?;
+    let bytes = remote.page.take(0, bytes_of(&posix));
+    Ok((state_of(remote, &calls, &bytes, posix)?, at))
+}
+
+/// Threads with what is pending, if that may not be what was `seen`. Interval timers signal the process: a look at one thread
+/// tells. Of several POSIX timers that share a signal nobody can tell which of them it is of.
+fn pending(remote: &Remote, posix: &[PosixTimer], seen: &[Task]) -> io::Result<Option<Vec<Task>>> {
+    let sets = |task: &Task| (task.inner, task.pending, task.shared_pending);
+    if posix.is_empty()
+        && let Some(first) = seen.first()
+    {
+        let now = tasks::one(remote.pid, first.tid)?;
+        if now.shared_pending == first.shared_pending {
+            return Ok(None);
+        }
+    }
+    let (now, _) = tasks::read(remote.pid)?;
+    let is_same = now.iter().map(sets).eq(seen.iter().map(sets));
+    let all = now.iter().fold(0, |all, task| all | task.pending | task.shared_pending);
+    let is_of_one = |timer: &PosixTimer| timer.left_ns == 0 && all >> timer.signal.saturating_sub(1) & 1 != 0;
+    Ok((!is_same || posix.iter().any(is_of_one)).then_some(now))
 }
 
 impl ResourceManager for Timers {
@@ -174,41 +242,33 @@ impl ResourceManager for Timers {
         self.asked = asked.map(|asked| (asked, posix, at));
     }
 
+    /// Of a timer that expires meanwhile either the signal is in the epoch or what was left of it, and not both: timers are read, then
+    /// it is looked what is pending, and of what has come since the timer is as it was afterwards.
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        if let Some((asked, posix, at)) = self.asked.take() {
-            let answers = cx.remote.answers().and_then(|answers| answers.of(&asked));
-            let (calls, bytes) = answers.on("reading", "timers")?;
-            let state = state_of(cx.remote, calls, bytes, posix)?;
-            // Pending signals were looked at since. Of a timer that may have expired before that, its signal may be there.
-            if state.lasts(at.elapsed()) {
-                return cx.put(NAME, VERSION, &state);
+        let (mut state, at) = match self.asked.take() {
+            Some((asked, posix, at)) => {
+                let answers = cx.remote.answers().and_then(|answers| answers.of(&asked));
+                let (calls, bytes) = answers.on("reading", "timers")?;
+                (state_of(cx.remote, calls, bytes, posix)?, at)
             }
-        }
-        let remote = cx.remote;
-        let text = remote.proc_text("timers").on("reading", "timers")?;
-        let posix = parse(&text)
-            .ok_or_else(|| RmError::Unsupported(format!("POSIX timers of unknown form: {text}")))?;
-        if posix.len() > TIMERS_MAX {
-            return Err(RmError::Unsupported(format!("{} POSIX timers", posix.len())));
-        }
-        let (calls, bytes) = {
-            let _hands = remote.page.hands();
-            let mut calls = calls_of(&posix, remote.page.scratch_address(0));
-            remote.run(&mut calls, false).on("reading", "timers")?;
-            (calls, remote.page.take(0, bytes_of(&posix)))
+            None => read(cx.remote)?,
         };
-        let state = state_of(remote, &calls, &bytes, posix)?;
+        let seen = cx.remote.tasks().on("reading", "threads")?;
+        let now = pending(cx.remote, &state.posix, seen).on("reading", "pending signals")?;
+        if let Some(now) = now {
+            signals::look_again(cx, &now)?;
+        }
+        state.expire(at.elapsed(), &signals::told(cx)?);
         cx.put(NAME, VERSION, &state)
     }
 
     /// When all threads are there: a timer may be for one of them.
     fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
         let state: TimersState = cx.section(NAME, VERSION)?;
-        let process: ProcessState = cx.section("process", 1)?;
         if state.posix.len() > TIMERS_MAX {
             return Err(RmError::BadSection { kind: NAME, what: format!("{} timers", state.posix.len()) });
         }
-        let down_ns = (clock_ns(libc::CLOCK_REALTIME) - process.clocks_ns[2]).max(0);
+        let down_ns = (clock_ns(libc::CLOCK_REALTIME) - state.at_ns).max(0);
         let left = |left_ns: i64, runs: bool| {
             if left_ns == 0 || !runs { left_ns } else { (left_ns - down_ns).max(1) }
         };
@@ -245,8 +305,7 @@ impl ResourceManager for Timers {
                 }
                 made_max = Some(got);
             }
-            let left_ns =
-                left(timer.left_ns, timer.clock >= 0 && timer.clock != libc::CLOCK_PROCESS_CPUTIME_ID);
+            let left_ns = left(timer.left_ns, timer.runs());
             if left_ns != 0 {
                 let value: Vec<u8> = [
                     timer.interval_ns / SECOND_NS,
@@ -296,19 +355,31 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    // Goal: a timer that may have expired is known, whatever its sort; one that is not armed does not. Method: by value.
+    // Goal: of a timer whose signal is there the time is over, or begins anew, if it may have expired meanwhile. Method: by value.
     #[test]
-    fn what_lasts() {
-        let posix = |left_ns| {
-            let mut timers = parse("ID: 1\nsignal: 14/0\nnotify: signal/pid.1\nClockID: 0\n").unwrap();
-            timers[0].left_ns = left_ns;
-            TimersState { posix: timers, ..TimersState::default() }
+    fn what_expires() {
+        let info = |signal: i32, code: i32, id: i32| {
+            let mut info = vec![0; 128];
+            info[..4].copy_from_slice(&signal.to_le_bytes());
+            info[8..12].copy_from_slice(&code.to_le_bytes());
+            info[16..20].copy_from_slice(&id.to_le_bytes());
+            Pending { thread: None, info }
         };
-        let real = |left_us| TimersState { itimers_us: [(0, left_us), (0, 0), (0, 0)], ..posix(0) };
-        let ms = Duration::from_millis(1);
-        assert!(posix(0).lasts(ms) && real(0).lasts(ms));
-        assert!(posix(1_000_001).lasts(ms) && !posix(1_000_000).lasts(ms) && !posix(1).lasts(ms));
-        assert!(real(1001).lasts(ms) && !real(1000).lasts(ms));
+        let after = |left_ns: i64, interval_ns: i64, pending: &[Pending]| {
+            let mut posix = parse("ID: 3\nsignal: 14/0\nnotify: signal/pid.1\nClockID: 0\n").unwrap();
+            (posix[0].left_ns, posix[0].interval_ns) = (left_ns, interval_ns);
+            let itimers_us = [(interval_ns / 1000, left_ns / 1000), (0, 0), (0, left_ns / 1000)];
+            let mut state = TimersState { posix, itimers_us, ..TimersState::default() };
+            state.expire(Duration::from_millis(1), pending);
+            (state.posix[0].left_ns, state.itimers_us[0].1, state.itimers_us[2].1)
+        };
+        let came = [info(14, SI_TIMER, 3), info(libc::SIGALRM, SI_KERNEL, 0)];
+        assert_eq!(after(500_000, 0, &came), (0, 0, 500));
+        assert_eq!(after(500_000, 9_000_000, &came), (9_500_000, 9500, 500));
+        assert_eq!(after(2_000_000, 0, &came), (2_000_000, 2000, 2000), "too early to be theirs");
+        let others = [info(14, SI_TIMER, 4), info(libc::SIGALRM, 0, 0)];
+        assert_eq!(after(500_000, 0, &others), (500_000, 500, 500));
+        assert_eq!(after(0, 0, &came), (0, 0, 0));
     }
 
     #[test]
