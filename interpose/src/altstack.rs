@@ -1,9 +1,9 @@
-//! Whether the park signal comes on alternate signal stacks.
+//! Whether the park signal, and that of trapped calls, comes on alternate signal stacks.
 //!
 //! It does at first: there are programs whose threads have next to no room elsewhere (goroutines, fibers). But others give one
 //! and the same stack to all threads, since they mean to use it once, for the last words of a crash, or one with no room for a
-//! frame of this processor. No two threads may park there: from the first such stack on, those of the process park where
-//! they are.
+//! frame of this processor. No two threads may be there: from the first such stack on, signals of ours come where the thread
+//! is.
 
 use crate::dispatch::Verdict;
 use crate::{signals, user};
@@ -50,7 +50,7 @@ struct Wanted {
     bytes: u64,
 }
 
-/// Does the park signal come on them?
+/// Do signals of ours come on them?
 pub(crate) fn in_use() -> bool {
     IN_USE.load(Ordering::Relaxed)
 }
@@ -63,7 +63,7 @@ pub(crate) fn on_sigaltstack(regs: &Regs) -> Verdict {
         && !is_fit(&wanted)
     {
         IN_USE.store(false, Ordering::Relaxed);
-        signals::take_park();
+        signals::leave_stacks();
     }
     Verdict::Forward
 }

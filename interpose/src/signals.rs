@@ -571,7 +571,7 @@ fn for_kernel(action: &Action) -> Action {
 
 /// The action for the signal of trapped calls: always a handler, and never blocked.
 fn for_traps(action: &Action) -> Action {
-    let own = Action { handler: SIG_IGN + 1, flags: SA_ONSTACK | SA_RESTART, restorer: 0, mask: !0 };
+    let own = own();
     let mut kernel = for_kernel(if action.is_handler() { action } else { &own });
     kernel.flags |= SA_NODEFER;
     kernel
@@ -652,11 +652,22 @@ pub(crate) fn block_park(block: bool) {
     unsafe { sys!(sysno::rt_sigprocmask, u64::from(!block), &raw const mask, 0, 8) };
 }
 
-/// Sets the action of the park signal.
-pub(crate) fn take_park() {
+/// Nothing of ours comes on alternate stacks any more.
+pub(crate) fn leave_stacks() {
+    take_park();
+    if traps::on() {
+        install(traps::SIGNAL, &ACTIONS.get(traps::SIGNAL as usize));
+    }
+}
+
+/// The action of a signal that is ours alone.
+fn own() -> Action {
     let on_stack = if altstack::in_use() { SA_ONSTACK } else { 0 };
-    let park = Action { handler: SIG_IGN + 1, flags: on_stack | SA_RESTART, restorer: 0, mask: !0 };
-    let mut kernel = for_kernel(&park);
+    Action { handler: SIG_IGN + 1, flags: on_stack | SA_RESTART, restorer: 0, mask: !0 }
+}
+
+fn take_park() {
+    let mut kernel = for_kernel(&own());
     kernel.mask = !0;
     // SAFETY: installs our own entry.
     unsafe { sys!(sysno::rt_sigaction, PARK_SIGNAL, &raw const kernel, 0, 8) };

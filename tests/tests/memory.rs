@@ -2,6 +2,23 @@
 //! Method: self-verifying programs in every mode; every one of several incremental epochs restored.
 #![allow(missing_docs)]
 
+use holo_tests::app::{App, Program};
+use holo_tests::node::{Node, Who, hand_over};
+use holo_tests::{compile, wait, workload};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Until the program has gone on for more than so many rounds.
+fn onward(node: &Node, rounds: u64) {
+    let from = workload::progress(node);
+    wait::until(LIMIT, "progress", || {
+        let said = workload::result(node);
+        assert!(said.is_empty(), "the workload ended: {said}");
+        (workload::progress(node) > from + rounds).then_some(())
+    });
+}
+
 holo_tests::workloads! {
     memory: Workload::new("memory.c");
     memory_grow: Workload::new("memory_grow.c");
@@ -19,10 +36,6 @@ holo_tests::workloads! {
 // six epochs of a program whose memory changes in every way, each compared with a full scan of the same cut; restore them
 // newest first, with the program checking every page each time. With the other engine as well.
 fn each_epoch(engine: &'static str) {
-    use holo_tests::app::{App, Program};
-    use holo_tests::node::{Node, Who, hand_over};
-    use holo_tests::{compile, wait, workload};
-    use std::time::Duration;
     let mut node = Node::without_agent(Who::Me);
     node.set_agent_env("HOLO_ENGINE", engine);
     node.set_agent_env("HOLO_ENGINE_CHECK", "1");
@@ -33,18 +46,9 @@ fn each_epoch(engine: &'static str) {
         Program::new(compile::workload("memory_churn.c"), &[node.inside(dir).as_os_str(), "forks".as_ref()]);
     let mut app = App::start(&node, "churn", &program, dir, &["--keep", "20"]);
     app.wait_joined(&node);
-    let limit = Duration::from_secs(20);
-    let onward = |node: &Node| {
-        let from = workload::progress(node);
-        wait::until(limit, "progress", || {
-            let said = workload::result(node);
-            assert!(said.is_empty(), "the workload ended: {said}");
-            (workload::progress(node) > from + 9).then_some(())
-        });
-    };
     let mut epochs = Vec::new();
     for _ in 0..6 {
-        onward(&node);
+        onward(&node, 9);
         let epoch = app.checkpoint(&node);
         assert_eq!(epoch.0["engine"], engine, "{}", epoch.0);
         epochs.push((epoch.number("epoch"), epoch.number("pages_dirty"), epoch.number("processes")));
@@ -56,7 +60,7 @@ fn each_epoch(engine: &'static str) {
     for (epoch, ..) in epochs.iter().rev() {
         app.kill(&node);
         app.restore_unsettled(&node, Some(*epoch));
-        onward(&node);
+        onward(&node, 9);
     }
     app.kill(&node);
 }
@@ -75,34 +79,21 @@ fn each_epoch_by_full_scan() {
 // a time, then an epoch; at every second one the program is killed and restored, and looks.
 #[test]
 fn flags_of_zones() {
-    use holo_tests::app::{App, Program};
-    use holo_tests::node::{Node, Who, hand_over};
-    use holo_tests::{compile, wait, workload};
-    use std::time::Duration;
     let node = Node::start(Who::Me);
     let dir = "data/work";
     hand_over(&node.outside(dir), Who::Me);
     let program = Program::new(compile::workload("memory_flags.c"), &[node.inside(dir)]);
     let mut app = App::start(&node, "flags", &program, dir, &["--every", "0"]);
     app.wait_joined(&node);
-    let limit = Duration::from_secs(20);
-    let onward = |node: &Node| {
-        let from = workload::progress(node);
-        wait::until(limit, "progress", || {
-            let said = workload::result(node);
-            assert!(said.is_empty(), "the workload ended: {said}");
-            (workload::progress(node) > from + 1).then_some(())
-        });
-    };
     for step in 0..16 {
         std::fs::write(node.outside(dir).join("go"), b"").expect("go");
-        wait::until(limit, "a step", || (!node.outside(dir).join("go").exists()).then_some(()));
+        wait::until(LIMIT, "a step", || (!node.outside(dir).join("go").exists()).then_some(()));
         app.checkpoint(&node);
         if step % 2 == 1 {
             app.kill(&node);
             app.restore(&node, None);
         }
-        onward(&node);
+        onward(&node, 1);
     }
     app.kill(&node);
 }

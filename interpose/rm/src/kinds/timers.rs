@@ -170,6 +170,14 @@ impl PosixTimer {
 }
 
 impl TimersState {
+    /// Whether no timer expires within this time.
+    fn lasts(&self, time: Duration) -> bool {
+        let ns = time.as_nanos() as i64;
+        let mut left =
+            self.itimers_us.iter().map(|(_, left)| left * 1000).chain(self.posix.iter().map(|t| t.left_ns));
+        left.all(|left| left == 0 || left > ns)
+    }
+
     /// Those that may have expired within this time, and of which the signal is among these, have.
     fn expire(&mut self, time: Duration, pending: &[Pending]) {
         let ns = time.as_nanos() as i64;
@@ -258,7 +266,10 @@ impl ResourceManager for Timers {
         if let Some(now) = now {
             signals::look_again(cx, &now)?;
         }
-        state.expire(at.elapsed(), &signals::told(cx)?);
+        let passed = at.elapsed();
+        if !state.lasts(passed) {
+            state.expire(passed, &signals::told(cx)?);
+        }
         cx.put(NAME, VERSION, &state)
     }
 

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 /// Pages of an epoch in which nobody fills memory any more.
 const STEADY_PAGES: u64 = 20_000;
 
-const MODES: [&str; 3] = ["without holo", "libholo, no epochs", "libholo, twenty epochs a second asked"];
+/// How an application runs.
+pub(super) const MODES: [&str; 3] =
+    ["without holo", "libholo, no epochs", "libholo, twenty epochs a second asked"];
 
 /// What is set and got, and how the clients are told.
 const LOADS: [(&str, &[&str]); 2] =
@@ -61,13 +63,15 @@ pub(super) fn pace() {
     }
 }
 
-fn epochs(node: &Node) -> Vec<Epoch> {
-    let text = command::run_ok(&mut node.holo(&["epochs", "redis", "--json"]), LIMIT);
+/// All epochs of an application.
+pub(super) fn epochs(node: &Node, app: &str) -> Vec<Epoch> {
+    let text = command::run_ok(&mut node.holo(&["epochs", app, "--json"]), LIMIT);
     let list: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
     list.into_iter().map(Epoch).collect()
 }
 
-fn newest(all: &[Epoch]) -> u64 {
+/// Number of the newest; 0: there is none.
+pub(super) fn newest(all: &[Epoch]) -> u64 {
     all.iter().map(|epoch| epoch.number("epoch")).max().unwrap_or(0)
 }
 
@@ -92,13 +96,13 @@ fn once(mode: usize, load: &[&str]) -> Row {
     fill.args(["-p", &text, "DEBUG", "POPULATE", "950000", "key", "1000"]);
     command::run_ok(&mut fill, LIMIT);
     if mode == 2 {
-        let filled = newest(&epochs(&node));
+        let filled = newest(&epochs(&node, "redis"));
         wait::until(LIMIT, "an epoch with little in it", || {
-            let last = epochs(&node).into_iter().max_by_key(|epoch| epoch.number("epoch"))?;
+            let last = epochs(&node, "redis").into_iter().max_by_key(|epoch| epoch.number("epoch"))?;
             (last.number("epoch") > filled + 1 && last.number("pages_dirty") < STEADY_PAGES).then_some(())
         });
     }
-    let seen = if mode == 2 { newest(&epochs(&node)) } else { 0 };
+    let seen = if mode == 2 { newest(&epochs(&node, "redis")) } else { 0 };
     let start = Instant::now();
     let mut bench = Command::new("redis-benchmark");
     bench.args(["-p", &text, "-t", "set,get", "-c", "50", "-d", "1000", "--csv"]).args(load);
@@ -116,7 +120,7 @@ fn once(mode: usize, load: &[&str]) -> Row {
     if let Some(app) = &mut app {
         if mode == 2 {
             let all: Vec<Epoch> =
-                epochs(&node).into_iter().filter(|epoch| epoch.number("epoch") > seen).collect();
+                epochs(&node, "redis").into_iter().filter(|epoch| epoch.number("epoch") > seen).collect();
             let half = |name: &str, unit: f64| {
                 let values: Vec<f64> = all.iter().map(|epoch| epoch.number(name) as f64 / unit).collect();
                 quantile(&values, 0.5)

@@ -1,7 +1,8 @@
 //! What PostgreSQL does at twenty epochs a second under pgbench, its files replicated, beside what it does without holo and with the
 //! library alone. As an ordinary user.
 
-use super::{LIMIT, median, quantile};
+use super::pace::{MODES, epochs, newest};
+use super::{DIR, LIMIT, median, quantile};
 use holo_tests::app::{App, Epoch, Program, start_plain};
 use holo_tests::node::{Node, Who, hand_over};
 use holo_tests::{command, redis, wait};
@@ -10,8 +11,6 @@ use std::process::Command;
 use std::time::Duration;
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
-const DIR: &str = "data/work";
-const MODES: [&str; 3] = ["without holo", "libholo, no epochs", "libholo, twenty epochs a second asked"];
 const SCALE: &str = "10";
 const SECONDS: u32 = 8;
 
@@ -84,13 +83,7 @@ fn once(mode: usize) -> Row {
     });
     command::run_ok(&mut client("pgbench", &["-i", "-q", "-s", SCALE, "postgres"]), LIMIT);
     command::run_ok(&mut client("psql", &["-c", "checkpoint", "postgres"]), LIMIT);
-    let epochs = || -> Vec<Epoch> {
-        let text = command::run_ok(&mut node.holo(&["epochs", "postgres", "--json"]), LIMIT);
-        let list: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap_or_default();
-        list.into_iter().map(Epoch).collect()
-    };
-    let newest = |all: &[Epoch]| all.iter().map(|epoch| epoch.number("epoch")).max().unwrap_or(0);
-    let seen = if mode == 2 { newest(&epochs()) } else { 0 };
+    let seen = if mode == 2 { newest(&epochs(&node, "postgres")) } else { 0 };
     let seconds = SECONDS.to_string();
     let said =
         command::run_ok(&mut client("pgbench", &["-c", "4", "-j", "2", "-T", &seconds, "postgres"]), LIMIT);
@@ -98,7 +91,8 @@ fn once(mode: usize) -> Row {
     let mut row = Row { per_s: per_s.unwrap_or(f64::NAN), epochs_per_s: 0.0, stop_ms: 0.0, dump_ms: 0.0 };
     if let Some(app) = &mut app {
         if mode == 2 {
-            let all: Vec<Epoch> = epochs().into_iter().filter(|epoch| epoch.number("epoch") > seen).collect();
+            let all: Vec<Epoch> =
+                epochs(&node, "postgres").into_iter().filter(|epoch| epoch.number("epoch") > seen).collect();
             let half = |name: &str| {
                 let values: Vec<f64> = all.iter().map(|epoch| epoch.number(name) as f64 / 1e3).collect();
                 quantile(&values, 0.5)
