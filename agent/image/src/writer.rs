@@ -17,7 +17,9 @@ use crate::{
     epochs,
     error::{Error, ManifestError, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages},
-    manifest::{EpochMeta, EpochSide, Manifest, PageRun, Section, SlotRun, check_run, check_section_name},
+    manifest::{
+        EpochMeta, EpochSide, Manifest, PageRun, Section, SlotRun, check_run, check_section_name, push_slots,
+    },
 };
 
 /// Bytes of a file that are read and hashed at once.
@@ -54,8 +56,9 @@ pub struct SealedEpoch {
 pub struct EpochWriter {
     draft: Draft,
     sections: Vec<Section>,
-    /// Each with where its pages lie.
-    runs: Vec<(PageRun, Vec<SlotRun>)>,
+    runs: Vec<PageRun>,
+    /// Where the pages of each run lie.
+    places: Vec<Vec<SlotRun>>,
     /// Put or kept by name: what no run names either belongs to contents.
     named: Vec<PageKey>,
     figures: Figures,
@@ -67,6 +70,7 @@ impl EpochWriter {
             draft,
             sections: Vec::new(),
             runs: Vec::new(),
+            places: Vec::new(),
             named: Vec::new(),
             figures: Figures::default(),
         }
@@ -117,8 +121,8 @@ impl EpochWriter {
     /// Runs may come in any order but must not overlap within a space.
     pub fn put_pages(&mut self, space: u64, address: u64, keys: Vec<PageKey>) -> Result<()> {
         check_run(space, address, &keys)?;
-        let places = self.draft.keep_all(&keys)?;
-        self.runs.push((PageRun { space, address, keys }, places));
+        self.places.push(self.draft.keep_all(&keys)?);
+        self.runs.push(PageRun { space, address, keys });
         Ok(())
     }
 
@@ -256,11 +260,17 @@ impl EpochWriter {
         meta.epoch = self.draft.epoch;
         meta.app.clone_from(&self.draft.app.name);
         let side = EpochSide { sealed_where: std::mem::take(&mut meta.sealed_where), dump_us: None };
-        self.runs.sort_by_key(|(run, _)| (run.space, run.address));
-        let (runs, places): (Vec<_>, Vec<_>) = self.runs.into_iter().unzip();
-        let mut places = places.concat();
-        let extra = self.draft.others(self.named, &places)?;
-        places.extend(self.draft.keep_all(&extra)?);
+        let mut runs: Vec<_> = std::mem::take(&mut self.runs).into_iter().zip(&self.places).collect();
+        runs.sort_by_key(|(run, _)| (run.space, run.address));
+        let mut places = Vec::new();
+        for run in runs.iter().flat_map(|(_, places)| places.iter()) {
+            push_slots(&mut places, *run);
+        }
+        let runs = runs.into_iter().map(|(run, _)| run).collect();
+        let extra = self.draft.others(std::mem::take(&mut self.named), &places)?;
+        for run in self.draft.keep_all(&extra)? {
+            push_slots(&mut places, run);
+        }
         let manifest = Manifest { meta, sections: self.sections, runs, extra };
         manifest.check()?;
         let frame = manifest.to_frame().map_err(Error::ReceivedWire)?;
