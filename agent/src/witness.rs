@@ -75,8 +75,12 @@ impl Witness {
                 None => Touched::Unknown,
             }
         };
-        let deltas =
-            compare(&captured.tree, &self.tree, |a, b| Ok::<_, std::convert::Infallible>(touched(a, b)));
+        let deltas = compare(
+            &captured.tree,
+            &self.tree,
+            |_| false,
+            |a, b| Ok::<_, std::convert::Infallible>(touched(a, b)),
+        );
         let Ok(mut deltas) = deltas;
         // File systems fill holes with zeros when they write back; also in the stop.
         deltas.retain(|delta| !(delta.bytes() == 0 && delta.attributes == [Attribute::Holes]));

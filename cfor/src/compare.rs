@@ -158,14 +158,15 @@ impl<'a> Names<'a> {
 /// Lists what differs in `b`, in the order of paths. `touched` tells for two regular files, by index in
 /// [`Tree::inodes`] of each, in which bytes they may differ; it may be asked more than once. Access times are not compared.
 ///
-/// A file that has its number under another name was renamed, unless nothing of its content is as before: numbers are
-/// used again.
+/// A file that has its number under another name was renamed, unless `is_newer` knows of the index in `b` that it was made
+/// since, or nothing of its content is as before: numbers are used again.
 ///
 /// # Errors
 /// Those of `touched`.
 pub fn compare<E>(
     a: &Tree,
     b: &Tree,
+    is_newer: impl Fn(u32) -> bool,
     mut touched: impl FnMut(u32, u32) -> Result<Touched, E>,
 ) -> Result<Vec<Delta>, E> {
     let (a, b) = (Names::of(a), Names::of(b));
@@ -179,7 +180,8 @@ pub fn compare<E>(
         for old in a.numbers.get(&b.number(*b_at)).into_iter().flatten() {
             let a_at = a.paths[old];
             let stays = b.paths.get(old).is_some_and(|at| b.number(*at) == b.number(*b_at));
-            if stays || moved.contains_key(old) || !is_kept(a.inode(a_at), b.inode(*b_at)) {
+            if stays || moved.contains_key(old) || !is_kept(a.inode(a_at), b.inode(*b_at)) || is_newer(*b_at)
+            {
                 continue;
             }
             if let (Some(a_size), Some(b_size)) = (a.inode(a_at).kind.size(), b.inode(*b_at).kind.size())

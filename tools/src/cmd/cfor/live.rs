@@ -1,11 +1,13 @@
 //! `holo cfor log NAME`: what an application has changed since its last epoch.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use holo_api::local::{FileChanges, RecordedFile, Request};
 use holo_cfor::log::Ranges;
-use holo_cfor::{Captured, Inode, Kind, Touched, Tree};
+use holo_cfor::{Captured, Inode, Kind, Time, Touched, Tree};
 
 use super::changes;
 use super::source::{self, Held, Title};
@@ -29,7 +31,7 @@ pub(super) fn main(name: &str, json: bool, agent: &Agent) -> Result<u8, CliError
     let recorded = ask()?;
     let known: BTreeMap<(u64, u64), &RecordedFile> =
         recorded.files.iter().map(|file| ((file.device, file.inode), file)).collect();
-    let deltas = holo_cfor::compare(&captured.tree, &now, |a, b| {
+    let deltas = holo_cfor::compare(&captured.tree, &now, newer(&now, captured.tree.taken_at), |a, b| {
         Ok::<_, CliError>(touched(&captured, a, &now.inodes[b as usize], &known, &recorded))
     })?;
     let to = Title { name: Some(name.to_owned()), at: source::time(now.taken_at), ..Title::default() };
@@ -55,6 +57,21 @@ pub(super) fn scan(tree: &Tree, state: &std::path::Path) -> Result<Tree, CliErro
 fn path(bytes: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStrExt;
     std::ffi::OsStr::from_bytes(bytes).into()
+}
+
+/// Tells of an inode in a tree of what is here, by index, whether it was made after `then`, where the file system knows.
+pub(super) fn newer(here: &Tree, then: Time) -> impl Fn(u32) -> bool {
+    let names: BTreeMap<u32, PathBuf> =
+        here.entries().map(|(root, entry)| (entry.inode, path(&entry.path.under(&root.path)))).collect();
+    move |at| {
+        let meta = names.get(&at).and_then(|path| fs::symlink_metadata(path).ok());
+        let made = meta.and_then(|meta| meta.created().ok());
+        let since = made.and_then(|made| made.duration_since(SystemTime::UNIX_EPOCH).ok());
+        since.is_some_and(|since| {
+            let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+            (seconds, since.subsec_nanos()) > (then.seconds, then.nanos)
+        })
+    }
 }
 
 /// What is known of the bytes of a file that was `old`, by index, in an epoch.
@@ -89,7 +106,6 @@ fn touched<C>(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::fs;
 
     fn recorded(complete: bool, whole: bool, now: &Inode) -> FileChanges {
         let (device, inode) = (now.identity.dev, now.identity.ino);

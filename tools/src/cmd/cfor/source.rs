@@ -203,20 +203,25 @@ impl ContentSource for Boxed<'_> {
 /// What differs in `b`.
 pub(super) fn compare(mut a: Held, mut b: Held) -> Result<Vec<Delta>, CliError> {
     let (a_tree, b_tree) = (a.tree().clone(), b.tree().clone());
-    holo_cfor::compare(&a_tree, &b_tree, |a_at, b_at| {
-        let (a_data, b_data) = (a_tree.inodes[a_at as usize].data(), b_tree.inodes[b_at as usize].data());
-        if let (Held::Epoch { captured: a, .. }, Held::Epoch { captured: b, .. }) = (&a, &b)
-            && let (Some(a), Some(b)) = (a.contents.get(&a_at), b.contents.get(&b_at))
-            && let Some(ranges) = of_pages((a_data, a), (b_data, b))
-        {
-            return Ok(Touched::Ranges(ranges));
-        }
-        let opened = b.content(b_at).map(|mut content| a.touched(a_at, b_data, &mut content));
-        match opened {
-            Ok(found) => Ok(Touched::Ranges(found?)),
-            Err(cause) => Err(b.failed(cause)),
-        }
-    })
+    holo_cfor::compare(
+        &a_tree,
+        &b_tree,
+        |_| false,
+        |a_at, b_at| {
+            let (a_data, b_data) = (a_tree.inodes[a_at as usize].data(), b_tree.inodes[b_at as usize].data());
+            if let (Held::Epoch { captured: a, .. }, Held::Epoch { captured: b, .. }) = (&a, &b)
+                && let (Some(a), Some(b)) = (a.contents.get(&a_at), b.contents.get(&b_at))
+                && let Some(ranges) = of_pages((a_data, a), (b_data, b))
+            {
+                return Ok(Touched::Ranges(ranges));
+            }
+            let opened = b.content(b_at).map(|mut content| a.touched(a_at, b_data, &mut content));
+            match opened {
+                Ok(found) => Ok(Touched::Ranges(found?)),
+                Err(cause) => Err(b.failed(cause)),
+            }
+        },
+    )
 }
 
 /// Where two contents of the store differ, by the names of their pages. `None`: they do not lie in pages.

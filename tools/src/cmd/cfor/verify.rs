@@ -28,7 +28,8 @@ pub(super) fn main(args: &CforVerify, agent: &Agent) -> Result<u8, CliError> {
     let here = live::scan(&wanted, &state_dir(agent))?;
     let mut contents = Here::new(&here);
     let mut unread = Vec::new();
-    let mut deltas = holo_cfor::compare(&wanted, &here, |a, b| {
+    let is_newer = live::newer(&here, wanted.taken_at);
+    let mut deltas = holo_cfor::compare(&wanted, &here, is_newer, |a, b| {
         let data = here.inodes[b as usize].data();
         match contents.open(b) {
             Ok(mut content) => held.touched(a, data, &mut content).map(Touched::Ranges),
