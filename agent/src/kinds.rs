@@ -7,6 +7,7 @@ use holo_rm::kinds::ipc::Ipc;
 use holo_rm::kinds::memory::Memory;
 use holo_rm::kinds::process::Process;
 use holo_rm::kinds::shared::SharedObjects;
+use holo_rm::kinds::shared_pages::{SharedPages, Watching};
 use holo_rm::kinds::signals::Signals;
 use holo_rm::kinds::stops::Stops;
 use holo_rm::kinds::sysv_msg::SysvMsg;
@@ -25,6 +26,7 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
     let mappings = shared.clone();
     let ipc = Ipc::default();
     let tracking = Tracking::by(engine);
+    let shared_pages = SharedPages::new(tracking.clone());
     let registry = Registry::new()
         // First: who is there. The clone's processes are made before all kinds.
         .application(Box::new(Tree::default()))
@@ -46,9 +48,13 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
         .application(Box::new(SysvMsg::new(ipc.clone())))
         // After the kinds that tell it of objects of a namespace.
         .application(Box::new(ipc))
+        // Before memory, and after descriptors, which hold some of it: says what of shared memory has changed, in all processes.
+        .application(Box::new(Watching::new(shared_pages.clone(), mappings.clone())))
         // After what asks the process much: its snapshot is the last that is done to its memory. At a restore
         // libholo's own text comes with it, on which threads are made.
-        .process(move || Box::new(Memory::new(roots.clone(), mappings.clone(), tracking.clone())))
+        .process(move || {
+            Box::new(Memory::new(roots.clone(), mappings.clone(), tracking.clone(), shared_pages.clone()))
+        })
         // After memory: handlers point into it.
         .process(|| Box::new(Signals::default()))
         // Armed (POST, reverse order) when threads are there and before signals that are pending.

@@ -249,7 +249,9 @@ impl Inner {
                 self.meet(pid, look.inner);
             }
             let leaf = self.known.get(&pid).and_then(|member| member.leaf.as_ref());
-            let page = leaf.filter(|_| look.parks && !between).map(|leaf| Arc::clone(&leaf.page));
+            let page = leaf
+                .filter(|_| look.parks && !between && !look.is_headless)
+                .map(|leaf| Arc::clone(&leaf.page));
             seats.push(Seat { pid, inner: look.inner, page });
             // Depth first would not matter; parents before children does.
             queue.extend(children(pid));

@@ -13,8 +13,8 @@ use holo_sys::tls::tls;
 const ENOSYS: i64 = -38;
 const EINVAL: i64 = -22;
 const MADV_WIPEONFORK: u64 = 18;
-/// Advices that stay with a zone: `MADV_DONTFORK` to `MADV_KEEPONFORK`.
-const FLAG_ADVICES: core::ops::RangeInclusive<u64> = 10..=19;
+/// `MADV_REMOVE`, and advices that stay with a zone: `MADV_DONTFORK` to `MADV_KEEPONFORK`.
+const FLAG_ADVICES: core::ops::RangeInclusive<u64> = 9..=19;
 
 /// What becomes of a call.
 pub(crate) enum Verdict {

@@ -30,9 +30,12 @@ threading.Thread(target=lambda: time.sleep(1000), daemon=True).start()
 child = os.fork()
 if child == 0:
     dirt = bytearray(os.urandom(3 << 20))
+    os.write(write, b"x")
     while not os.path.exists(work + "/stop"):
         time.sleep(0.02)
     os._exit(0)
+# The child has its memory.
+os.read(read, 1)
 count = 0
 while not os.path.exists(work + "/stop"):
     count += 1

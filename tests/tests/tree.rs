@@ -20,6 +20,10 @@ holo_tests::workloads! {
     siblings: Workload::new("siblings.c");
 }
 
+holo_tests::workloads_unprotected! {
+    headless: Workload::new("headless.c").checkpoints(10);
+}
+
 fn start(node: &Node, source: &'static str) -> App {
     hand_over(&node.outside("data/work"), Who::Me);
     let program = Program::new(compile::workload(source), &[node.inside("data/work")]);

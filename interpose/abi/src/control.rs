@@ -277,7 +277,7 @@ pub struct Header {
     pub hands_off: AtomicU32,
     /// Raised with each request in [`Control::lifts`]; the agent waits for it.
     pub lifts_asked: AtomicU32,
-    /// Raised before each call that changes flags of zones (`madvise`, `mlock`).
+    /// Raised before each call that changes flags of zones (`madvise`, `mlock`), or gives shared memory back (`MADV_REMOVE`).
     pub advised: AtomicU32,
     /// Where the process mapped the table of file changes ([`super::changes`]); 0: it records nothing.
     pub changes_at: u64,

@@ -8,7 +8,7 @@ use crate::page::{Page, wait};
 use crate::proc_file;
 use crate::starters::{is_starting, wait_for_starters};
 use crate::stopped::Stopped;
-use crate::tree::{Census, Seat, Stat, stat};
+use crate::tree::{Census, Seat, Stat, look, stat};
 use cut::Cut;
 use holo_abi::control::{SLOTS_MAX, cut as word};
 use std::collections::HashSet;
@@ -57,6 +57,14 @@ pub enum BarrierError {
          way in (see `holo doctor`)"
     )]
     NotReady {
+        /// Its pid.
+        pid: i32,
+        /// Its name.
+        name: String,
+    },
+    /// The kernel shows nothing of such a process: no memory, no descriptors.
+    #[error("process {pid} ({name}) goes on after its first thread has ended (`pthread_exit` in `main`)")]
+    Headless {
         /// Its pid.
         pid: i32,
         /// Its name.
@@ -229,6 +237,15 @@ fn gone(pid: i32, source: io::Error) -> BarrierError {
     BarrierError::Gone { pid, source }
 }
 
+/// Why a process has no thread that parks.
+pub(crate) fn not_ready(pid: i32) -> BarrierError {
+    let name = name_of(pid);
+    match look(pid).is_some_and(|look| look.is_headless) {
+        true => BarrierError::Headless { pid, name },
+        false => BarrierError::NotReady { pid, name },
+    }
+}
+
 /// A thread, or a whole process, that has not parked.
 struct Missing {
     pid: i32,
@@ -240,7 +257,7 @@ struct Missing {
 impl Missing {
     fn error(&self, threads: usize, deadline: Duration) -> BarrierError {
         if self.starting {
-            return BarrierError::NotReady { pid: self.pid, name: name_of(self.pid) };
+            return not_ready(self.pid);
         }
         let (pid, tid) = (self.pid, self.tid.unwrap_or(self.pid));
         let wchan = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
@@ -258,7 +275,7 @@ impl Missing {
     }
 }
 
-pub(crate) fn name_of(pid: i32) -> String {
+fn name_of(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 

@@ -1,6 +1,6 @@
 //! Processes that are on their way into an application: between `exec`, or `fork`, and their join.
 
-use crate::barrier::{BarrierError, name_of};
+use crate::barrier::{BarrierError, not_ready};
 use crate::tree::{Census, Seat, state_and_parent};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -39,7 +39,7 @@ pub(crate) fn wait_for_starters(
         }
         for pid in &starting {
             if now - *seen.entry(*pid).or_insert(now) >= patience {
-                return Err(BarrierError::NotReady { pid: *pid, name: name_of(*pid) });
+                return Err(not_ready(*pid));
             }
         }
         // None of the first is left, and there are others.

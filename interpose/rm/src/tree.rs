@@ -88,7 +88,7 @@ pub struct Stat {
     /// Where parts of its memory are: code, data, break, arguments and environment, in the order of `struct prctl_mm_map`. The
     /// break is where it began, and its end is not told.
     pub parts: [u64; 11],
-    /// State letter.
+    /// State letter; that of a process whose first thread has ended while others live is `S`.
     pub state: char,
     /// Parent.
     pub parent: i32,
@@ -117,10 +117,11 @@ impl Stat {
         // By the numbers of proc(5), which begin with 1; the second one is the name, which may contain anything.
         let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_whitespace().collect();
         let field = |number: usize| fields.get(number.checked_sub(3)?).copied();
+        let threads = field(20)?.parse().ok()?;
         Some(Stat {
-            threads: field(20)?.parse().ok()?,
+            threads,
             parts: PARTS.map(|number| field(number).and_then(|word| word.parse().ok()).unwrap_or(0)),
-            state: field(3)?.chars().next()?,
+            state: of_process(field(3)?.chars().next()?, threads),
             parent: field(4)?.parse().ok()?,
             session: field(6)?.parse().ok()?,
             terminal: field(7)?.parse().ok()?,
@@ -128,6 +129,12 @@ impl Stat {
             exit_signal: field(38)?.parse().ok()?,
         })
     }
+}
+
+/// State of a process whose first thread is in `state`: that one may have ended (`pthread_exit`), or be about to be replaced by one
+/// that executes a program.
+fn of_process(state: char, threads: usize) -> char {
+    if state == 'Z' && threads > 1 { 'S' } else { state }
 }
 
 /// State letter and parent of a process; none if it is gone.
@@ -148,6 +155,16 @@ pub fn is_nested(pid: i32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     ids.is_some_and(|ids| ids.split_whitespace().count() > 1)
+}
+
+/// Whether the first thread of a process has ended, and perhaps the process.
+pub(crate) fn first_has_ended(pid: i32) -> bool {
+    let stat = proc_file::read(format!("/proc/{pid}/stat")).ok();
+    let state = stat.and_then(|text| {
+        let at = text.windows(2).rposition(|pair| pair == b") ")?;
+        text.get(at + 2).copied()
+    });
+    matches!(state, None | Some(b'Z' | b'X'))
 }
 
 /// Whether a process or thread is there and has not ended.
@@ -183,8 +200,10 @@ pub struct Look {
     pub parks: bool,
     /// Its pid as it sees itself.
     pub inner: i32,
-    /// State letter.
+    /// State letter, as [`Stat::state`].
     pub state: char,
+    /// Its first thread has ended, others have not: the kernel shows nothing of it.
+    pub is_headless: bool,
 }
 
 /// Looks at a process; none if it is gone.
@@ -193,10 +212,13 @@ pub fn look(pid: i32) -> Option<Look> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let caught = u64::from_str_radix(value("SigCgt:").unwrap_or("0"), 16).unwrap_or(0);
+    let first = value("State:")?.chars().next()?;
+    let state = of_process(first, value("Threads:")?.parse().ok()?);
     Some(Look {
         parks: caught & 1 << (holo_abi::PARK_SIGNAL - 1) != 0,
         inner: value("NSpid:")?.split_whitespace().last()?.parse().ok()?,
-        state: value("State:")?.chars().next()?,
+        state,
+        is_headless: state != first,
     })
 }
 

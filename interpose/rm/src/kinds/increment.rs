@@ -125,19 +125,7 @@ impl Increment {
 
     /// Names of the pages that are kept.
     pub(crate) fn kept(&self, keep: &[Range]) -> Runs {
-        let mut out = Runs::new();
-        for &(start, end) in keep {
-            let from = self.known.range(..=start).next_back().map_or(start, |(at, _)| *at);
-            for (at, keys) in self.known.range(from..end) {
-                let until = at + keys.len() as u64 * PAGE;
-                let (first, last) = (start.max(*at), end.min(until));
-                if first < last {
-                    let part = &keys[((first - at) / PAGE) as usize..((last - at) / PAGE) as usize];
-                    out.insert(first, part.to_vec());
-                }
-            }
-        }
-        out
+        parts(&self.known, keep)
     }
 
     /// All pages of the epoch that is being written.
@@ -162,6 +150,23 @@ impl Increment {
     pub(crate) fn forget(&mut self) {
         self.known.clear();
     }
+}
+
+/// Names of the pages in these ranges.
+pub(crate) fn parts(known: &Runs, keep: &[Range]) -> Runs {
+    let mut out = Runs::new();
+    for &(start, end) in keep {
+        let from = known.range(..=start).next_back().map_or(start, |(at, _)| *at);
+        for (at, keys) in known.range(from..end) {
+            let until = at + keys.len() as u64 * PAGE;
+            let (first, last) = (start.max(*at), end.min(until));
+            if first < last {
+                let part = &keys[((first - at) / PAGE) as usize..((last - at) / PAGE) as usize];
+                out.insert(first, part.to_vec());
+            }
+        }
+    }
+    out
 }
 
 /// Joins runs that touch.

@@ -7,9 +7,11 @@
 use crate::asks::{Asked, Asking};
 use crate::kinds::changing::Changing;
 use crate::kinds::increment::{self, Increment, Plan, Runs};
-use crate::kinds::memory_read::{check, hash_file, read_snapshot, resident, wanted, whole};
+use crate::kinds::memory_objects::Objects;
+use crate::kinds::memory_read::{check, hash_file, read_snapshot, wanted, whole};
 use crate::kinds::pagemap::Pagemap;
 use crate::kinds::shared::SharedObjects as Common;
+use crate::kinds::shared_pages::SharedPages;
 use crate::kinds::sysv_shm::LeftOut;
 use crate::kinds::vdso::VdsoState;
 use crate::kinds::zone_flags::Flags;
@@ -32,8 +34,6 @@ pub const NAME: &str = "memory";
 pub(crate) const VERSION: u16 = 1;
 /// Zones of one process; the kernel's default limit is 65530.
 const ZONES_MAX: usize = 1 << 20;
-/// Pages of shared object `i` are in space `i + 1`; space 0 is the process's own memory.
-const OBJECT_SPACE: u64 = 1;
 /// Most of a process that cannot be forked.
 const UNFORKED_BYTES_MAX: u64 = 1 << 30;
 
@@ -83,8 +83,8 @@ pub struct Memory {
     flagged: bool,
     state: Option<MemoryState>,
     snapshot: Option<Snapshot>,
-    /// Copied in the stop: space, address, bytes.
-    copied: Vec<(u64, u64, Vec<u8>)>,
+    /// Copied in the stop: address, bytes.
+    copied: Vec<(u64, Vec<u8>)>,
     /// Zones that are in `copied` instead of the snapshot.
     by_hand: Vec<(u64, u64)>,
     increment: Increment,
@@ -101,8 +101,8 @@ pub struct Memory {
     pub parts_us: Vec<(String, u64)>,
     /// Directories whose files come with the image.
     roots: Vec<std::path::PathBuf>,
-    /// Objects that descriptors hold too.
-    shared: Common,
+    /// Shared objects.
+    objects: Objects,
     /// Files that changed while a snapshot was read.
     changing: Changing,
 }
@@ -138,21 +138,20 @@ fn parse_zones(text: &[u8], own: [u64; 2]) -> RmResult<Vec<Zone>> {
 
 impl Memory {
     /// A manager; files under `roots` come with the image, `shared` are the objects that descriptors hold too;
-    /// `tracking` is one for all processes.
+    /// `tracking` is one for all processes, as `shared_pages` is.
     #[must_use]
-    pub fn new(roots: Vec<std::path::PathBuf>, shared: Common, tracking: Tracking) -> Self {
-        Self { roots, shared, increment: Increment::new(tracking), ..Self::default() }
+    pub fn new(
+        roots: Vec<std::path::PathBuf>,
+        shared: Common,
+        tracking: Tracking,
+        shared_pages: SharedPages,
+    ) -> Self {
+        let objects = Objects::new(shared, shared_pages);
+        Self { roots, objects, increment: Increment::new(tracking), ..Self::default() }
     }
 
     /// Reads ranges of the parked process itself.
-    fn copy_now(
-        &mut self,
-        cx: &DumpCx,
-        space: u64,
-        base: u64,
-        zone: &Zone,
-        ranges: &[(u64, u64)],
-    ) -> RmResult<()> {
+    fn copy_now(&mut self, cx: &DumpCx, zone: &Zone, ranges: &[(u64, u64)]) -> RmResult<()> {
         for (start, end) in ranges {
             let mut bytes = vec![0; (end - start) as usize];
             cx.remote.page.keep_alive();
@@ -161,33 +160,9 @@ impl Memory {
                 _ => cx.remote.read(*start, &mut bytes),
             };
             done.on("copying", format!("zone {:#x}", zone.start))?;
-            self.copied.push((space, base + (start - zone.start), bytes));
+            self.copied.push((*start, bytes));
         }
         Ok(())
-    }
-
-    fn copy_objects(&mut self, cx: &DumpCx, all: &[Zone]) -> RmResult<Vec<SharedObject>> {
-        let mut objects: Vec<SharedObject> = Vec::new();
-        for zone in all.iter().filter(|zone| zone.kind == ZoneKind::SharedObject) {
-            let key = (zone.device, zone.inode);
-            let index = objects.iter().position(|object| object.key == key).unwrap_or_else(|| {
-                objects.push(SharedObject { key, path: zone.path.clone(), bytes: 0 });
-                objects.len() - 1
-            });
-            let reach = zone.offset + zone.bytes();
-            objects[index].bytes = objects[index].bytes.max(reach);
-            // Several zones, of several processes, may show the same part of an object.
-            if self.shared.is_staged(key) || !self.shared.cover(key, zone.offset, reach) {
-                continue;
-            }
-            let ranges = resident(cx, zone)?;
-            self.copy_now(cx, OBJECT_SPACE + index as u64, zone.offset, zone, &ranges)?;
-        }
-        // A later zone must not repeat what an earlier one gave.
-        self.copied.sort_by_key(|(space, at, _)| (*space, *at));
-        self.copied
-            .dedup_by(|next, kept| next.0 == kept.0 && next.1 == kept.1 && next.2.len() <= kept.2.len());
-        Ok(objects)
     }
 
     /// Copies private maps of files without a name: the file is gone with the application.
@@ -195,7 +170,7 @@ impl Memory {
         for zone in all.iter().filter(|zone| zone.kind == ZoneKind::FilePrivate && zone.deleted) {
             self.by_hand.push((zone.start, zone.end));
             let ranges = whole(cx.remote, zone);
-            self.copy_now(cx, 0, zone.start, zone, &ranges)?;
+            self.copy_now(cx, zone, &ranges)?;
         }
         Ok(())
     }
@@ -203,6 +178,11 @@ impl Memory {
     /// Takes a snapshot, and copies what fork left out or wiped, and what others may take from the snapshot.
     fn fork(&mut self, cx: &DumpCx, all: &mut [Zone]) -> RmResult<()> {
         let own = [cx.remote.page.address(), cx.remote.page.changes_at()];
+        // They are not in the snapshot, where the flags of all others are read.
+        if all.iter().any(|zone| zone.kind == ZoneKind::SysV) {
+            let mut flagged: Vec<&mut Zone> = all.iter_mut().filter(|zone| !zone.is_kernels()).collect();
+            self.flagged = self.flags.add(cx.remote.pid, self.advised, &mut flagged);
+        }
         let snapshot = {
             let _hands = cx.remote.page.hands();
             let _left_out = LeftOut::of(cx.remote, all)?;
@@ -220,7 +200,8 @@ impl Memory {
             Vec::new()
         } else {
             let mut flagged = all.to_vec();
-            zones::add_flags(&mut flagged, &fs::read(cx.remote.proc("smaps")).on("reading", "smaps")?);
+            let smaps = fs::read(cx.remote.proc("smaps")).on("reading", "smaps")?;
+            zones::add_flags(&mut flagged.iter_mut().collect::<Vec<_>>(), &smaps);
             flagged.retain(|zone| zone.flags.contains(b"wf"));
             flagged
         };
@@ -248,7 +229,7 @@ impl Memory {
                     "it may have no more processes, and has too much memory to be copied in a stop".into(),
                 )
             })?;
-            self.copy_now(cx, 0, zone.start, zone, &ranges)?;
+            self.copy_now(cx, zone, &ranges)?;
         }
         self.by_hand = ranges::normal(std::mem::take(&mut self.by_hand));
         self.snapshot = snapshot;
@@ -288,15 +269,16 @@ impl ResourceManager for Memory {
         let mut since = std::time::Instant::now();
         self.parts_us.clear();
         self.copied.clear();
+        self.objects.clear();
         self.by_hand.clear();
-        self.unforked = false;
+        (self.unforked, self.flagged) = (false, false);
         let own = [cx.remote.page.address(), cx.remote.page.changes_at()];
         self.advised = cx.remote.page.control().header.advised.load(Ordering::SeqCst);
         let mut all = parse_zones(cx.remote.maps().on("reading", "maps")?, own)?;
         let rings = super::aio::owned(cx.remote, &all)?;
         all.retain(|zone| !rings.contains(&zone.start));
         let (layout, started) = layout(cx, &self.asked.take().unwrap_or_default())?;
-        let objects = self.copy_objects(cx, &all)?;
+        let objects = self.objects.take(cx, &all)?;
         self.copy_nameless(cx, &all)?;
         self.mark("zones", &mut since);
         let taken = self.increment.take(cx, started, &all);
@@ -324,9 +306,10 @@ impl ResourceManager for Memory {
         };
         let (kernels, mut zones): (Vec<_>, Vec<_>) = all.into_iter().partition(Zone::is_kernels);
         // Without a snapshot there may be nobody left to ask: many new processes live for a moment only.
-        self.flagged = self.snapshot.is_none()
-            && self.flags.is_new()
-            && self.flags.add(cx.remote.pid, self.advised, &mut zones);
+        if !self.flagged && self.snapshot.is_none() && self.flags.is_new() {
+            self.flagged =
+                self.flags.add(cx.remote.pid, self.advised, &mut zones.iter_mut().collect::<Vec<_>>());
+        }
         self.state = Some(MemoryState {
             zones,
             layout,
@@ -342,7 +325,8 @@ impl ResourceManager for Memory {
             return Err(RmError::BadSection { kind: NAME, what: "nothing was captured".into() });
         };
         let flags_of = snapshot.as_ref().map_or(cx.remote.pid, |snapshot| snapshot.pid);
-        if !self.flagged && !self.flags.add(flags_of, self.advised, &mut state.zones) {
+        let mut zones: Vec<&mut Zone> = state.zones.iter_mut().collect();
+        if !self.flagged && !self.flags.add(flags_of, self.advised, &mut zones) {
             let ended = format!("process {} ended while its memory was stored", cx.remote.pid);
             cx.unsettled.push(ended.clone());
             return Err(RmError::Unsupported(ended));
@@ -379,13 +363,10 @@ impl ResourceManager for Memory {
             (None, _) if self.unforked => {}
             (None, _) => return Err(RmError::BadSection { kind: NAME, what: "no snapshot".into() }),
         }
-        for (space, at, bytes) in &copied {
-            if *space == 0 {
-                runs.insert(*at, writer.put_page_bytes(bytes)?);
-            } else {
-                writer.put_memory(base + *space, *at, bytes)?;
-            }
+        for (at, bytes) in &copied {
+            runs.insert(*at, writer.put_page_bytes(bytes)?);
         }
+        self.objects.store(writer, base)?;
         runs.extend(self.increment.kept(&keep));
         let runs = increment::joined(runs);
         for (at, keys) in &runs {
@@ -446,6 +427,7 @@ impl ResourceManager for Memory {
 
     fn abort_dump(&mut self, _: &mut DumpCx) {
         self.increment.aborted();
+        self.objects.clear();
         self.plan = None;
         self.snapshot = None;
         self.state = None;
@@ -489,7 +471,7 @@ impl ResourceManager for Memory {
     }
 
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
-        crate::kinds::memory_restore::restore(cx, &self.shared)
+        crate::kinds::memory_restore::restore(cx, self.objects.shared())
     }
 }
 

@@ -4,7 +4,7 @@ use crate::kinds::increment::{Plan, Runs};
 use crate::kinds::memory::NAME;
 use crate::kinds::pagemap::Pagemap;
 use crate::kinds::zones::{PAGE, Zone};
-use crate::manager::{Context, DumpCx, RmError, RmResult};
+use crate::manager::{Context, RmError, RmResult};
 use crate::remote::{Remote, read_guarded};
 use crate::snapshot::Snapshot;
 use crate::track::ranges;
@@ -115,18 +115,18 @@ pub(crate) fn check(
 }
 
 /// Pages of a shared zone that exist: by `mincore`, so that holes are not filled by looking.
-pub(crate) fn resident(cx: &DumpCx, zone: &Zone) -> RmResult<Vec<(u64, u64)>> {
+pub(crate) fn resident(remote: &Remote, zone: &Zone) -> RmResult<Vec<(u64, u64)>> {
     const STEP: u64 = 128 * 1024 * PAGE;
     let mut out: Vec<(u64, u64)> = Vec::new();
-    let _hands = cx.remote.page.hands();
+    let _hands = remote.page.hands();
     let mut at = zone.start;
     while at < zone.end {
         let bytes = (zone.end - at).min(STEP);
-        let vector_at = cx.remote.page.scratch_address(0);
-        cx.remote
+        let vector_at = remote.page.scratch_address(0);
+        remote
             .call(sysno::mincore, &[at, bytes, vector_at])
             .on("looking at", format!("shared zone {:#x}", zone.start))?;
-        for (index, byte) in cx.remote.page.take(0, (bytes / PAGE) as usize).iter().enumerate() {
+        for (index, byte) in remote.page.take(0, (bytes / PAGE) as usize).iter().enumerate() {
             if byte & 1 == 0 {
                 continue;
             }

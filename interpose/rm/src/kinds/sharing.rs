@@ -6,7 +6,7 @@
 use super::kernel::{compare, kcmp};
 use super::tree::{NAME, TreeState};
 use crate::manager::{Context, DumpCx, RmError, RmResult, decode};
-use crate::tree::{Process, Stat, is_alive};
+use crate::tree::{Process, Stat, first_has_ended, is_alive};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::fs;
@@ -49,7 +49,7 @@ fn firsts(pids: &[i32], what: i32) -> RmResult<Vec<usize>> {
     let mut firsts: Vec<usize> = (0..pids.len()).collect();
     for pair in places.windows(2) {
         // A process of which the first thread has ended has nothing, for the kernel, and is equal to others of that sort.
-        if order(pair[0], pair[1]).is_eq() && is_alive(pids[pair[0]]) {
+        if order(pair[0], pair[1]).is_eq() && !first_has_ended(pids[pair[0]]) {
             firsts[pair[1]] = firsts[pair[0]];
         }
     }
@@ -107,13 +107,16 @@ pub(super) fn check_threads(processes: &[Process]) -> RmResult<()> {
         let pid = process.remote.pid;
         let names = fs::read_dir(process.remote.proc("task")).into_iter().flatten().flatten();
         let tids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        if !is_alive(pid) {
+        if first_has_ended(pid) {
             continue;
         }
         for tid in tids.filter(|tid| *tid != pid) {
             for (kind, what) in [(compare::FILES, "descriptors"), (compare::FS, "a directory")] {
                 // One that has ended meanwhile has nothing.
-                if kcmp((pid, tid), kind, 0, 0).is_ok_and(Ordering::is_ne) && is_alive(tid) && is_alive(pid) {
+                if kcmp((pid, tid), kind, 0, 0).is_ok_and(Ordering::is_ne)
+                    && is_alive(tid)
+                    && !first_has_ended(pid)
+                {
                     let why = format!("thread {tid} of process {pid} has {what} of its own (unshare)");
                     return Err(RmError::Unsupported(why));
                 }

@@ -6,6 +6,7 @@
 use crate::kinds::ipc::{self, Ipc, long, word};
 use crate::kinds::ipc_list::{self, Objects, Sort};
 use crate::kinds::memory_read::resident;
+use crate::kinds::shared_pages;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, Staged, SwitchCx, section};
 use crate::remote::{Remote, call};
@@ -135,12 +136,9 @@ fn attachments(
             RmError::Unsupported(format!("System V shared memory {id} of another namespace is attached"))
         })?;
         let partial = || RmError::Unsupported(format!("{} is attached in part", segment.named()));
-        let flags = flags.get(&zone.start).map_or("", String::as_str);
-        if flags.contains("ht") {
-            return Err(RmError::Unsupported(format!("{} is of huge pages", segment.named())));
-        }
         if expected == 0 && zone.offset == 0 {
-            let read_only = !flags.contains("mw");
+            let may_write = flags.get(&zone.start).is_some_and(|flags| flags.contains("mw"));
+            let read_only = zone.prot & 2 == 0 && !may_write;
             out.push(Attachment { id, start: zone.start, read_only });
         } else if expected != zone.start
             || out.last().is_none_or(|last| last.id != id || last.start + zone.offset != zone.start)
@@ -189,7 +187,7 @@ fn copy(cx: &DumpCx, zones: &[&Zone], segment: &Segment) -> RmResult<File> {
     file.set_len(segment.bytes.next_multiple_of(PAGE)).on("copying", segment.named())?;
     let mut buffer = Vec::new();
     for zone in zones {
-        for (start, end) in resident(cx, zone)? {
+        for (start, end) in resident(cx.remote, zone)? {
             let mut at = start;
             while at < end {
                 buffer.resize((end - at).min(CHUNK_BYTES) as usize, 0);
@@ -223,16 +221,14 @@ pub(crate) struct LeftOut<'a> {
 }
 
 impl<'a> LeftOut<'a> {
-    pub(crate) fn of(remote: &'a Remote, all: &mut [Zone]) -> RmResult<Self> {
+    /// Of zones with their flags.
+    pub(crate) fn of(remote: &'a Remote, all: &[Zone]) -> RmResult<Self> {
         let mut guard = Self { remote, zones: Vec::new() };
-        if !all.iter().any(|zone| zone.kind == ZoneKind::SysV) {
-            return Ok(guard);
-        }
-        // They are not in the snapshot, where the flags of all others are read.
-        zones::add_flags(all, &fs::read(remote.proc("smaps")).on("reading", "smaps")?);
         let kept = |zone: &&Zone| zone.kind == ZoneKind::SysV && !zone.flags.contains(b"dc");
         guard.zones = all.iter().filter(kept).map(|zone| (zone.start, zone.bytes())).collect();
-        guard.advise(MADV_DONTFORK)?;
+        if !guard.zones.is_empty() {
+            guard.advise(MADV_DONTFORK)?;
+        }
         Ok(guard)
     }
 
@@ -245,7 +241,9 @@ impl<'a> LeftOut<'a> {
 
 impl Drop for LeftOut<'_> {
     fn drop(&mut self) {
-        let _ = self.advise(MADV_DOFORK);
+        if !self.zones.is_empty() {
+            let _ = self.advise(MADV_DOFORK);
+        }
     }
 }
 
@@ -289,7 +287,18 @@ impl ResourceManager for SysvShm {
         for (index, process) in cx.processes.iter().enumerate() {
             let own = attached_zones(process.remote.maps().on("reading", "maps")?)?;
             if !own.is_empty() {
-                let found = attachments(&own, &by_id, &flags(&process.remote)?)?;
+                if let Some(zone) = own.iter().find(|zone| Some(zone.device) != shared_pages::device()) {
+                    let id = zone.inode;
+                    return Err(RmError::Unsupported(format!(
+                        "System V shared memory {id} is of huge pages"
+                    )));
+                }
+                // What can be written to was attached so; of all else `smaps` tells, which takes as long as a process is large.
+                let flags = match own.iter().all(|zone| zone.prot & 2 != 0) {
+                    true => BTreeMap::new(),
+                    false => flags(&process.remote)?,
+                };
+                let found = attachments(&own, &by_id, &flags)?;
                 self.state.attachments.extend(found.into_iter().map(|one| (index as u32, one)));
             }
             zones.push(own);

@@ -26,7 +26,7 @@ pub(crate) struct Flags {
 
 impl Flags {
     /// Adds the flags of the zones of a process, of which `advised` calls that change flags are known. False: it has ended.
-    pub(crate) fn add(&mut self, pid: i32, advised: u32, all: &mut [Zone]) -> bool {
+    pub(crate) fn add(&mut self, pid: i32, advised: u32, all: &mut [&mut Zone]) -> bool {
         if self.are_those_of(all) && self.advised == advised && self.age < AGE_MAX {
             self.age += 1;
             all.iter_mut().zip(&self.of).for_each(|(zone, known)| zone.flags.clone_from(&known.1));
@@ -56,7 +56,7 @@ impl Flags {
         }
     }
 
-    fn are_those_of(&self, all: &[Zone]) -> bool {
+    fn are_those_of(&self, all: &[&mut Zone]) -> bool {
         self.of.len() == all.len()
             && self.of.iter().zip(all).all(|(known, zone)| known.0 == (zone.start, zone.end))
     }

@@ -184,7 +184,7 @@ fn unescape(path: &[u8]) -> Vec<u8> {
 }
 
 /// Adds the `VmFlags` of `smaps` that a restore must ask for again.
-pub fn add_flags(zones: &mut [Zone], smaps: &[u8]) {
+pub fn add_flags(zones: &mut [&mut Zone], smaps: &[u8]) {
     // grows down, huge page advice, no huge pages, locked, wipe and no copy on fork, not in core dumps, mergeable
     const KEPT: [&[u8; 2]; 8] = [b"gd", b"hg", b"nh", b"lo", b"wf", b"dc", b"dd", b"mg"];
     let mut start = 0;
@@ -245,7 +245,7 @@ mod tests {
         let mut zones =
             parse(b"1000-2000 rw-p 00000000 00:00 0 \n3000-4000 rw-p 00000000 00:00 0 \n").unwrap();
         add_flags(
-            &mut zones,
+            &mut zones.iter_mut().collect::<Vec<_>>(),
             b"1000-2000 rw-p 0 00:00 0\nVmFlags: rd wr mr\n3000-4000 rw-p\nVmFlags: rd hg dc \n",
         );
         assert!(zones[0].flags.is_empty());

@@ -81,6 +81,16 @@ impl Tracking {
     }
 }
 
+impl Tracking {
+    /// What watches shared memory in a parked process. `None`: no engine can, or none is to.
+    pub(crate) fn watcher(&self, remote: &Remote) -> Option<Userfaultfd> {
+        match self.engine {
+            Engine::FullScan => None,
+            Engine::Userfaultfd | Engine::Auto => Userfaultfd::new(remote, &self.lifts).ok(),
+        }
+    }
+}
+
 /// What an engine found in the stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {

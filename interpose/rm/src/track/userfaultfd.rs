@@ -55,8 +55,8 @@ impl Held {
     }
 
     /// Watches a zone. Without effect if it is watched already.
-    fn register(&self, zone: &Zone) -> io::Result<()> {
-        let words = &mut [zone.start, zone.bytes(), MODE_WP, 0];
+    fn register(&self, start: u64, end: u64) -> io::Result<()> {
+        let words = &mut [start, end - start, MODE_WP, 0];
         self.with(|uffd| match uffd {
             Some(uffd) => ioctl(uffd, UFFDIO_REGISTER, words),
             None => Err(io::Error::from_raw_os_error(libc::ESRCH)),
@@ -140,9 +140,9 @@ impl Userfaultfd {
     }
 
     /// Watches a zone that is not. False: it cannot be, or another descriptor does, or must not be now.
-    fn watch(&self, remote: &Remote, zone: &Zone) -> io::Result<bool> {
+    pub(crate) fn watch(&self, remote: &Remote, start: u64, end: u64) -> io::Result<bool> {
         let holder: Arc<dyn Holder> = self.held.clone();
-        match self.lifts.protecting(&remote.page, &holder, || self.held.register(zone)) {
+        match self.lifts.protecting(&remote.page, &holder, || self.held.register(start, end)) {
             // The memory that it belonged to is gone: the process executed another program.
             Some(Err(cause)) if cause.raw_os_error() == Some(libc::ESRCH) => Err(cause),
             Some(done) => Ok(done.is_ok()),
@@ -152,7 +152,7 @@ impl Userfaultfd {
 
     /// Watches and protects a zone that was not watched: all that it has counts as changed. False: it cannot be watched.
     fn begin(&self, remote: &Remote, pagemap: &Pagemap, zone: &Zone) -> io::Result<bool> {
-        if !self.watch(remote, zone)? {
+        if !self.watch(remote, zone.start, zone.end)? {
             return Ok(false);
         }
         for region in pagemap.protect(zone.start, zone.end)? {
