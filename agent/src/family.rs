@@ -99,11 +99,25 @@ pub(crate) fn stop_again(pid: i32) {
     }
 }
 
+/// Is it stopped, or about to be? A process that was told to stop does so when it is about to run in its own code again, thread by
+/// thread: on a busy machine, or in a call that waits for a disk, some time later.
+fn is_stopping(pid: i32) -> bool {
+    const SIGSTOP_PENDING: u64 = 1 << (libc::SIGSTOP - 1);
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+    let pending = pending.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+    pending & SIGSTOP_PENDING != 0 || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let mut tids = threads.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        tids.any(|tid| state_and_parent(tid).is_some_and(|(state, _)| state == 'T'))
+    }
+}
+
 /// Lets all processes of the application that `pid` stands for go on.
 pub(crate) fn go_on(pid: i32) {
     let all: BTreeSet<i32> = descendants(pid).into_iter().chain(with_pages(pid)).collect();
     for pid in all {
-        if state_and_parent(pid).is_some_and(|(state, _)| state == 'T') {
+        if is_stopping(pid) {
             // SAFETY: no memory is passed.
             unsafe { libc::kill(pid, libc::SIGCONT) };
         }
@@ -154,5 +168,47 @@ mod tests {
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
         shell.wait().unwrap();
+    }
+
+    // Goal: what was told to stop and has not seen it yet goes on, too. Method: a process in a call that lets no signal in, here
+    // until a child of its has ended, is told both.
+    #[test]
+    fn what_is_about_to_stop_goes_on() {
+        const CHILD_LIVES: Duration = Duration::from_millis(400);
+        // SAFETY: the child makes calls that are safe after a fork, and no other.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: as above; the child of the child has memory of its own.
+            unsafe {
+                let flags = libc::CLONE_VFORK | libc::SIGCHLD;
+                if libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) == 0 {
+                    libc::usleep(CHILD_LIVES.as_micros() as u32);
+                    libc::_exit(0);
+                }
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+        let state = || state_and_parent(pid).unwrap().0;
+        let until = Instant::now() + Duration::from_secs(10);
+        while state() != 'D' {
+            assert!(Instant::now() < until, "it does not wait");
+        }
+        // SAFETY: our own process.
+        unsafe { libc::kill(pid, libc::SIGSTOP) };
+        assert_eq!(state(), 'D', "it has stopped already");
+        go_on(pid);
+        while state() == 'D' {
+            assert!(Instant::now() < until, "its child lives on");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let after = state();
+        // SAFETY: our own process.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, std::ptr::null_mut(), 0);
+        }
+        assert_ne!(after, 'T');
     }
 }

@@ -267,6 +267,15 @@ impl Files {
     }
 }
 
+/// A file whose content has another length than the data that its tree says it has: it could not be put in place.
+fn misfit(captured: &Captured<Blob>) -> Option<u32> {
+    let is_misfit = |at: &u32, blob: &Blob| {
+        let data = captured.tree.inodes.get(*at as usize).map_or(&[][..], holo_cfor::Inode::data);
+        data.iter().map(|extent| extent.len).sum::<u64>() != blob.len
+    };
+    captured.contents.iter().find(|(at, blob)| is_misfit(at, blob)).map(|(at, _)| *at)
+}
+
 fn failed(cause: holo_cfor::Error) -> RmError {
     RmError::Unsupported(format!("files: {cause}"))
 }
@@ -344,6 +353,11 @@ impl ResourceManager for Files {
         if let Some(why) = self.witness.take().and_then(|witness| witness.differences(&captured)) {
             eprintln!("holod: files check: {why}");
             return Err(RmError::Unsupported(format!("files check: {why}")));
+        }
+        if let Some(at) = misfit(&captured) {
+            return Err(bad(&format!(
+                "content of file {at} is not that of its extents; the next epoch stores all anew"
+            )));
         }
         // What the store still has need not be read again; what it has dropped is stored anew.
         if !captured.contents.values().all(|blob| writer.keep_blob(blob).is_ok()) {

@@ -86,10 +86,14 @@ pub(crate) fn change(old: &Inode, taken_at: Time, now: &Inode, hint: Hint<'_>) -
         _ if size == old_size && is_untouched(old, taken_at, now) => Change::Same,
         Hint::Attributes => Change::Any,
         // The time stamp alone is not old enough; but nobody was recorded.
-        Hint::Written(ranges) if ranges.is_empty() => {
-            let is_same = size == old_size && old.identity == now.identity && old.mtime == now.mtime;
-            if is_same { Change::Same } else { Change::Any }
+        Hint::Written(ranges)
+            if ranges.is_empty()
+                && (size != old_size || old.identity != now.identity || old.mtime != now.mtime) =>
+        {
+            Change::Any
         }
+        // Holes are another matter: the file system may fill them when it writes back, without a trace.
+        Hint::Written(ranges) if ranges.is_empty() && data == old_data => Change::Same,
         Hint::Written(ranges) => {
             plan((*old_size, old_data), (*size, data), ranges).map_or(Change::Any, Change::Written)
         }
@@ -112,4 +116,39 @@ pub fn changed_files<'a>(previous: &Tree, now: &Tree, hint: &dyn Fn(&Inode) -> H
     let previous = Previous::new(previous);
     let files = now.inodes.iter().zip(0..).filter(|(inode, _)| matches!(inode.kind, Kind::File { .. }));
     files.filter(|(inode, _)| previous.change(inode, hint(inode)) != Change::Same).map(|(_, at)| at).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::Extent;
+
+    /// A file that was changed right before the scan at the 5th second, with data in these pages.
+    fn file(pages: &[u64]) -> Inode {
+        let data = pages.iter().map(|page| Extent { at: page * 4096, len: 4096 }).collect();
+        let at = Time { seconds: 5, nanos: 0 };
+        Inode {
+            kind: Kind::File { size: 5 * 4096, data },
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            atime: at,
+            mtime: at,
+            xattrs: Vec::new(),
+            identity: Identity { dev: 1, ino: 2, ctime: at },
+        }
+    }
+
+    #[test]
+    fn what_was_a_hole_is_read_though_nobody_wrote() {
+        let (none, taken_at) = (Ranges::default(), Time { seconds: 5, nanos: 1000 });
+        let (old, filled) = (file(&[0, 4]), file(&[0, 2, 4]));
+        let hint = Hint::Written(&none);
+        assert_eq!(change(&old, taken_at, &old, hint), Change::Same);
+        let Change::Written(plan) = change(&old, taken_at, &filled, hint) else { panic!("not by ranges") };
+        assert_eq!(plan.fresh, [Extent { at: 2 * 4096, len: 4096 }]);
+        let mut later = old.clone();
+        later.mtime.nanos = 1;
+        assert_eq!(change(&old, taken_at, &later, hint), Change::Any);
+    }
 }

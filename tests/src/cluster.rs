@@ -91,6 +91,15 @@ impl Cluster {
         cluster
     }
 
+    /// A directory of the test's own on the file system of the nodes.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn scratch(&self) -> TempDir {
+        tempfile::tempdir_in(self.scratch.path()).unwrap_or_else(|e| panic!("scratch directory: {e}"))
+    }
+
     /// The process that holds the outer namespaces.
     fn outer_pid(&self) -> u32 {
         process::children(self.outer.id()).first().copied().unwrap_or_else(|| self.outer.id())

@@ -258,6 +258,12 @@ impl Node {
         self.agent.as_ref().map(Child::id)
     }
 
+    /// Pid of the agent itself, as we see it.
+    #[must_use]
+    pub fn agent_inside(&self) -> Option<u32> {
+        self.agent_pids().first().copied()
+    }
+
     /// The agent's processes: inside namespaces it is the only child of the one that entered them.
     fn agent_pids(&self) -> Vec<u32> {
         let Some(agent) = &self.agent else { return Vec::new() };

@@ -4,6 +4,8 @@ use crate::kinds::fdinfo::FdInfo;
 use crate::kinds::kernel;
 use crate::manager::{Context, RmResult};
 use crate::remote::Remote;
+use crate::tree::start_time;
+use holo_abi::sysno;
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -23,6 +25,31 @@ impl Fd {
     pub fn flags(&self) -> i32 {
         self.info.flags
     }
+}
+
+/// All of a parked process, without what an agent that was killed had it make.
+pub(crate) fn read_parked(remote: &Remote) -> RmResult<Vec<Fd>> {
+    let mut all = read(remote)?;
+    if all.iter().any(is_unused_userfaultfd) && is_older_than_we(remote) {
+        all.retain(|fd| {
+            !is_unused_userfaultfd(fd)
+                || remote.call(sysno::close, &[fd.number.unsigned_abs().into()]).is_err()
+        });
+    }
+    Ok(all)
+}
+
+/// As `track::userfaultfd` has a process make one, to take it away at once: nobody has said yet what it is for. One that the
+/// application makes is in that state for as long as from one call to the next.
+fn is_unused_userfaultfd(fd: &Fd) -> bool {
+    let features = || fd.info.field("API:").and_then(|api| api.split(':').nth(1));
+    fd.link == "anon_inode:[userfaultfd]" && fd.flags() & libc::O_CLOEXEC != 0 && features() == Some("0")
+}
+
+/// Was it there when this agent was started, so that another one may have been killed in the middle of something?
+fn is_older_than_we(remote: &Remote) -> bool {
+    let ours = start_time(std::process::id().cast_signed());
+    start_time(remote.pid).is_some_and(|at| ours.is_some_and(|ours| at <= ours))
 }
 
 /// All of a process, in rising order.

@@ -144,7 +144,7 @@ impl Remote {
     /// The kernel's.
     pub fn fds(&self) -> RmResult<&[Fd]> {
         if self.fds.get().is_none() {
-            let _ = self.fds.set(fds::read(self)?);
+            let _ = self.fds.set(fds::read_parked(self)?);
         }
         Ok(self.fds.get().map_or(&[], Vec::as_slice))
     }
@@ -319,6 +319,12 @@ impl Remote {
                     let is_parked = unsafe { (*self.page.slot(slot)).generation } != 0;
                     if is_parked && state_and_parent(self.pid).is_some_and(|(state, _)| state == 'T') {
                         return Err(io::Error::other(format!("process {} was stopped meanwhile", self.pid)));
+                    }
+                    if is_parked && self.page.is_given_up() {
+                        return Err(io::Error::other(format!(
+                            "process {} ran on: it had no sign of life from the agent",
+                            self.pid
+                        )));
                     }
                 }
                 done => return done,
