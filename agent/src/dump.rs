@@ -17,6 +17,7 @@ use holo_image::{Blob, EpochMeta, EpochSide, PAGE_BYTES};
 use holo_rm::at_once::{self, Alert};
 use holo_rm::barrier::{self, Parked, Still};
 use holo_rm::kinds::memory::NAME as MEMORY;
+use holo_rm::kinds::shared_pages::SharedPages;
 use holo_rm::kinds::vdso::is_in_head;
 use holo_rm::manager::{DumpCx, RmError, Sections};
 use holo_rm::page::Page;
@@ -55,9 +56,9 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 const STORE_MAX: Duration = Duration::from_secs(3600);
 
 /// The files manager of an application.
-pub(crate) fn files(app: &App) -> Files {
+pub(crate) fn files(app: &App, pages: SharedPages) -> Files {
     let replaced = app.paths.replaced.join(&app.name);
-    Files::new(roots(app), vec![app.paths.state.clone()], Some(replaced), Arc::clone(&app.changes))
+    Files::new(roots(app), vec![app.paths.state.clone()], Some(replaced), Arc::clone(&app.changes), pages)
 }
 
 pub(crate) fn roots(app: &App) -> Vec<PathBuf> {
@@ -172,7 +173,7 @@ fn attempt<'a>(
         return Err(not_running(app));
     }
     if work.registry.is_empty() {
-        work.registry = registry(files(app), roots(app), app.config.engine);
+        work.registry = registry(|pages| files(app, pages), roots(app), app.config.engine);
     }
     let registry = &mut work.registry;
     let mut moments = MOMENTS.iter();

@@ -21,6 +21,7 @@ use holo_cfor::{
 use holo_image::wire;
 use holo_image::{Blob, BlobPart, EpochReader, EpochWriter};
 use holo_rm::install::{Install, install};
+use holo_rm::kinds::shared_pages::SharedPages;
 use holo_rm::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use holo_rm::tree::Process;
 use std::collections::BTreeSet;
@@ -46,6 +47,8 @@ const SLOW: u8 = 1;
 
 /// The manager.
 pub struct Files {
+    /// Where the application has stored through maps.
+    pages: SharedPages,
     roots: Vec<PathBuf>,
     excludes: Vec<PathBuf>,
     replaced: Option<PathBuf>,
@@ -109,15 +112,17 @@ impl ContentSource for Source<'_> {
 
 impl Files {
     /// A manager for `roots`; `excludes` are never touched; `replaced` is where a restore moves what it
-    /// replaces.
+    /// replaces; `pages` tells what is stored through maps.
     #[must_use]
     pub(crate) fn new(
         roots: Vec<PathBuf>,
         excludes: Vec<PathBuf>,
         replaced: Option<PathBuf>,
         changes: ChangesCell,
+        pages: SharedPages,
     ) -> Self {
         Self {
+            pages,
             roots,
             excludes,
             replaced,
@@ -299,7 +304,7 @@ impl ResourceManager for Files {
             (self.previous, self.draft) = (None, None);
         }
         let written = self.written(cx)?;
-        self.recorded.cut(&written.maps, cx.processes.len());
+        self.recorded.cut(&written.maps, cx.processes.len(), &self.pages);
         self.parts_us.clear();
         let staged = self.stage(&written, cx)?;
         let tree = match &staged {

@@ -63,7 +63,7 @@ impl Kept {
     fn make(app: &App, image: &Arc<EpochReader>) -> Result<Self, Failure> {
         let page = page(app);
         let roots = roots(app);
-        let mut registry = registry(files(app), roots.clone(), app.config.engine);
+        let mut registry = registry(|pages| files(app, pages), roots.clone(), app.config.engine);
         let made = with_order(app, image, &[], &page, |order| {
             Warm::make(image, order, &mut registry, roots.clone()).map_err(|cause| failed(&cause))
         });

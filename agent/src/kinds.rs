@@ -21,12 +21,17 @@ use holo_rm::track::{Engine, Tracking};
 
 /// Managers for one application.
 #[must_use]
-pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) -> Registry {
+pub fn registry(
+    files: impl FnOnce(SharedPages) -> Files,
+    roots: Vec<std::path::PathBuf>,
+    engine: Engine,
+) -> Registry {
     let shared = SharedObjects::new();
     let mappings = shared.clone();
     let ipc = Ipc::default();
     let tracking = Tracking::by(engine);
     let shared_pages = SharedPages::new(tracking.clone());
+    let files = files(shared_pages.clone());
     let registry = Registry::new()
         // First: who is there. The clone's processes are made before all kinds.
         .application(Box::new(Tree::default()))
@@ -34,6 +39,8 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
         .application(Box::new(Stops))
         // Before files, descriptors and memory: waits for what is under way, which changes them. Contexts are made with memory.
         .process(|| Box::new(Aio::default()))
+        // Before files and memory: says where processes have stored to what they share.
+        .application(Box::new(Watching::new(shared_pages.clone(), roots.clone())))
         // Before processes and descriptors: a working directory may be one that this puts in place, and so are the files that they
         // open.
         .application(Box::new(files))
@@ -48,8 +55,6 @@ pub fn registry(files: Files, roots: Vec<std::path::PathBuf>, engine: Engine) ->
         .application(Box::new(SysvMsg::new(ipc.clone())))
         // After the kinds that tell it of objects of a namespace.
         .application(Box::new(ipc))
-        // Before memory, and after descriptors, which hold some of it: says what of shared memory has changed, in all processes.
-        .application(Box::new(Watching::new(shared_pages.clone(), mappings.clone())))
         // After what asks the process much: its snapshot is the last that is done to its memory. At a restore
         // libholo's own text comes with it, on which threads are made.
         .process(move || {

@@ -1,7 +1,7 @@
 //! What is known of how files were changed since the epoch before, and when that is not enough to go by.
 //!
 //! Ranges are gone by only if every process of the application records, every program that was started has joined, and
-//! nobody has the file mapped shared. All else is told by attributes, as without a recorder: a file whose attributes
+//! nobody has the file mapped shared, or all stores through maps are known ([`SharedPages`]). All else is told by attributes, as without a recorder: a file whose attributes
 //! have changed and of which nothing was recorded is copied whole.
 
 use crate::app::ChangesCell;
@@ -9,7 +9,8 @@ use crate::awaited::Void;
 use crate::changes::{Found, Number, Table};
 use holo_cfor::log::Ranges;
 use holo_cfor::{Hint, Inode};
-use std::collections::BTreeSet;
+use holo_rm::kinds::shared_pages::SharedPages;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -37,6 +38,8 @@ pub(crate) struct Recorded {
     /// Files that were mapped at one of the cuts, writable or not.
     mapped: BTreeSet<Number>,
     shared: BTreeSet<Number>,
+    /// Where files that are mapped were changed, of those of which all stores through maps are known.
+    stored: BTreeMap<Number, Ranges>,
     /// Files that were open at the last cut of which there is an epoch.
     open: BTreeSet<Number>,
     /// Every process has the table.
@@ -55,8 +58,20 @@ impl Recorded {
         let none = BTreeSet::new;
         let (mapped, shared, open, outsiders) = (none(), none(), none(), none());
         let found = Found::default();
-        let (all_record, was_void) = (false, false);
-        Self { cell, table: None, strangers: 0, found, mapped, shared, open, all_record, was_void, outsiders }
+        let (stored, all_record, was_void) = (BTreeMap::new(), false, false);
+        Self {
+            cell,
+            table: None,
+            strangers: 0,
+            found,
+            mapped,
+            shared,
+            stored,
+            open,
+            all_record,
+            was_void,
+            outsiders,
+        }
     }
 
     /// The table of the instance that runs now.
@@ -64,8 +79,8 @@ impl Recorded {
         self.cell.lock().clone()
     }
 
-    /// Takes what was recorded up to this cut of so many processes.
-    pub(crate) fn cut(&mut self, maps: &Maps, processes: usize) {
+    /// Takes what was recorded up to this cut of so many processes, and what they stored through maps.
+    pub(crate) fn cut(&mut self, maps: &Maps, processes: usize, pages: &SharedPages) {
         let table = self.table();
         let is_same = match (&table, &self.table) {
             (Some(now), Some(before)) => Arc::ptr_eq(now, before),
@@ -79,6 +94,14 @@ impl Recorded {
         self.found.add(found);
         self.mapped.extend(&maps.mapped);
         self.shared.extend(&maps.shared);
+        self.stored.clear();
+        for number in &self.shared {
+            let Some(stored) = pages.stored(*number) else { continue };
+            let mut ranges =
+                self.found.files.get(number).map(|change| change.ranges.clone()).unwrap_or_default();
+            stored.iter().for_each(|(start, end)| ranges.insert(*start, end - start));
+            self.stored.insert(*number, ranges);
+        }
     }
 
     /// Is of every file on these file systems known whether it may have other content?
@@ -99,14 +122,16 @@ impl Recorded {
         static NOTHING: Ranges = Ranges::new();
         let key = (inode.identity.dev, inode.identity.ino);
         let change = self.found.files.get(&key);
-        if self.mapped.contains(&key) || change.is_some_and(|change| change.is_whole) {
-            return Hint::Mapped;
+        let is_whole = change.is_some_and(|change| change.is_whole);
+        let is_recorded =
+            !self.found.is_incomplete && self.table.as_ref().is_some_and(|table| table.has_device(key.0));
+        let stored = self.stored.get(&key).filter(|_| is_recorded && !is_whole);
+        match stored {
+            Some(ranges) => Hint::Stored(ranges),
+            None if is_whole || self.mapped.contains(&key) => Hint::Mapped,
+            None if !is_recorded || self.shared.contains(&key) => Hint::Attributes,
+            None => Hint::Written(change.map_or(&NOTHING, |change| &change.ranges)),
         }
-        let is_recorded = self.table.as_ref().is_some_and(|table| table.has_device(key.0));
-        if !is_recorded || self.found.is_incomplete || self.shared.contains(&key) {
-            return Hint::Attributes;
-        }
-        Hint::Written(change.map_or(&NOTHING, |change| &change.ranges))
     }
 
     /// The table, if everybody who writes comes by the gate.

@@ -124,7 +124,7 @@ pub fn ready(app: &App, epoch: Option<u64>, aside: Option<u64>, stdio: &[OwnedFd
         }
     }
     let page = page(app);
-    let mut kinds = registry(files(app), roots(app), app.config.engine);
+    let mut kinds = registry(|pages| files(app, pages), roots(app), app.config.engine);
     let prepared = with_order(app, &image, stdio, &page, |order| {
         prepare(&image, order, &mut kinds).map_err(|cause| {
             forget_pages(&page);

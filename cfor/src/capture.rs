@@ -31,7 +31,7 @@ pub trait ContentSink {
     fn put(&mut self, data: &mut dyn Read, len: u64) -> io::Result<Self::Content>;
 
     /// Stores `parts` one after the other: of `base`, which is stored already, and of what `fresh` yields. Called only
-    /// for files that [`Hint::Written`] was said of.
+    /// for files that [`Hint::Written`] or [`Hint::Stored`] was said of.
     ///
     /// # Errors
     /// The store's own; [`io::ErrorKind::Unsupported`] unless overridden.
@@ -66,7 +66,7 @@ pub struct Captured<C> {
     /// Content of every regular file, by index in [`Tree::inodes`].
     pub contents: BTreeMap<u32, C>,
     /// Files (indices of inodes) whose attributes do not tell whether they changed since, see
-    /// [`Hint::Mapped`].
+    /// [`Hint::Mapped`] and [`Hint::Stored`].
     pub mapped: BTreeSet<u32>,
 }
 
@@ -189,7 +189,7 @@ pub fn stage<'a, 's, C: Clone>(
             continue;
         }
         let name = (tree.roots[root_at].path.clone(), entry.path.clone());
-        stager.file(&mut tree, at, name, (change, hint == Hint::Mapped), base)?;
+        stager.file(&mut tree, at, name, (change, hint.is_mapped()), base)?;
     }
     Ok(stager.finish(tree, BTreeMap::new()))
 }

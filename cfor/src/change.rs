@@ -19,9 +19,18 @@ pub enum Hint<'a> {
     /// It may change without a trace, because a process has it mapped shared and writable: stores through a
     /// mapping touch the times at the first store only.
     Mapped,
+    /// As [`Self::Mapped`], but its content was changed in these ranges only.
+    Stored(&'a Ranges),
     /// Its content was changed in these ranges only: every writer was recorded and none maps it. Only they are copied
     /// then. Empty ranges say nothing of a file whose attributes have changed: somebody was not recorded.
     Written(&'a Ranges),
+}
+
+impl Hint<'_> {
+    /// Attributes do not tell whether it has changed.
+    pub(crate) fn is_mapped(&self) -> bool {
+        matches!(self, Self::Mapped | Self::Stored(_))
+    }
 }
 
 /// What has become of a file.
@@ -83,18 +92,21 @@ pub(crate) fn change(old: &Inode, taken_at: Time, now: &Inode, hint: Hint<'_>) -
     };
     match hint {
         Hint::Mapped => Change::Any,
+        Hint::Stored(ranges) if !ranges.is_empty() => {
+            plan((*old_size, old_data), (*size, data), ranges).map_or(Change::Any, Change::Written)
+        }
         _ if size == old_size && is_untouched(old, taken_at, now) => Change::Same,
         Hint::Attributes => Change::Any,
         // The time stamp alone is not old enough; but nobody was recorded.
-        Hint::Written(ranges)
+        Hint::Written(ranges) | Hint::Stored(ranges)
             if ranges.is_empty()
                 && (size != old_size || old.identity != now.identity || old.mtime != now.mtime) =>
         {
             Change::Any
         }
         // Holes are another matter: the file system may fill them when it writes back, without a trace.
-        Hint::Written(ranges) if ranges.is_empty() && data == old_data => Change::Same,
-        Hint::Written(ranges) => {
+        Hint::Written(ranges) | Hint::Stored(ranges) if ranges.is_empty() && data == old_data => Change::Same,
+        Hint::Written(ranges) | Hint::Stored(ranges) => {
             plan((*old_size, old_data), (*size, data), ranges).map_or(Change::Any, Change::Written)
         }
     }

@@ -123,7 +123,7 @@ impl<C: Clone> Draft<C> {
             let change = old.map_or(Change::Any, |old| change(&old, before, inode, hint));
             let Some(name) = name else { continue };
             let base = self.contents.remove(&at);
-            stager.file(&mut self.tree, at, name, (change, hint == Hint::Mapped), base.as_ref())?;
+            stager.file(&mut self.tree, at, name, (change, hint.is_mapped()), base.as_ref())?;
         }
         Ok(Some(stager.finish(self.tree, self.contents)))
     }

@@ -1,16 +1,17 @@
-//! Which pages of shared memory changed since the last sealed epoch, so that only those are copied in the stop.
+//! Which pages of shared memory and of mapped files were stored to since the last sealed epoch, so that only those are copied in the
+//! stop.
 //!
-//! Memory that several processes map is written through each of their page tables: it is watched in all of them, and a page has
-//! changed if one of them says so. What cannot be seen so makes all of an object count as changed: a process that came or went, a
-//! map that did, memory that was given back. Objects that have a descriptor can be written without any map: their whole content is
-//! staged by it, see `shared.rs`.
+//! What several processes map is written through each of their page tables: it is watched in all of them, and a page has changed if
+//! one of them says so. What cannot be seen so makes all of an object count as changed: a process that came or went, a map that
+//! did, memory that was given back. What is written through descriptors is not seen here: of files `Files` knows that, and memory
+//! without a name that has a descriptor is staged as a whole, see `shared.rs`.
 
 use crate::at_once;
 use crate::kinds::increment::{self, Runs};
 use crate::kinds::memory::NAME;
 use crate::kinds::memory_read::resident;
 use crate::kinds::pagemap::Pagemap;
-use crate::kinds::shared::{ObjectKey, SharedObjects};
+use crate::kinds::shared::ObjectKey;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::remote::Remote;
@@ -18,7 +19,10 @@ use crate::track::ranges::{self, Range};
 use crate::track::{Tracking, Userfaultfd};
 use holo_image::PageKey;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -48,6 +52,8 @@ struct Object {
     changed: Vec<Range>,
     /// Its maps at the last look, if all of them were watched from then on.
     views: Vec<View>,
+    /// `changed` has all since the last sealed epoch.
+    is_based: bool,
     /// Nobody can have changed it unseen since then.
     is_told: bool,
     /// What zones have given in this stop.
@@ -76,33 +82,58 @@ pub struct SharedPages {
     inner: Arc<Mutex<Inner>>,
 }
 
-/// The manager that looks, before the memory of processes is dumped.
+/// The manager that looks, before all that wants to know.
 pub struct Watching {
     pages: SharedPages,
-    shared: SharedObjects,
+    roots: Vec<PathBuf>,
 }
 
 impl Watching {
-    /// One that looks for `pages`; `shared` are the objects that descriptors hold too.
+    /// One that looks for `pages`; of files only those are watched that are below `roots`, or stored to.
     #[must_use]
-    pub fn new(pages: SharedPages, shared: SharedObjects) -> Self {
-        Self { pages, shared }
+    pub fn new(pages: SharedPages, roots: Vec<PathBuf>) -> Self {
+        Self { pages, roots }
     }
 
-    /// Maps of all objects, by object.
+    fn is_wanted(&self, zone: &Zone) -> bool {
+        match zone.kind {
+            ZoneKind::SharedObject => Some(zone.device) == device(),
+            ZoneKind::FileShared => {
+                let path = Path::new(OsStr::from_bytes(&zone.path));
+                zone.prot & 2 != 0 || self.roots.iter().any(|root| path.starts_with(root))
+            }
+            ZoneKind::Anonymous
+            | ZoneKind::Stack
+            | ZoneKind::FilePrivate
+            | ZoneKind::SysV
+            | ZoneKind::Vdso
+            | ZoneKind::Vvar
+            | ZoneKind::Vsyscall => false,
+        }
+    }
+
+    /// Maps of all objects that are wanted, by object.
     fn find<'a>(&self, cx: &DumpCx<'a>) -> RmResult<BTreeMap<ObjectKey, Vec<(&'a Remote, View)>>> {
-        let mut found: BTreeMap<ObjectKey, Vec<_>> = BTreeMap::new();
+        let (mut found, mut wanted) = (BTreeMap::<ObjectKey, Vec<_>>::new(), BTreeSet::new());
         for process in cx.processes {
-            let maps = process.remote.maps().on("reading", "maps")?;
-            let started = process.remote.stat().map_or(0, |stat| stat.started);
+            let remote = &process.remote;
+            let maps = remote.maps().on("reading", "maps")?;
+            let started = remote.stat().map_or(0, |stat| stat.started);
             for zone in zones::parse_shared(maps).map_err(RmError::Unsupported)? {
-                if zone.kind == ZoneKind::SharedObject {
-                    let (start, end, offset) = (zone.start, zone.end, zone.offset);
-                    let view = View { who: (process.remote.pid, started), start, end, offset };
-                    found.entry((zone.device, zone.inode)).or_default().push((&process.remote, view));
+                // Holo's own.
+                if [remote.page.address(), remote.page.changes_at()].contains(&zone.start) {
+                    continue;
                 }
+                let key = (zone.device, zone.inode);
+                if self.is_wanted(&zone) {
+                    wanted.insert(key);
+                }
+                let (start, end, offset) = (zone.start, zone.end, zone.offset);
+                let view = View { who: (remote.pid, started), start, end, offset };
+                found.entry(key).or_default().push((remote, view));
             }
         }
+        found.retain(|key, _| wanted.contains(key));
         Ok(found)
     }
 }
@@ -145,6 +176,12 @@ impl SharedPages {
             object.known.iter().map(|(at, keys)| (*at, at + keys.len() as u64 * PAGE)).collect();
         let keep = ranges::without(&ranges::both(&there, &known), &object.changed);
         Ok(Part { read: ranges::without(&there, &keep), keep })
+    }
+
+    /// Where a file was stored to through maps since the last sealed epoch; `None`: it may be anywhere.
+    #[must_use]
+    pub fn stored(&self, key: ObjectKey) -> Option<Vec<Range>> {
+        self.inner().objects.get(&key).filter(|object| object.is_based).map(|object| object.changed.clone())
     }
 
     /// Names of pages of an object that are as they were.
@@ -204,8 +241,7 @@ impl ResourceManager for Watching {
             let is_here = |old: &View| views.iter().any(|(_, view)| view == old);
             object.is_told = nobody_came && !object.views.is_empty() && object.views.iter().all(is_here);
             let before = std::mem::take(&mut object.views);
-            let is_large = views.iter().any(|(_, view)| view.end - view.start >= OBJECT_BYTES_MIN);
-            if !is_large || Some(key.0) != device() || self.shared.is_staged(*key) {
+            if views.iter().all(|(_, view)| view.end - view.start < OBJECT_BYTES_MIN) {
                 continue;
             }
             object.views = views.iter().map(|(_, view)| *view).collect();
@@ -241,6 +277,7 @@ impl ResourceManager for Watching {
                 object.views.clear();
             }
             if object.views.is_empty() || !object.is_told {
+                object.is_based = false;
                 object.known.clear();
                 object.changed.clear();
             }
@@ -251,10 +288,9 @@ impl ResourceManager for Watching {
 
     fn sealed(&mut self) {
         for object in self.pages.inner().objects.values_mut() {
-            if let Some(draft) = object.draft.take() {
-                object.known = increment::joined(draft);
-                object.changed.clear();
-            }
+            object.known = object.draft.take().map(increment::joined).unwrap_or_default();
+            object.changed.clear();
+            object.is_based = !object.views.is_empty();
         }
     }
 
@@ -327,8 +363,8 @@ fn watch(watcher: &Userfaultfd, remote: &Remote, view: &View, before: bool) -> O
     remote.page.keep_alive();
     let pagemap = Pagemap::open(remote.pid).ok()?;
     let is_new = !before || !pagemap.is_watched(view.start);
-    if is_new && !watcher.watch(remote, view.start, view.end).ok()? {
-        return None;
+    if is_new && !watcher.watch_shared(remote, view.start, view.end).ok()? {
+        return Some(Watched { written: Vec::new(), is_new: false });
     }
     let written = pagemap.mark(&[(view.start, view.end)]).ok()?;
     Some(Watched { written, is_new })

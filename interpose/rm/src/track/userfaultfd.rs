@@ -140,9 +140,9 @@ impl Userfaultfd {
     }
 
     /// Watches a zone that is not. False: it cannot be, or another descriptor does, or must not be now.
-    pub(crate) fn watch(&self, remote: &Remote, start: u64, end: u64) -> io::Result<bool> {
+    fn watch(&self, remote: &Remote, zone: &Zone) -> io::Result<bool> {
         let holder: Arc<dyn Holder> = self.held.clone();
-        match self.lifts.protecting(&remote.page, &holder, || self.held.register(start, end)) {
+        match self.lifts.protecting(&remote.page, &holder, || self.held.register(zone.start, zone.end)) {
             // The memory that it belonged to is gone: the process executed another program.
             Some(Err(cause)) if cause.raw_os_error() == Some(libc::ESRCH) => Err(cause),
             Some(done) => Ok(done.is_ok()),
@@ -150,9 +150,20 @@ impl Userfaultfd {
         }
     }
 
+    /// Watches a zone of shared memory. False: nothing can be stored through it, it was mapped so.
+    pub(crate) fn watch_shared(&self, remote: &Remote, start: u64, end: u64) -> io::Result<bool> {
+        let holder: Arc<dyn Holder> = self.held.clone();
+        match self.lifts.protecting(&remote.page, &holder, || self.held.register(start, end)) {
+            Some(Ok(())) => Ok(true),
+            Some(Err(cause)) if cause.raw_os_error() == Some(libc::EPERM) => Ok(false),
+            Some(Err(cause)) => Err(cause),
+            None => Err(io::ErrorKind::ResourceBusy.into()),
+        }
+    }
+
     /// Watches and protects a zone that was not watched: all that it has counts as changed. False: it cannot be watched.
     fn begin(&self, remote: &Remote, pagemap: &Pagemap, zone: &Zone) -> io::Result<bool> {
-        if !self.watch(remote, zone.start, zone.end)? {
+        if !self.watch(remote, zone)? {
             return Ok(false);
         }
         for region in pagemap.protect(zone.start, zone.end)? {
