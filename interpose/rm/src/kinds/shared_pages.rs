@@ -17,6 +17,7 @@ use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, Switch
 use crate::remote::Remote;
 use crate::track::ranges::{self, Range};
 use crate::track::{Tracking, Userfaultfd};
+use holo_abi::sysno;
 use holo_image::PageKey;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -28,6 +29,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Less is copied as fast as it is looked at.
 const OBJECT_BYTES_MIN: u64 = 1 << 20;
+
+const HUGE_BYTES: u64 = 2 << 20;
+const MADV_NOHUGEPAGE: u64 = 15;
 
 /// A process: pid on this node and start time.
 type Who = (i32, u64);
@@ -365,6 +369,10 @@ fn watch(watcher: &Userfaultfd, remote: &Remote, view: &View, before: bool) -> O
     let is_new = !before || !pagemap.is_watched(view.start);
     if is_new && !watcher.watch_shared(remote, view.start, view.end).ok()? {
         return Some(Watched { written: Vec::new(), is_new: false });
+    }
+    // A huge page is marked as a whole, and is there again as a whole when one byte of it is stored to.
+    if is_new && view.end - view.start >= HUGE_BYTES {
+        let _ = remote.call(sysno::madvise, &[view.start, view.end - view.start, MADV_NOHUGEPAGE]);
     }
     let written = pagemap.mark(&[(view.start, view.end)]).ok()?;
     Some(Watched { written, is_new })
