@@ -1,8 +1,8 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
 use crate::{
-    aio, altstack, changes, descriptors, exec, filters, inodes, ipc, members, moves, signals, socket_waits,
-    start, trace, transfers, traps, user, waits,
+    aio, altstack, changes, clones, exec, filters, inodes, ipc, members, moves, signals, socket_waits, start,
+    trace, transfers, traps, user, waits,
 };
 use core::sync::atomic::Ordering;
 use holo_abi::control::exiting;
@@ -11,6 +11,8 @@ use holo_sys::gate::{CLASS, PLAIN, Regs, SLOW};
 use holo_sys::tls::tls;
 
 const ENOSYS: i64 = -38;
+const EPROTONOSUPPORT: i64 = -93;
+const IPPROTO_MPTCP: u64 = 262;
 const EINVAL: i64 = -22;
 const MADV_WIPEONFORK: u64 = 18;
 /// `MADV_REMOVE`, and advices that stay with a zone: `MADV_DONTFORK` to `MADV_KEEPONFORK`.
@@ -51,6 +53,7 @@ const SLOW_CALLS: &[i64] = &[
     sysno::execveat,
     sysno::exit_group,
     sysno::getppid,
+    sysno::socket,
     sysno::setsockopt,
     sysno::madvise,
     sysno::rseq,
@@ -202,7 +205,9 @@ fn decide(regs: &mut Regs) -> Verdict {
             traps::enter();
             Verdict::Forward
         }
-        sysno::clone | sysno::clone3 | sysno::fork | sysno::vfork => on_clone(regs),
+        sysno::clone | sysno::clone3 | sysno::fork | sysno::vfork => clones::on_clone(regs),
+        // As a kernel without it answers: what it knows of its flows cannot be captured; programs fall back to TCP.
+        sysno::socket if regs.args[2] == IPPROTO_MPTCP => Verdict::Handled(EPROTONOSUPPORT),
         // As a kernel without it answers: there is one range per thread, but libc's calls are made from two places.
         sysno::prctl if regs.args[0] == traps::PR_DISPATCH => Verdict::Handled(EINVAL),
         sysno::prctl | sysno::seccomp if filters::concerns(regs) => filters::on_filter(regs),
@@ -225,37 +230,6 @@ fn on_madvise(advice: u64) -> Verdict {
     }
     if FLAG_ADVICES.contains(&advice) {
         moves::advised();
-    }
-    Verdict::Forward
-}
-
-/// A child that shares our memory must not be taken for us; one of a trapped call is trapped too.
-fn on_clone(regs: &mut Regs) -> Verdict {
-    const VFORK_FLAGS: u64 = 0x4100;
-    const CLONE_VM: u64 = 0x100;
-    const CLONE_FILES: u64 = 0x400;
-    const CLONE_THREAD: u64 = 0x1_0000;
-    let flags = match regs.rax.cast_signed() {
-        sysno::clone => regs.args[0],
-        sysno::clone3 => user::read::<u64>(regs.args[0], regs.rsp).unwrap_or(0),
-        sysno::vfork => VFORK_FLAGS,
-        _ => 0,
-    };
-    if flags & CLONE_THREAD == 0 {
-        members::makes();
-    }
-    // Descriptors without our memory. Memory without our descriptors is a `vfork`, which `signals` knows, or rare.
-    let shares = flags & (CLONE_VM | CLONE_FILES);
-    if shares == CLONE_FILES || shares == CLONE_VM && !signals::is_vfork(flags) {
-        descriptors::share();
-    }
-    if !filters::on() {
-        signals::on_clone(flags);
-    }
-    if traps::on()
-        && let Some(raw) = holo_sys::traps::child_raw(regs.raw)
-    {
-        regs.raw = raw;
     }
     Verdict::Forward
 }

@@ -30,6 +30,7 @@ mod aio;
 mod altstack;
 mod awaited;
 mod changes;
+mod clones;
 mod descriptors;
 mod dispatch;
 mod early;

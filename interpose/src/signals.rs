@@ -551,6 +551,15 @@ fn in_sharing_child(words: &mut Tls) -> bool {
     false
 }
 
+/// In a new process of one thread: no signal has a handler of the application any more, as after `exec`.
+pub(crate) fn clear_handlers() {
+    // Nobody who held it is here.
+    LOCK.store(0, Ordering::Relaxed);
+    for signal in (1..=64).filter(|signal| ACTIONS.get(*signal as usize).is_handler()) {
+        install(signal, &Action::default());
+    }
+}
+
 fn install(signal: i32, new: &Action) -> i64 {
     let _held = Lock::take();
     ACTIONS.set(signal as usize, *new);

@@ -14,6 +14,7 @@ holo_tests::workloads! {
     inotify: Workload::new("fd_inotify.c");
     unix: Workload::new("fd_unix.c");
     passed: Workload::new("fd_passed.c");
+    passed_sets: Workload::new("fd_passed_sets.c");
     senders: Workload::new("fd_senders.c");
     tcp: Workload::new("fd_tcp.c");
     tcp_listen: Workload::new("fd_tcp.c").arg("listen");

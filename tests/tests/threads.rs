@@ -14,4 +14,5 @@ holo_tests::workloads! {
     robust: Workload::new("robust.c");
     identity: Workload::new("identity.c");
     identity_inherited: Workload::new("identity.c").arg("inherited");
+    settings: Workload::new("settings.c");
 }

@@ -2,6 +2,7 @@
  * Goal: what holo cannot restore is left alone, and protected again when it is gone. Method: the program has one such thing, named by its
  * argument, uses it each round, and gives it up when DIR/lift exists. */
 #include "work.h"
+#include <asm/ldt.h>
 #include <linux/aio_abi.h>
 #include <linux/bpf.h>
 #include <linux/filter.h>
@@ -247,6 +248,13 @@ static void begin_undo(void) {
 static void use_undo(void) { CHECK(semctl(id, 0, GETVAL) == 2, "the semaphore"); }
 static void end_undo(void) { OK(semctl(id, 0, IPC_RMID)); end_thread(); }
 
+/* A table of segments, as programs for other systems want it. It cannot be given up: a child has it. */
+static void own_table(void) {
+    struct user_desc entry = {.entry_number = 0, .base_addr = 4096, .limit = 1, .seg_32bit = 1, .useable = 1};
+    OK((int)syscall(SYS_modify_ldt, 1, &entry, sizeof entry));
+}
+static void begin_table(void) { fork_child(own_table); }
+
 static void nothing(void) {}
 
 static const struct limit { const char *name; void (*begin)(void), (*use)(void), (*end)(void); } limits[] = {
@@ -257,6 +265,7 @@ static const struct limit { const char *name; void (*begin)(void), (*use)(void),
     {"network", begin_network, ask_child, end_child},
     {"mounts", begin_mounts, ask_child, end_child},
     {"filter", begin_filter, ask_child, end_child},
+    {"table", begin_table, ask_child, end_child},
     {"program", begin_program, ask_child, end_child},
     {"shm", begin_shm, use_shm, end_shm},
     {"undo", begin_undo, use_undo, end_undo},

@@ -1,8 +1,11 @@
 /* flags: -O2 -l:liburing.so.2 -l:libaio.so.1
  * Goal: libraries that make system calls past libc are treated as libc is: liburing gets the answer of a kernel without
- * io_uring, a wait in libaio is not cut short by a checkpoint.
+ * io_uring, a wait in libaio is not cut short by a checkpoint; a socket of several TCP flows, which Go's servers ask for first, is
+ * answered as by a kernel without them.
  * Method: both are linked without their headers, by what their manual pages say. */
 #include "work.h"
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 extern int io_uring_queue_init(unsigned entries, void *ring, unsigned flags);
 extern int io_setup(int events, void **context);
@@ -21,6 +24,7 @@ int main(int argc, char **argv) {
         if (preload) {
             int ret = io_uring_queue_init(4, ring, 0);
             CHECK(ret == -ENOSYS, "io_uring_queue_init: %d", ret);
+            CHECK(socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP) == -1 && errno == EPROTONOSUPPORT, "MPTCP");
         }
         struct timespec patience = {0, 30000000};
         int64_t before = work_now_us(CLOCK_MONOTONIC);

@@ -3,6 +3,7 @@
 //! Position-independent, without stack or data, so that the restorer can copy it to wherever the clone
 //! has a hole. `r12` = slot, `r13` = header, both in the control page. See `holo_abi::control`.
 
+use crate::frame::{Context, UContext};
 use core::arch::global_asm;
 use holo_abi::control::{self, Header, Slot};
 
@@ -26,6 +27,12 @@ pub fn end() -> u64 {
     // SAFETY: only the address is taken.
     core::ptr::from_ref(unsafe { &holo_serve_end }) as u64
 }
+
+/// Where a frame says which states it has (`struct _fpx_sw_bytes` at the end of the area of FXSAVE): `FP_XSTATE_MAGIC1`, a length, the states.
+const FRAME_MAGIC_AT: usize = 464;
+const FRAME_MAGIC: u32 = 0x4650_5853;
+/// Contents of AMX's tiles among the states.
+const TILES: u32 = 1 << 18;
 
 const _: () = assert!(control::CALL_SIGRETURN == 0x1000 && control::CALL_WAIT == 0x1004);
 
@@ -127,6 +134,20 @@ global_asm!(
     "cmp rax, 0x1000",
     "jne 71f",
     "mov rsp, [rbx + 8]",
+    // A frame with tiles is taken only by a thread that has room for them, which it gets when it first uses one.
+    "mov rcx, [rsp + {fpstate}]",
+    "test rcx, rcx",
+    "jz 78f",
+    "cmp dword ptr [rcx + {magic_at}], {magic}",
+    "jne 78f",
+    "test dword ptr [rcx + {states_at}], {tiles}",
+    "jz 78f",
+    "lea rdx, [rip + 79f]",
+    // ldtilecfg [rdx]; tilezero tmm0; tilerelease: the assembler takes the names for some processors only.
+    ".byte 0xc4, 0xe2, 0x78, 0x49, 0x02",
+    ".byte 0xc4, 0xe2, 0x7b, 0x49, 0xc0",
+    ".byte 0xc4, 0xe2, 0x78, 0x49, 0xc0",
+    "78:",
     // The last word to the agent: this thread is the application's again.
     "mov dword ptr [r12], {state_free}",
     "mov eax, 15",
@@ -205,6 +226,15 @@ global_asm!(
     "mov eax, 231",
     "syscall",
     "ud2",
+    // The smallest set of tiles: palette 1, one row of 4 bytes.
+    ".balign 64",
+    "79:",
+    ".byte 1",
+    ".zero 15",
+    ".short 4",
+    ".zero 30",
+    ".byte 1",
+    ".zero 15",
     ".globl holo_serve_end",
     ".hidden holo_serve_end",
     "holo_serve_end:",
@@ -224,4 +254,9 @@ global_asm!(
     calls_stop = const core::mem::offset_of!(Slot, calls_stop),
     calls_done = const core::mem::offset_of!(Slot, calls_done),
     leave = const core::mem::offset_of!(Slot, leave),
+    fpstate = const core::mem::offset_of!(UContext, context) + core::mem::offset_of!(Context, fpstate),
+    magic_at = const FRAME_MAGIC_AT,
+    magic = const FRAME_MAGIC,
+    states_at = const FRAME_MAGIC_AT + 8,
+    tiles = const TILES,
 );

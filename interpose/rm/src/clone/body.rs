@@ -4,10 +4,10 @@ use super::{PATIENCE, page_path};
 use crate::grow::{Ground, grow, spare_pids};
 use crate::install::Channel;
 use crate::kinds::laid::Laid;
-use crate::kinds::process::{ProcessState, clock_ns};
+use crate::kinds::process::{self, ProcessState, clock_ns};
 use crate::kinds::ptys::{self, Terminals, TerminalsState};
 use crate::kinds::stops::{self, StopsState};
-use crate::kinds::threads::ThreadsState;
+use crate::kinds::threads::{self, ThreadsState};
 use crate::kinds::tree::{self, TreeState};
 use crate::manager::{Context, RmError, RmResult, section, section_of};
 use crate::page::Page;
@@ -216,14 +216,14 @@ impl Image {
         tree.check()?;
         let (mut states, mut threads) = (Vec::new(), Vec::new());
         for (index, branch) in tree.processes.iter().enumerate() {
-            let state: ProcessState = section_of(image, "process", index, 1)?;
+            let state: ProcessState = section_of(image, "process", index, process::VERSION)?;
             if state.pid != branch.pid {
                 let what = format!("process {} has the state of {}", branch.pid, state.pid);
                 return Err(RmError::BadSection { kind: tree::NAME, what });
             }
             check(&state)?;
             states.push(state);
-            threads.push(section_of(image, "threads", index, 1)?);
+            threads.push(section_of(image, "threads", index, threads::VERSION)?);
         }
         let stops: StopsState = section(image, stops::NAME, stops::VERSION)?;
         stops.check(&states.iter().map(|state| state.pid).collect::<Vec<_>>())?;

@@ -17,7 +17,7 @@ use super::memfd::{self, MemfdState};
 use super::mqueue::{self, QueueState};
 use super::netlink::NetlinkState;
 use super::open::{Common, Dumping, Each, Making, Place};
-use super::passed::Passed;
+use super::passed::{NOWHERE, Passed};
 use super::pidfd::PidState;
 use super::pipes::PipeState;
 use super::ptys::{self, TerminalsState};
@@ -129,11 +129,10 @@ pub(crate) fn capture(
     }
     (dumping.cx.remote, dumping.cx.index) = (first, index_of_first);
     for (index, epoll) in &mut state.epolls {
-        let Common { process, number, .. } = state.common[*index as usize];
+        let process = state.common[*index as usize].process;
         let own = state.numbers.iter().filter(|one| one.process == process);
         let by_number: BTreeMap<i32, u32> = own.map(|one| (one.number, one.description)).collect();
-        let pid = remotes[process as usize].pid;
-        epoll.resolve(pid, number, &by_number, dumping.cx.remarks)?;
+        epoll.resolve(*index as usize, &by_number, &opens, dumping.cx.remarks)?;
     }
     state.pairs = ptys::capture(dumping.cx, &opens, &mut state.terminals)?;
     moments::look(&state, dumping.cx);
@@ -184,14 +183,19 @@ impl State {
         self.common[description as usize].process
     }
 
-    /// Members of sets of a process whose number now leads elsewhere: set, member, description.
+    /// It is only on its way through a socket.
+    pub(crate) fn is_nowhere(&self, description: u32) -> bool {
+        self.common[description as usize].number == NOWHERE
+    }
+
+    /// Members of sets of a process whose number now leads elsewhere, or whose set has none: set, member, description.
     pub(crate) fn stale_members(&self, process: u32) -> Vec<(u32, &Member, u32)> {
         let now = self.now(process);
         let mut stale = Vec::new();
         for (set, epoll) in self.epolls.iter().filter(|(set, _)| self.process_of(*set) == process) {
             for member in &epoll.members {
                 if let Some(description) = member.description
-                    && now.get(&member.number) != Some(&description)
+                    && (self.is_nowhere(*set) || now.get(&member.number) != Some(&description))
                 {
                     stale.push((*set, member, description));
                 }

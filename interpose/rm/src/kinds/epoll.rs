@@ -36,6 +36,10 @@ pub(crate) struct EpollState {
 }
 
 impl EpollState {
+    fn has_old_edges(&self) -> bool {
+        self.quiet && self.members.iter().any(|member| member.events & libc::EPOLLET as u32 != 0)
+    }
+
     pub(crate) fn describe(open: &Open, _: &mut Dumping) -> RmResult<Self> {
         let mut members: Vec<Member> = Vec::new();
         let mut seen: BTreeMap<i32, u32> = BTreeMap::new();
@@ -56,35 +60,40 @@ impl EpollState {
         Ok(Self { members, quiet })
     }
 
-    /// Finds the description of each member: `numbers` maps descriptor numbers to descriptions.
+    /// Finds the description of each member, of `set` in `opens`: mostly what has its number in the process of the set, as `numbers`
+    /// tells; else whatever any process, or a queue, has.
     pub(crate) fn resolve(
         &mut self,
-        pid: i32,
-        set: i32,
+        set: usize,
         numbers: &BTreeMap<i32, u32>,
+        opens: &[Open],
         remarks: &mut Vec<String>,
     ) -> RmResult<()> {
+        let me = std::process::id() as i32;
+        let set = &opens[set];
         for member in &mut self.members {
-            let slot = [set as u32, member.number as u32, member.order];
-            let is = |number: i32| {
-                let slot = (&raw const slot) as u64;
-                kcmp((pid, pid), compare::EPOLL_TFD, number as u64, slot).map(std::cmp::Ordering::is_eq)
+            let slot = [set.as_raw_fd() as u32, member.number as u32, member.order];
+            // Ours are the application's own descriptions.
+            let is = |index: u32| {
+                let (fd, slot) = (opens[index as usize].as_raw_fd() as u64, (&raw const slot) as u64);
+                kcmp((me, me), compare::EPOLL_TFD, fd, slot)
+                    .map(std::cmp::Ordering::is_eq)
+                    .on("comparing the members of epoll set", set.number)
             };
-            // Nearly always the number still leads to it.
-            if let Some(description) = numbers.get(&member.number)
-                && is(member.number).on("comparing the members of epoll set", set)?
+            if let Some(index) = numbers.get(&member.number)
+                && is(*index)?
             {
-                member.description = Some(*description);
+                member.description = Some(*index);
                 continue;
             }
-            for (number, description) in numbers {
-                if is(*number).on("comparing the members of epoll set", set)? {
-                    member.description = Some(*description);
+            for index in 0..opens.len() as u32 {
+                if is(index)? {
+                    member.description = Some(index);
                     break;
                 }
             }
             if member.description.is_none() {
-                let number = member.number;
+                let (set, number) = (set.number, member.number);
                 remarks.push(format!(
                     "epoll set {set}: its member {number} is open outside only and was left out"
                 ));
@@ -127,14 +136,22 @@ pub(crate) fn enter(remote: &Remote, set: i32, members: &[&Member]) -> RmResult<
 
 /// After all members are entered: where nothing was ready at the cut, edges are old news.
 pub(crate) fn consume_edges(remote: &Remote, set: i32, state: &EpollState) -> RmResult<()> {
-    let edges = state.members.iter().any(|member| member.events & libc::EPOLLET as u32 != 0);
-    if state.quiet && edges {
+    if state.has_old_edges() {
         let most = state.members.len().min(holo_abi::control::SCRATCH_BYTES / 16) as u64;
         remote
             .call(sysno::epoll_wait, &[set as u64, remote.page.scratch_address(0), most, 0])
             .on("settling epoll set", set)?;
     }
     Ok(())
+}
+
+/// [`consume_edges`] of a set that no process has.
+pub(crate) fn consume_edges_of(set: &impl AsRawFd, state: &EpollState) {
+    if state.has_old_edges() {
+        let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; state.members.len()];
+        // SAFETY: room for so many.
+        unsafe { libc::epoll_wait(set.as_raw_fd(), events.as_mut_ptr(), events.len() as i32, 0) };
+    }
 }
 
 /// Sets in the order in which they are to be filled: inner ones first, so that the kernel's checks for loops

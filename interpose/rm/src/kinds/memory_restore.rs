@@ -2,6 +2,7 @@
 
 use crate::kinds::laid::{APART, Laid, map_file, zones_of};
 use crate::kinds::memory::{MemoryState, NAME, VERSION, control_zone};
+use crate::kinds::process::{self, ProcessState};
 use crate::kinds::shared::SharedObjects;
 use crate::kinds::zones::{Zone, ZoneKind};
 use crate::manager::{Context, RmError, RmResult, SwitchCx};
@@ -36,7 +37,7 @@ pub(crate) fn restore(cx: &mut SwitchCx, shared: &SharedObjects) -> RmResult<()>
     advise(cx, &state.zones)?;
     set_layout(cx, &state)?;
     // libholo's text is there now; the hole can go.
-    let process: crate::kinds::process::ProcessState = cx.section("process", 1)?;
+    let process: ProcessState = cx.section("process", process::VERSION)?;
     laid.leave_hole(cx.remote, process.holo[0])?;
     let now = check(cx, &state)?;
     if followed && !laid.is_whole(&now) {
@@ -138,7 +139,7 @@ fn advise(cx: &SwitchCx, zones: &[Zone]) -> RmResult<()> {
 fn set_layout(cx: &mut SwitchCx, state: &MemoryState) -> RmResult<()> {
     const MAP_AT: usize = 8192;
     const AUXV_AT: usize = 16384;
-    let process: crate::kinds::process::ProcessState = cx.section("process", 1)?;
+    let process: ProcessState = cx.section("process", process::VERSION)?;
     let page = &cx.remote.page;
     let auxv = &state.layout.auxv;
     if auxv.len() > 4096 {

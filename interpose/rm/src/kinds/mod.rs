@@ -48,6 +48,7 @@ mod round_trip;
 #[cfg(test)]
 mod round_trip_sockets;
 mod senders;
+pub mod settings;
 pub mod shared;
 pub mod shared_pages;
 pub mod sharing;

@@ -74,6 +74,9 @@ pub(crate) fn place(
     let order = epoll::inner_first(&state.epolls)?;
     for i in &order {
         let (index, set) = &state.epolls[*i];
+        if state.is_nowhere(*index) {
+            continue;
+        }
         let now = &now[state.process_of(*index) as usize];
         let live: Vec<&Member> = set
             .members
@@ -86,6 +89,10 @@ pub(crate) fn place(
     }
     for i in &order {
         let (index, set) = &state.epolls[*i];
+        if state.is_nowhere(*index) {
+            epoll::consume_edges_of(made.get(index).ok_or_else(|| missing(*index))?, set);
+            continue;
+        }
         epoll::consume_edges(holder(*index), state.common[*index as usize].number, set)?;
     }
     for common in &state.common {

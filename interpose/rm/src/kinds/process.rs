@@ -1,6 +1,7 @@
 //! The process itself: identity, directories, limits, credentials, what `prctl` set.
 
 use super::kernel::bytes_of;
+use super::settings::{self, Files, Settings};
 use crate::asks::{Asked, Asking};
 use crate::filters::has_own;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
@@ -14,7 +15,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 const NAME: &str = "process";
-const VERSION: u16 = 1;
+/// Version of the section.
+pub(crate) const VERSION: u16 = 2;
 const LIMITS: u64 = 16;
 /// Where in what the calls write they are.
 const LIMITS_AT: usize = 64;
@@ -84,6 +86,8 @@ pub struct ProcessState {
     pub boot_id: String,
     /// See `boot_id`.
     pub clocks_ns: [i64; 3],
+    /// What it asked the kernel for once.
+    pub settings: Settings,
 }
 
 /// Reads the clocks of this node, as the process sees them if it is not in a time namespace of its own.
@@ -172,6 +176,9 @@ fn look_for_features() -> Vec<String> {
 #[derive(Default)]
 pub struct Process {
     asked: Option<Asked>,
+    settings: Option<Asked>,
+    /// Read before the stop.
+    files: Option<Files>,
 }
 
 /// Where a limit is in what the calls write.
@@ -201,6 +208,7 @@ impl ResourceManager for Process {
     }
 
     fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        self.files = Some(Files::of(cx.remote));
         let text = cx.remote.proc_text("status").on("reading", "status")?;
         obstacles(cx, &text)
     }
@@ -226,6 +234,7 @@ impl ResourceManager for Process {
             calls.extend((0..LIMITS).map(limit));
             calls
         });
+        self.settings = asking.add(settings::BYTES, settings::calls);
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
@@ -235,6 +244,11 @@ impl ResourceManager for Process {
         let asked = self.asked.take().unwrap_or_default();
         let answers = remote.answers().and_then(|answers| answers.of(&asked));
         let (calls, scratch) = answers.on("asking", "the process")?;
+        let asked = self.settings.take().unwrap_or_default();
+        let (made, bytes) =
+            remote.answers().and_then(|answers| answers.of(&asked)).on("asking", "the process")?;
+        let files = self.files.take().unwrap_or_else(|| Files::of(remote));
+        let settings = Settings::of(remote.pid, made, bytes, files)?;
         let base = OPTIONS.len();
         let value = |index: usize| outcome(&calls[index]).unwrap_or(0);
         let word = |at: usize| i64::from_le_bytes(scratch[at..at + 8].try_into().unwrap_or([0; 8]));
@@ -297,6 +311,7 @@ impl ResourceManager for Process {
             fd_max: remote.fds()?.last().map_or(2, |fd| fd.number),
             boot_id: boot_id(),
             clocks_ns: [clock(0), clock(1), clock(2)],
+            settings,
         };
         cx.put(NAME, VERSION, &state)
     }
@@ -333,6 +348,7 @@ impl ResourceManager for Process {
             calls.push(call(sysno::personality, &[state.personality]));
         }
         cx.remote.run_all(&mut calls).on("restoring", "directory, umask, group")?;
+        state.settings.begin(cx.remote, cx.remarks)?;
         // The first process of a page: its parent is not in the clone's namespace.
         if cx.index == 0 {
             page.control().header.ppid.store(state.ppid as u32, Ordering::SeqCst);
@@ -375,6 +391,7 @@ impl ResourceManager for Process {
             set((*soft).min(most), (*hard).min(most)).on("setting", format!("limit {resource}"))?;
             cx.remarks.push(format!("limit {resource} is lower on this node"));
         }
+        state.settings.end(remote, cx.remarks)?;
         // A clone in a user namespace of its own has every capability there; the application had none.
         let mut calls = vec![call(sysno::prctl, &[PR_SET_DUMPABLE, state.dumpable & 1])];
         cx.remote.run(&mut calls, false).on("restoring", "the dumpable flag")

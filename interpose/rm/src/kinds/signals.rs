@@ -4,6 +4,7 @@
 //! blocked: nothing is delivered or lost. (There is no call that only looks.)
 
 use crate::asks::{Asked, Asking};
+use crate::kinds::threads::{self, ThreadsState};
 use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
 use crate::remote::{Remote, call};
 use crate::tasks::{self, Task};
@@ -166,7 +167,7 @@ impl ResourceManager for Signals {
     /// All threads are made and block everything.
     fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
         let state: SignalsState = cx.section(NAME, VERSION)?;
-        let threads: crate::kinds::threads::ThreadsState = cx.section("threads", 1)?;
+        let threads: ThreadsState = cx.section("threads", threads::VERSION)?;
         let page = &cx.remote.page;
         for one in &state.pending {
             if one.info.len() != INFO_BYTES {

@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 const NAME: &str = "threads";
-const VERSION: u16 = 1;
+/// Version of the section.
+pub(crate) const VERSION: u16 = 2;
 const THREADS_MAX: usize = holo_abi::control::SLOTS_MAX / 2;
 const PR_SET_NAME: u64 = 15;
+const IOPRIO_WHO_PROCESS: i32 = 1;
 const PR_SET_TIMERSLACK: u64 = 29;
 const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_SET_FS: u64 = 0x1002;
@@ -43,6 +45,8 @@ pub struct ThreadState {
     pub affinity: Vec<u8>,
     /// Timer slack, nanoseconds.
     pub slack_ns: u64,
+    /// Class and priority of its input and output.
+    pub io_priority: u32,
 }
 
 /// State of all threads, the leader first.
@@ -98,6 +102,8 @@ fn capture(cx: &DumpCx, index: usize) -> RmResult<ThreadState> {
         libc::syscall(libc::SYS_sched_getattr, outer, &raw mut attr, size_of::<SchedAttr>(), 0);
         libc::syscall(libc::SYS_sched_getaffinity, outer, affinity.len(), affinity.as_mut_ptr())
     };
+    // SAFETY: no memory is passed.
+    let io_priority = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, outer) };
     affinity.truncate(mask_bytes.max(0) as usize);
     Ok(ThreadState {
         tid,
@@ -111,6 +117,7 @@ fn capture(cx: &DumpCx, index: usize) -> RmResult<ThreadState> {
         sched: (attr.policy, attr.nice, attr.priority, attr.flags),
         affinity,
         slack_ns,
+        io_priority: io_priority.max(0) as u32,
     })
 }
 
@@ -200,6 +207,10 @@ impl ResourceManager for Threads {
                 let bytes = unsafe { std::slice::from_raw_parts((&raw const attr).cast::<u8>(), 48) };
                 calls.push(call(sysno::sched_setattr, &[0, page.put(2048, bytes), 0]));
             }
+            if thread.io_priority != 0 {
+                let who = IOPRIO_WHO_PROCESS as u64;
+                calls.push(call(sysno::ioprio_set, &[who, 0, u64::from(thread.io_priority)]));
+            }
             cx.remote.run_in(index, &mut calls, false).on("setting up", format!("thread {}", thread.tid))?;
             for made in &calls {
                 if made.ret >= 0 {
@@ -207,7 +218,7 @@ impl ResourceManager for Threads {
                 }
                 let cause = std::io::Error::from_raw_os_error(-made.ret as i32);
                 match made.nr {
-                    sysno::sched_setaffinity | sysno::sched_setattr => {
+                    sysno::sched_setaffinity | sysno::sched_setattr | sysno::ioprio_set => {
                         cx.remarks
                             .push(format!("thread {}: scheduling as on the other node: {cause}", thread.tid));
                     }

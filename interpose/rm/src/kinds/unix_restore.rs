@@ -74,7 +74,11 @@ pub(crate) fn recreate<'a>(all: &'a Each<UnixState>, making: &mut Making) -> RmR
     }
     for (index, state) in all.iter().filter(|(index, _)| !done.contains(index)) {
         let number = making.common(*index).number;
-        if state.socket.kind == libc::SOCK_DGRAM {
+        if is_one_of_a_pair(state) {
+            let (fd, other) = sockets::pair(state.socket.kind).on("making", "a pair that was lost")?;
+            state.socket.settle(*index, fd, making)?;
+            unfinished.streams.push((*index, state, Filler::Lost(other)));
+        } else if state.socket.kind == libc::SOCK_DGRAM {
             let fd = state.socket.make()?;
             bind_again(*index, state, &fd, making)?;
             state.socket.settle(*index, fd, making)?;
@@ -171,11 +175,19 @@ pub(crate) fn finish(unfinished: Unfinished, all: &Each<UnixState>, making: &mut
         if let (Filler::Lost(_), true) = (&from, state.reset) {
             // It goes away with a byte unread.
             let _ = send(&making.made[&index], &[0], &[]);
-        } else if matches!(from, Filler::Made(_)) {
+        } else if matches!(from, Filler::Made(_)) || state.socket.kind == libc::SOCK_DGRAM {
             shut(&making.made[&index], state.shut).on("shutting descriptor", making.common(index).number)?;
         }
     }
     finish_datagrams(&unfinished.datagrams, all, making)
+}
+
+/// A datagram socket without a name that is connected, or was sent to, is of a pair of which the other end is not here.
+fn is_one_of_a_pair(state: &UnixState) -> bool {
+    state.socket.kind == libc::SOCK_DGRAM
+        && !named(state)
+        && state.socket.peer.as_ref().is_none_or(|peer| !is_named(&peer.0))
+        && (state.connected || !state.queued.is_empty())
 }
 
 fn named(state: &UnixState) -> bool {
