@@ -17,6 +17,10 @@ const EINVAL: i64 = -22;
 const MADV_WIPEONFORK: u64 = 18;
 /// `MADV_REMOVE`, and advices that stay with a zone: `MADV_DONTFORK` to `MADV_KEEPONFORK`.
 const FLAG_ADVICES: core::ops::RangeInclusive<u64> = 9..=19;
+/// Those about the order in which memory is read.
+const ORDER_ADVICES: core::ops::RangeInclusive<u64> = 0..=2;
+/// `mseal`, which no libc has a name for yet.
+const MSEAL: i64 = 462;
 
 /// What becomes of a call.
 pub(crate) enum Verdict {
@@ -75,6 +79,7 @@ const SLOW_CALLS: &[i64] = &[
     sysno::munlock,
     sysno::mlockall,
     sysno::munlockall,
+    MSEAL,
     sysno::mq_notify,
     sysno::unshare,
     sysno::setns,
@@ -181,7 +186,7 @@ fn decide(regs: &mut Regs) -> Verdict {
         sysno::close | sysno::close_range => changes::on_close(regs),
         sysno::fcntl => changes::on_fcntl(regs),
         sysno::madvise => on_madvise(regs.args[2]),
-        sysno::mlock | sysno::mlock2 | sysno::munlock | sysno::mlockall | sysno::munlockall => {
+        sysno::mlock | sysno::mlock2 | sysno::munlock | sysno::mlockall | sysno::munlockall | MSEAL => {
             moves::advised();
             Verdict::Forward
         }
@@ -228,7 +233,7 @@ fn on_madvise(advice: u64) -> Verdict {
     {
         page.header.wipe_on_fork.store(1, Ordering::Relaxed);
     }
-    if FLAG_ADVICES.contains(&advice) {
+    if FLAG_ADVICES.contains(&advice) || ORDER_ADVICES.contains(&advice) {
         moves::advised();
     }
     Verdict::Forward

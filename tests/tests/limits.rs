@@ -64,6 +64,7 @@ limits! {
     mounts: "namespace of its own", true;
     program: "does not run under holo", true;
     filter: "filter", true;
+    guards: "guards (MADV_GUARD_INSTALL)", true;
     table: "local descriptor table", true;
     shm: "System V", true;
     undo: "adjustments", true;

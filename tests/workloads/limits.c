@@ -255,6 +255,21 @@ static void own_table(void) {
 }
 static void begin_table(void) { fork_child(own_table); }
 
+/* Pages that may not be touched, within a zone. */
+static void begin_guards(void) {
+    at = OK((char *)mmap(NULL, 8 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    memset(at, 5, 8 * 4096);
+    OK(madvise(at + 3 * 4096, 4096, 102));
+}
+static void use_guards(void) {
+    int ends_of[2];
+    OK(pipe(ends_of));
+    CHECK(write(ends_of[1], at + 3 * 4096, 1) == -1 && errno == EFAULT, "a guard");
+    CHECK(write(ends_of[1], at + 4 * 4096, 1) == 1, "no guard");
+    close(ends_of[0]), close(ends_of[1]);
+}
+static void end_guards(void) { OK(madvise(at + 3 * 4096, 4096, 103)); }
+
 static void nothing(void) {}
 
 static const struct limit { const char *name; void (*begin)(void), (*use)(void), (*end)(void); } limits[] = {
@@ -265,6 +280,7 @@ static const struct limit { const char *name; void (*begin)(void), (*use)(void),
     {"network", begin_network, ask_child, end_child},
     {"mounts", begin_mounts, ask_child, end_child},
     {"filter", begin_filter, ask_child, end_child},
+    {"guards", begin_guards, use_guards, end_guards},
     {"table", begin_table, ask_child, end_child},
     {"program", begin_program, ask_child, end_child},
     {"shm", begin_shm, use_shm, end_shm},

@@ -4,9 +4,13 @@
  * smaps says what it should. */
 #include "work.h"
 enum { PAGE = 4096, PAGES = 16, ZONES = 4, BYTES = PAGES * PAGE };
-enum { NH = 1, DD = 2, LO = 4, HG = 8 };
+enum { NH = 1, DD = 2, LO = 4, HG = 8, SR = 16, RR = 32 };
 static char *zone[ZONES];
 static unsigned wanted[ZONES];
+/* One more, which is sealed in the end (Linux 6.10): nobody changes it then. */
+enum { SYS_MSEAL = 462 };
+static char *seal_at;
+static int sealed;
 
 /* A restore between two reads of the file leaves a hole in the text: it is looked twice more. */
 static unsigned look(const char *at, unsigned *found) {
@@ -25,12 +29,15 @@ static unsigned look(const char *at, unsigned *found) {
         if (strstr(line, " hg")) flags |= HG;
         if (strstr(line, " dd")) flags |= DD;
         if (strstr(line, " lo")) flags |= LO;
+        if (strstr(line, " sr")) flags |= SR;
+        if (strstr(line, " rr")) flags |= RR;
     }
     fclose(smaps);
     return flags;
 }
 
 static void verify(void) {
+    if (sealed) CHECK(munmap(seal_at, BYTES) == -1 && errno == EPERM, "a sealed zone is unmapped");
     for (int i = 0; i < ZONES; i++) {
         unsigned now = 0, found = 0;
         for (int tries = 0; tries < 3 && (!found || now != wanted[i]); tries++) now = look(zone[i], &found);
@@ -60,6 +67,10 @@ static void step(int number) {
     case 8: OK(madvise(zone[0], BYTES, MADV_NOHUGEPAGE)), wanted[0] = NH; break;
     case 9: OK(madvise(zone[3], BYTES, MADV_DONTDUMP)), wanted[3] = DD; break;
     case 10: OK(madvise(zone[3], BYTES, MADV_DODUMP)), wanted[3] = 0; break;
+    case 11: OK(madvise(zone[3], BYTES, MADV_SEQUENTIAL)), wanted[3] = SR; break;
+    case 12: OK(madvise(zone[3], BYTES, MADV_RANDOM)), wanted[3] = RR; break;
+    case 13: OK(madvise(zone[3], BYTES, MADV_NORMAL)), wanted[3] = 0; break;
+    case 14: sealed = syscall(SYS_MSEAL, seal_at, BYTES, 0) == 0; break;
     default: OK(madvise(zone[0], BYTES, MADV_DONTNEED)), work_fill(zone[0], BYTES, 0);
     }
 }
@@ -71,6 +82,7 @@ int main(int argc, char **argv) {
     CHECK(room != MAP_FAILED, "room");
     OK(munmap(room, 4 * ZONES * BYTES));
     for (int i = 0; i < ZONES; i++) zone[i] = room + 4 * i * BYTES, place(i, MAP_FIXED_NOREPLACE);
+    seal_at = OK((char *)mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
     for (int number = 0; work_more();) {
         verify();
         if (access(work_path("go"), F_OK) == 0) {

@@ -42,7 +42,7 @@ pub(crate) fn read_snapshot(
         let mut filled = 0;
         for (start, end) in &chunk {
             let room = &mut buffer[filled..filled + (end - start) as usize];
-            snapshot.read(*start, room).on("reading", format!("the snapshot at {start:#x}"))?;
+            snapshot.read(*start, room).map_err(|cause| unreadable(*start, cause))?;
             filled += room.len();
         }
         let mut keys = writer.put_page_bytes(&buffer[..filled])?.into_iter();
@@ -51,6 +51,15 @@ pub(crate) fn read_snapshot(
         }
     }
     Ok(())
+}
+
+/// Why memory that is there cannot be read.
+fn unreadable(at: u64, source: std::io::Error) -> RmError {
+    if source.raw_os_error() == Some(libc::EIO) {
+        let what = format!("memory at {at:#x} has guards (MADV_GUARD_INSTALL) or a page that failed");
+        return RmError::Unsupported(what);
+    }
+    RmError::Kernel { operation: "reading", object: format!("the snapshot at {at:#x}"), source }
 }
 
 /// Ranges in groups of [`CHUNK_BYTES`], the last one of what is left.

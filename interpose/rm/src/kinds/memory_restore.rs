@@ -14,6 +14,7 @@ const MAP_SHARED: u64 = 0x01;
 const MAP_FIXED: u64 = 0x10;
 const O_CLOEXEC: u64 = 0o2_000_000;
 const O_RDWR: u64 = 2;
+const MSEAL: i64 = 462;
 const PR_SET_MM: u64 = 35;
 const PR_SET_MM_MAP: u64 = 14;
 
@@ -124,6 +125,8 @@ fn advise(cx: &SwitchCx, zones: &[Zone]) -> RmResult<()> {
                 b"wf" => 18,
                 b"dd" => 16,
                 b"mg" => 12,
+                b"sr" => 2,
+                b"rr" => 1,
                 _ => continue,
             };
             advice.push(call(sysno::madvise, &[zone.start, zone.bytes(), value]));
@@ -131,6 +134,10 @@ fn advise(cx: &SwitchCx, zones: &[Zone]) -> RmResult<()> {
         if zone.flags.contains(b"lo") {
             advice.push(call(sysno::mlock, &[zone.start, zone.bytes()]));
         }
+    }
+    // Last, since no advice changes what is sealed.
+    for zone in zones.iter().filter(|zone| zone.flags.contains(b"sl")) {
+        advice.push(call(MSEAL, &[zone.start, zone.bytes(), 0]));
     }
     // Advice that this kernel does not know, or locks beyond a limit, change nothing that is visible.
     cx.remote.run(&mut advice, false).on("advising", "zones")
