@@ -13,20 +13,22 @@ use alive::Alive;
 use asking::Asking;
 use holo_api::local::ErrorKind;
 use holo_image::wire::{self, Kind};
-use holo_image::{Blob, EpochMeta, EpochSide, PAGE_BYTES};
+use holo_image::{Blob, BlobPart, EpochMeta, EpochSide, EpochWriter, PAGE_BYTES};
 use holo_rm::at_once::{self, Alert};
 use holo_rm::barrier::{self, Parked, Still};
 use holo_rm::kinds::memory::NAME as MEMORY;
 use holo_rm::kinds::shared_pages::SharedPages;
 use holo_rm::kinds::vdso::is_in_head;
-use holo_rm::manager::{DumpCx, RmError, Sections};
+use holo_rm::manager::{DumpCx, RmError, Sections, Since};
 use holo_rm::page::Page;
 use holo_rm::registry::Registry;
 use holo_rm::remote::Remote;
 use holo_rm::tree::{Census, Process, Seat};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -341,6 +343,21 @@ fn phases<'a>(
     Ok(meta)
 }
 
+/// Stores a content of which an epoch has most.
+fn patched(writer: &mut EpochWriter, copy: &File, since: &Since) -> holo_image::Result<Blob> {
+    let (mut parts, mut fresh, mut at) = (Vec::new(), Vec::new(), 0);
+    for &(start, end) in &since.changed {
+        parts.push(BlobPart::Base { at, len: start - at });
+        parts.push(BlobPart::Fresh { len: end - start });
+        let from = fresh.len();
+        fresh.resize(from + (end - start) as usize, 0);
+        copy.read_exact_at(&mut fresh[from..], start).map_err(holo_image::Error::Source)?;
+        at = end;
+    }
+    parts.push(BlobPart::Base { at, len: since.base.len - at });
+    writer.patch_blob(&since.base, &parts, &mut fresh.as_slice())
+}
+
 /// Tells all kinds that the stop is over.
 fn released(registry: &mut Registry, pids: &[i32]) {
     let _ = registry.each(pids, &mut |manager, _| {
@@ -438,10 +455,18 @@ fn store(
     let mut contents: BTreeMap<String, Blob> = BTreeMap::new();
     for staged in out.staged.drain(..) {
         let before = writer.figures().bytes_written;
-        let blob = writer.put_file(&staged.copy).map_err(|cause| bad(&cause))?;
+        let blob = match &staged.since {
+            Some(since) => patched(&mut writer, &staged.copy, since),
+            None => writer.put_file(&staged.copy),
+        };
+        let blob = blob.map_err(|cause| bad(&cause))?;
         cost(state_id("contents"), writer.figures().bytes_written - before);
         contents.insert(staged.name, blob);
     }
+    let _ = registry.each(&pids(processes), &mut |manager, _| {
+        manager.stored(&contents);
+        Ok(())
+    });
     let bytes = wire::encode(&contents, CONTENTS_KIND).map_err(|cause| bad(&cause))?;
     out.sections.0.insert(CONTENTS.to_owned(), (CONTENTS_VERSION, bytes));
     let mut section_bytes = 0;

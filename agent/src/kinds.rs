@@ -49,7 +49,7 @@ pub fn registry(
         // Before memory: says which shared objects it has staged already.
         .application(Box::new(Descriptors::new(shared, ipc.clone())))
         // Before memory, which attaches the segments; those that had been removed are removed in POST, after that.
-        .application(Box::new(SysvShm::new(ipc.clone())))
+        .application(Box::new(SysvShm::new(ipc.clone(), shared_pages.clone())))
         // Before threads: for a moment they make processes with the numbers of some that have ended.
         .application(Box::new(SysvSem::new(ipc.clone())))
         .application(Box::new(SysvMsg::new(ipc.clone())))

@@ -27,6 +27,7 @@ holo_tests::workloads! {
     memory_moves: Workload::new("memory_moves.c").checkpoints(60).agent_env("HOLO_ENGINE_CHECK", "1");
     memory_wild: Workload::new("memory_wild.c").checkpoints(60).agent_env("HOLO_ENGINE_CHECK", "1");
     shared_pages: Workload::new("shared_pages.c").checkpoints(60).agent_env("HOLO_ENGINE_CHECK", "1");
+    shared_pages_of_a_segment: Workload::new("shared_pages.c").arg("segment").checkpoints(60);
     unforkable: Workload::new("unforkable.c").checkpoints(20);
     memory_wild_unchecked: Workload::new("memory_wild.c").arg("forks").checkpoints(60);
     allocator: Workload::new("allocator.c").checkpoints(15);

@@ -4,6 +4,8 @@
  * kernel that copies into it, at two places at once, and are given back; each writer enters what it wrote in a journal beside it,
  * under a lock, and all pages are compared with the journal in every round. */
 #include "work.h"
+#include <sys/ipc.h>
+#include <sys/shm.h>
 enum { PAGES = 2048, STAY = 3, WORDS = 512 };
 struct page { uint64_t word[WORDS]; };
 static struct ledger {
@@ -67,11 +69,19 @@ int main(int argc, char **argv) {
     PT(pthread_mutexattr_init(&attributes));
     PT(pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED));
     PT(pthread_mutex_init(&ledger->lock, &attributes));
-    int fd = OK(memfd_create("pages", 0));
-    OK(ftruncate(fd, PAGES * sizeof *memory));
-    memory = OK(mmap(NULL, PAGES * sizeof *memory, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
-    again = OK(mmap(NULL, PAGES * sizeof *memory, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
-    close(fd);
+    int is_segment = !strcmp(work_arg, "segment");
+    if (is_segment) { /* of System V, which cannot be moved or given back in part */
+        int id = OK(shmget(IPC_PRIVATE, PAGES * sizeof *memory, 0600));
+        memory = OK(shmat(id, NULL, 0));
+        again = OK(shmat(id, NULL, 0));
+        OK(shmctl(id, IPC_RMID, NULL));
+    } else {
+        int fd = OK(memfd_create("pages", 0));
+        OK(ftruncate(fd, PAGES * sizeof *memory));
+        memory = OK(mmap(NULL, PAGES * sizeof *memory, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+        again = OK(mmap(NULL, PAGES * sizeof *memory, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+        close(fd);
+    }
     pid_t stay[STAY];
     for (int i = 0; i < STAY; i++)
         if (!(stay[i] = OK(fork()))) {
@@ -92,7 +102,7 @@ int main(int argc, char **argv) {
             CHECK(waitpid(pid, &status, 0) == pid && WEXITSTATUS(status) == 9, "child");
         }
         if (gives && round % 8 == 7) give_back((int)(roll() % PAGES));
-        if (!is_quiet && round % 8 == 3) { /* moved */
+        if (!is_quiet && !is_segment && round % 8 == 3) { /* moved */
             size_t bytes = PAGES * sizeof *again;
             void *place = OK(mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
             again = OK(mremap(again, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, place));

@@ -108,6 +108,16 @@ pub struct Staged {
     pub name: String,
     /// The copy (unlinked already).
     pub copy: File,
+    /// What an epoch has already, if the copy has only what changed since then.
+    pub since: Option<Since>,
+}
+
+/// A content that a kept epoch has, and the ranges, of whole pages, that are not as in it.
+pub struct Since {
+    /// The content, of the same length.
+    pub base: Blob,
+    /// First byte and end of each, rising.
+    pub changed: Vec<(u64, u64)>,
 }
 
 /// What a DUMP phase works with. The application is parked in `dump` only.
@@ -174,7 +184,7 @@ impl DumpCx<'_> {
     /// The kernel's.
     pub fn stage(&mut self, name: String, file: &File) -> RmResult<()> {
         let copy = crate::staging::copy(self.staging_dir, file).on("copying", &name)?;
-        self.staged.push(Staged { name, copy });
+        self.staged.push(Staged { name, copy, since: None });
         Ok(())
     }
 }
@@ -319,6 +329,9 @@ pub trait ResourceManager: Send {
     fn post_dump(&mut self, _: &mut DumpCx) -> RmResult<()> {
         Ok(())
     }
+
+    /// What was staged is in the image, by name.
+    fn stored(&mut self, _: &BTreeMap<String, Blob>) {}
 
     /// The epoch is sealed: what it has need not be dumped again.
     fn sealed(&mut self) {}

@@ -101,7 +101,7 @@ impl Watching {
 
     fn is_wanted(&self, zone: &Zone) -> bool {
         match zone.kind {
-            ZoneKind::SharedObject => Some(zone.device) == device(),
+            ZoneKind::SharedObject | ZoneKind::SysV => Some(zone.device) == device(),
             ZoneKind::FileShared => {
                 let path = Path::new(OsStr::from_bytes(&zone.path));
                 zone.prot & 2 != 0 || self.roots.iter().any(|root| path.starts_with(root))
@@ -109,7 +109,6 @@ impl Watching {
             ZoneKind::Anonymous
             | ZoneKind::Stack
             | ZoneKind::FilePrivate
-            | ZoneKind::SysV
             | ZoneKind::Vdso
             | ZoneKind::Vvar
             | ZoneKind::Vsyscall => false,
@@ -182,7 +181,7 @@ impl SharedPages {
         Ok(Part { read: ranges::without(&there, &keep), keep })
     }
 
-    /// Where a file was stored to through maps since the last sealed epoch; `None`: it may be anywhere.
+    /// Where a file or segment was stored to through maps since the last sealed epoch; `None`: it may be anywhere.
     #[must_use]
     pub fn stored(&self, key: ObjectKey) -> Option<Vec<Range>> {
         self.inner().objects.get(&key).filter(|object| object.is_based).map(|object| object.changed.clone())

@@ -6,11 +6,13 @@
 use crate::kinds::ipc::{self, Ipc, long, word};
 use crate::kinds::ipc_list::{self, Objects, Sort};
 use crate::kinds::memory_read::resident;
-use crate::kinds::shared_pages;
+use crate::kinds::shared_pages::{self, SharedPages};
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
-use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, Staged, SwitchCx, section};
+use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, Since, Staged, SwitchCx, section};
 use crate::remote::{Remote, call};
+use crate::track::ranges;
 use holo_abi::sysno;
+use holo_image::Blob;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -67,16 +69,30 @@ struct ShmState {
 /// The manager.
 pub struct SysvShm {
     ipc: Ipc,
+    /// Where segments were stored to.
+    pages: SharedPages,
+    /// Contents in the last sealed epoch, and in the one that is being written.
+    known: BTreeMap<String, Blob>,
+    draft: BTreeMap<String, Blob>,
     state: ShmState,
     /// What there is, listed at the beginning of this stop.
     looked: Option<Objects>,
 }
 
 impl SysvShm {
-    /// A manager that tells `ipc` of what it finds.
+    /// A manager that tells `ipc` of what it finds; `pages` tells where segments were stored to.
     #[must_use]
-    pub fn new(ipc: Ipc) -> Self {
-        Self { ipc, state: ShmState::default(), looked: None }
+    pub fn new(ipc: Ipc, pages: SharedPages) -> Self {
+        let (known, draft) = (BTreeMap::new(), BTreeMap::new());
+        Self { ipc, pages, known, draft, state: ShmState::default(), looked: None }
+    }
+
+    /// What of a segment must be copied, if not all.
+    fn since(&self, segment: &Segment) -> Option<Since> {
+        let bytes = segment.bytes.next_multiple_of(PAGE);
+        let base = self.known.get(&segment.content()).filter(|base| base.len == bytes)?.clone();
+        let changed = self.pages.stored((shared_pages::device()?, segment.id as u64))?;
+        Some(Since { base, changed: ranges::both(&changed, &[(0, bytes)]) })
     }
 }
 
@@ -175,8 +191,8 @@ fn flags(remote: &Remote) -> RmResult<BTreeMap<u64, String>> {
     Ok(out)
 }
 
-/// Copies a segment through a zone that shows all of it.
-fn copy(cx: &DumpCx, zones: &[&Zone], segment: &Segment) -> RmResult<File> {
+/// Copies a segment, or what of it has changed, through zones that show all of it.
+fn copy(cx: &DumpCx, zones: &[&Zone], segment: &Segment, changed: Option<&[(u64, u64)]>) -> RmResult<File> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -187,7 +203,15 @@ fn copy(cx: &DumpCx, zones: &[&Zone], segment: &Segment) -> RmResult<File> {
     file.set_len(segment.bytes.next_multiple_of(PAGE)).on("copying", segment.named())?;
     let mut buffer = Vec::new();
     for zone in zones {
-        for (start, end) in resident(cx.remote, zone)? {
+        let mut there = resident(cx.remote, zone)?;
+        if let Some(changed) = changed {
+            let place = |(from, to): &(u64, u64)| {
+                let (from, to) = ((*from).max(zone.offset), (*to).min(zone.offset + zone.bytes()));
+                (from < to).then(|| (from - zone.offset + zone.start, to - zone.offset + zone.start))
+            };
+            there = ranges::both(&there, &changed.iter().filter_map(place).collect::<Vec<_>>());
+        }
+        for (start, end) in there {
             let mut at = start;
             while at < end {
                 buffer.resize((end - at).min(CHUNK_BYTES) as usize, 0);
@@ -208,7 +232,7 @@ fn copy_unattached(cx: &DumpCx, segment: &Segment) -> RmResult<File> {
     let maps = fs::read(cx.remote.proc("maps")).on("reading", "maps");
     let copied = maps.and_then(|maps| attached_zones(&maps)).and_then(|all| {
         let own: Vec<&Zone> = all.iter().filter(|zone| zone.start == at).collect();
-        copy(cx, &own, segment)
+        copy(cx, &own, segment, None)
     });
     cx.remote.call(sysno::shmdt, &[at]).on("detaching", segment.named())?;
     copied
@@ -323,10 +347,11 @@ impl ResourceManager for SysvShm {
                 let readable = !own.is_empty() && own.iter().all(|zone| zone.prot & 1 != 0);
                 readable.then_some((*process as usize, own))
             });
+            let since = self.since(segment).filter(|_| through.is_some());
             let copied = match &through {
                 Some((process, own)) => {
                     (cx.remote, cx.index) = (&cx.processes[*process].remote, *process);
-                    let copied = copy(cx, own, segment);
+                    let copied = copy(cx, own, segment, since.as_ref().map(|since| since.changed.as_slice()));
                     (cx.remote, cx.index) = first;
                     copied
                 }
@@ -341,7 +366,7 @@ impl ResourceManager for SysvShm {
                 }
                 copied => copied?,
             };
-            cx.staged.push(Staged { name: segment.content(), copy });
+            cx.staged.push(Staged { name: segment.content(), copy, since });
             self.state.segments.push(segment.clone());
         }
         if !self.state.segments.is_empty() {
@@ -351,11 +376,23 @@ impl ResourceManager for SysvShm {
     }
 
     fn post_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        self.draft.clear();
         cx.put(NAME, VERSION, &std::mem::take(&mut self.state))
+    }
+
+    fn stored(&mut self, contents: &BTreeMap<String, Blob>) {
+        let own = contents.iter().filter(|(name, _)| name.split(':').next() == Some(NAME));
+        self.draft = own.map(|(name, blob)| (name.clone(), blob.clone())).collect();
+    }
+
+    fn sealed(&mut self) {
+        self.known = std::mem::take(&mut self.draft);
     }
 
     fn abort_dump(&mut self, _: &mut DumpCx) {
         self.state = ShmState::default();
+        // The store may not have it any more.
+        self.known.clear();
     }
 
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
