@@ -185,8 +185,9 @@ impl App {
     /// Kills every process of the application with -9 and waits until they are reaped.
     ///
     /// # Panics
-    /// When holo shows no process, or when one remains.
+    /// When holo shows no process, or when one remains; on a node with pids of its own, which are others' here.
     pub fn kill(&mut self, node: &Node) {
+        assert!(!node.has_own_pids(), "{}: pids of the node are not ours: kill the node", self.name);
         let pids = self.real_pids(node);
         assert!(!pids.is_empty(), "{} has no process: {:?}", self.name, self.row(node));
         let pids = node.behind_the_agent(|| process::kill_trees(&pids));

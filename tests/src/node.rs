@@ -164,6 +164,12 @@ impl Node {
         format!("{MARK}={}", self.mark)
     }
 
+    /// Whether its pids are those of a namespace of its own.
+    #[must_use]
+    pub fn has_own_pids(&self) -> bool {
+        self.inside.is_some()
+    }
+
     /// A command that runs on this node as its user, with holo's variables set.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {

@@ -122,7 +122,8 @@ impl AppStore {
 
     /// [`AppStore::retain`] with the time given, in nanoseconds of Unix time.
     pub fn retain_at(&self, retention: &Retention, now_unix_ns: u64) -> Result<Vec<u64>> {
-        let state = self.inner.state();
+        self.inner.check_writable()?;
+        let mut state = self.inner.state();
         let sealed: Vec<_> =
             state.epochs.iter().map(|(epoch, entry)| (*epoch, entry.meta.at_unix_ns)).collect();
         let mut doomed = retention.doomed(&sealed, now_unix_ns);
@@ -133,24 +134,23 @@ impl AppStore {
             oldest.is_some_and(|oldest| file.epoch < oldest) && epochs::is_hopeless(&file.reason)
         });
         doomed.extend(hopeless.map(|file| file.epoch));
-        drop(state);
         doomed.sort_unstable();
-        self.remove_epochs(&doomed)?;
+        // Under the same lock: nobody begins to read one in between.
+        self.remove_epochs(&mut state, &doomed)?;
         Ok(doomed)
     }
 
     /// Removes one epoch, readable or not, even the newest.
     pub fn remove_epoch(&self, epoch: u64) -> Result<()> {
-        self.remove_epochs(&[epoch])
+        self.inner.check_writable()?;
+        self.remove_epochs(&mut self.inner.state(), &[epoch])
     }
 
-    fn remove_epochs(&self, doomed: &[u64]) -> Result<()> {
-        self.inner.check_writable()?;
+    fn remove_epochs(&self, state: &mut State, doomed: &[u64]) -> Result<()> {
         if doomed.is_empty() {
             return Ok(());
         }
         let app = || self.inner.name.clone();
-        let mut state = self.inner.state();
         for &epoch in doomed {
             match state.epochs.get(&epoch) {
                 Some(entry) if entry.is_pinned() => return Err(Error::InUse { app: app(), epoch }),
@@ -173,7 +173,7 @@ impl AppStore {
         let dir = &self.inner.epochs_dir;
         self.inner.disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
         state.settle();
-        self.give_back(&mut state);
+        self.give_back(state);
         Ok(())
     }
 

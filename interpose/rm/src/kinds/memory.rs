@@ -7,12 +7,12 @@
 use crate::asks::{Asked, Asking};
 use crate::kinds::changing::Changing;
 use crate::kinds::increment::{self, Increment, Plan, Runs};
+use crate::kinds::left_out::LeftOut;
 use crate::kinds::memory_objects::Objects;
 use crate::kinds::memory_read::{check, hash_file, read_snapshot, wanted, whole};
 use crate::kinds::pagemap::Pagemap;
 use crate::kinds::shared::SharedObjects as Common;
 use crate::kinds::shared_pages::SharedPages;
-use crate::kinds::sysv_shm::LeftOut;
 use crate::kinds::vdso::VdsoState;
 use crate::kinds::zone_flags::Flags;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};

@@ -123,8 +123,12 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Pages of a shared zone that exist: by `mincore`, so that holes are not filled by looking.
+/// Pages of a shared zone that exist: by `mincore`, so that holes are not filled by looking. To it a page that is swapped out is
+/// a hole: where there are any, all are read.
 pub(crate) fn resident(remote: &Remote, zone: &Zone) -> RmResult<Vec<(u64, u64)>> {
+    if swaps() && has_swapped(&remote.proc_text("smaps").on("reading", "smaps")?, zone.start) {
+        return Ok(vec![(zone.start, zone.end)]);
+    }
     const STEP: u64 = 128 * 1024 * PAGE;
     let mut out: Vec<(u64, u64)> = Vec::new();
     let _hands = remote.page.hands();
@@ -148,6 +152,21 @@ pub(crate) fn resident(remote: &Remote, zone: &Zone) -> RmResult<Vec<(u64, u64)>
         at += bytes;
     }
     Ok(out)
+}
+
+/// Whether anything of this machine's memory is swapped out.
+fn swaps() -> bool {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    value("SwapTotal:") != value("SwapFree:")
+}
+
+/// Whether pages of the zone at `start` are swapped out, by `smaps`.
+fn has_swapped(smaps: &str, start: u64) -> bool {
+    let begin = format!("{start:08x}-");
+    let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&begin));
+    let swap = lines.find_map(|line| line.strip_prefix("Swap:"));
+    swap.is_some_and(|swap| swap.trim() != "0 kB")
 }
 
 /// A zone of a deleted file, up to the end of the file.
@@ -175,6 +194,16 @@ pub(crate) fn hash_file(path: &std::path::Path) -> Option<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // Goal: of the zone that is asked for, and no other. Method: a text with two.
+    #[test]
+    fn swapped_pages_are_told() {
+        let smaps = "7f0000001000-7f0000002000 rw-s 0 00:01 7 /dev/zero (deleted)\nRss: 4 kB\nSwap:                  0 kB\n\
+                     7f0000003000-7f0000009000 rw-s 0 00:01 8 /dev/zero (deleted)\nSwap:                 16 kB\nVmFlags: rd\n";
+        assert!(!has_swapped(smaps, 0x7f00_0000_1000));
+        assert!(has_swapped(smaps, 0x7f00_0000_3000));
+        assert!(!has_swapped(smaps, 0x7f00_0000_2000));
+    }
 
     // Goal: groups are full, in order, and have all of every range. Method: ranges around the bound.
     #[test]

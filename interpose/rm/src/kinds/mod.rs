@@ -19,6 +19,7 @@ mod ipc_list;
 pub(crate) mod kernel;
 pub mod laid;
 mod laid_pages;
+mod left_out;
 mod line;
 mod listing;
 mod locks;

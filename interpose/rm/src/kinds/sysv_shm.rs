@@ -9,7 +9,7 @@ use crate::kinds::memory_read::resident;
 use crate::kinds::shared_pages::{self, SharedPages};
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, Since, Staged, SwitchCx, section};
-use crate::remote::{Remote, call};
+use crate::remote::Remote;
 use crate::track::ranges;
 use holo_abi::sysno;
 use holo_image::Blob;
@@ -33,8 +33,6 @@ const SHM_LOCK: u64 = 11;
 const SHM_RDONLY: u64 = 0o10000;
 const SHM_DEST: u32 = 0o1000;
 const SHM_LOCKED: u32 = 0o2000;
-const MADV_DONTFORK: u64 = 10;
-const MADV_DOFORK: u64 = 11;
 
 /// A segment, as `shmctl(IPC_STAT)` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -236,39 +234,6 @@ fn copy_unattached(cx: &DumpCx, segment: &Segment) -> RmResult<File> {
     });
     cx.remote.call(sysno::shmdt, &[at]).on("detaching", segment.named())?;
     copied
-}
-
-/// A snapshot must not hold segments: it would count as attached. For as long as this lives, a fork leaves them out.
-pub(crate) struct LeftOut<'a> {
-    remote: &'a Remote,
-    zones: Vec<(u64, u64)>,
-}
-
-impl<'a> LeftOut<'a> {
-    /// Of zones with their flags.
-    pub(crate) fn of(remote: &'a Remote, all: &[Zone]) -> RmResult<Self> {
-        let mut guard = Self { remote, zones: Vec::new() };
-        let kept = |zone: &&Zone| zone.kind == ZoneKind::SysV && !zone.flags.contains(b"dc");
-        guard.zones = all.iter().filter(kept).map(|zone| (zone.start, zone.bytes())).collect();
-        if !guard.zones.is_empty() {
-            guard.advise(MADV_DONTFORK)?;
-        }
-        Ok(guard)
-    }
-
-    fn advise(&self, advice: u64) -> RmResult<()> {
-        let mut calls: Vec<_> =
-            self.zones.iter().map(|(at, bytes)| call(sysno::madvise, &[*at, *bytes, advice])).collect();
-        self.remote.run_all(&mut calls).on("advising", "System V shared memory")
-    }
-}
-
-impl Drop for LeftOut<'_> {
-    fn drop(&mut self) {
-        if !self.zones.is_empty() {
-            let _ = self.advise(MADV_DOFORK);
-        }
-    }
 }
 
 /// Attaches the segment that starts at `zone`, if one does, and gives the zone its protection.
