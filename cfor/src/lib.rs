@@ -16,7 +16,6 @@
 //! `docs/internals/cfor.md`.
 
 mod access;
-mod ahead;
 mod apply;
 mod capture;
 mod change;
@@ -37,7 +36,6 @@ mod validate;
 mod verify;
 mod watch;
 
-pub use ahead::{Ahead, ahead};
 pub use apply::{Report, Targets, apply};
 pub use capture::{Captured, ContentSink, ContentSource, Here, Staged, Staging, capture, stage};
 pub use change::{Hint, changed_files};

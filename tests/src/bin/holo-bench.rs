@@ -7,8 +7,6 @@ use holo_tests::{command, compile, paths, redis, wait};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-#[path = "holo-bench/bringup.rs"]
-mod bringup;
 #[path = "holo-bench/files.rs"]
 mod files;
 #[path = "holo-bench/pace.rs"]
@@ -28,7 +26,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
-    let parts: [(&str, fn()); 11] = [
+    let parts: [(&str, fn()); 10] = [
         ("start", start_up),
         ("calls", calls),
         ("memory", memory),
@@ -36,7 +34,6 @@ fn main() {
         ("stops", stops),
         ("switches", switches::switches),
         ("files", files::files),
-        ("bringup", bringup::bringup),
         ("redis", redis_throughput),
         ("pace", pace::pace),
         ("pgbench", pgbench::pgbench),

@@ -1,7 +1,6 @@
 //! Tests of the whole store on a disk in memory.
 #![allow(clippy::unwrap_used)]
 
-mod ahead;
 mod crash;
 mod damage;
 mod hostile;
