@@ -18,7 +18,7 @@ use std::time::Duration;
 
 const DIR: &str = "data/work";
 const LIMIT: Duration = Duration::from_secs(120);
-const SOURCES: usize = 42;
+const SOURCES: usize = 80;
 
 const MAKEFILE: &str = "\
 CFLAGS = -O2 -Wall
