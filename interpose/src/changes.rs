@@ -177,7 +177,8 @@ pub(crate) fn on_fcntl(regs: &Regs) -> Verdict {
 pub(crate) fn again(context: &Context, words: &Tls) {
     let Some(table) = open() else { return };
     let regs = match gate::zone(context.rip) {
-        Zone::Block { .. } if !words.regs.is_null() => {
+        // Behind a handler that was put off it is an instruction further than the block's last.
+        Zone::Block { .. } | Zone::Outside if words.in_holo != 0 && !words.regs.is_null() => {
             // SAFETY: in the dispatcher, `regs` is the gate's frame.
             let regs = unsafe { &*words.regs };
             if regs.rcx != regs.raw {
