@@ -73,6 +73,31 @@ fn a_traced_process_is_left_alone() {
     good_end(&node, app);
 }
 
+/// Its first thread ends between two epochs: they are refused with that reason, and it goes on.
+#[test]
+fn a_process_that_becomes_headless() {
+    let node = Node::start(Who::Me);
+    hand_over(&node.outside("data/work"), Who::Me);
+    let program = Program::new(
+        compile::workload("headless.c"),
+        &[node.inside("data/work"), std::path::PathBuf::from("later")],
+    );
+    let mut app = App::start(&node, "work", &program, "data/work", &["--every", "0"]);
+    app.wait_joined(&node);
+    for _ in 0..3 {
+        app.checkpoint(&node);
+    }
+    std::fs::write(node.outside("data/work/leave"), b"").expect("leave");
+    let refused = wait::until(LIMIT, "a refusal", || app.try_checkpoint(&node).err());
+    assert!(
+        refused.code() == 5 && refused.stderr.contains("its first thread has ended"),
+        "{}",
+        refused.stderr
+    );
+    holo_tests::workload::goes_on(&node, "the refusal");
+    good_end(&node, app);
+}
+
 /// A worker that others wait for is stopped from outside: epochs are taken, it stays stopped, and all go on afterwards.
 #[test]
 fn a_stopped_process_is_captured() {

@@ -1,7 +1,8 @@
 /* flags: -O2 -pthread
  * Goal: processes whose first thread has ended (pthread_exit in main) are whole applications, or parts of one. Method: the first
  * process is one, with a child that is one and a child that executes a program in a thread that is not the first, in every round;
- * all count in shared memory, statuses are checked. */
+ * all count in shared memory, statuses are checked. With a second argument `later` it is one process whose first thread ends once
+ * DIR/leave exists. */
 #include "work.h"
 static struct shared { atomic_ulong turns[2]; atomic_int stop; } *shared;
 static char **program;
@@ -55,10 +56,27 @@ static void *body(void *unused) {
     exit(work_end());
 }
 
+static void *tick(void *unused) {
+    (void)unused;
+    while (work_more()) {
+        work_tick();
+        work_sleep_us(1000);
+    }
+    exit(work_end());
+}
+
+static void leave_later(void) {
+    pthread_t thread;
+    PT(pthread_create(&thread, NULL, tick, NULL));
+    while (access(work_path("leave"), F_OK)) work_sleep_us(1000);
+    pthread_exit(NULL);
+}
+
 int main(int argc, char **argv) {
     program = argv;
     if (argc == 3 && !strcmp(argv[2], "executed")) return getpid() == gettid() ? 5 : 6;
     work_begin(argc, argv);
+    if (argc == 3) leave_later();
     shared = OK(mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
     pthread_t thread;
     child = OK(fork());

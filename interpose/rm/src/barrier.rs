@@ -8,7 +8,7 @@ use crate::page::{Page, wait};
 use crate::proc_file;
 use crate::starters::{is_starting, wait_for_starters};
 use crate::stopped::Stopped;
-use crate::tree::{Census, Seat, Stat, look, stat};
+use crate::tree::{Census, Seat, Stat, first_has_ended, look, stat};
 use cut::Cut;
 use holo_abi::control::{SLOTS_MAX, cut as word};
 use std::collections::HashSet;
@@ -226,8 +226,10 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
     parked.ask_stopped();
     for process in &mut parked.processes {
         let leader = process.slots.iter().position(|index| tid_in(&process.page, *index) == process.inner);
-        if let Some(at) = leader {
-            process.slots.swap(0, at);
+        match leader {
+            Some(at) => process.slots.swap(0, at),
+            None if first_has_ended(process.pid) => return Err(not_ready(process.pid)),
+            None => {}
         }
     }
     Ok(parked)

@@ -79,9 +79,7 @@ impl Tracking {
             }),
         }
     }
-}
 
-impl Tracking {
     /// What watches shared memory in a parked process. `None`: no engine can, or none is to.
     pub(crate) fn watcher(&self, remote: &Remote) -> Option<Userfaultfd> {
         match self.engine {
