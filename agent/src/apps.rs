@@ -335,7 +335,8 @@ impl Apps {
         let instance = Instance { real_pid: request.real_pid, started, cluster_pid: request.pid, page: path };
         let process = (request.real_pid, request.pid as i32, leaf.clone());
         let changes = match &placed {
-            Placed::First(app) => app.begin_changes(),
+            // Nobody counted the start of the first program.
+            Placed::First(app) => app.begin_changes().inspect(|table| table.count_start()),
             Placed::Again(app) | Placed::Member(app) => app.changes.lock().clone(),
         };
         // Before the process goes on: from then on it may make others.

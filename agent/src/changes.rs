@@ -188,6 +188,11 @@ impl Table {
         self.table().started.load(Acquire).wrapping_sub(self.table().joined.load(Acquire))
     }
 
+    /// A program is about to be started that will join.
+    pub(crate) fn count_start(&self) {
+        self.table().started.fetch_add(1, AcqRel);
+    }
+
     /// Takes what was recorded, while nobody records: from now on it is recorded elsewhere.
     #[must_use]
     pub fn cut(&self) -> Found {

@@ -60,7 +60,8 @@ const STORE_MAX: Duration = Duration::from_secs(3600);
 /// The files manager of an application.
 pub(crate) fn files(app: &App, pages: SharedPages) -> Files {
     let replaced = app.paths.replaced.join(&app.name);
-    Files::new(roots(app), vec![app.paths.state.clone()], Some(replaced), Arc::clone(&app.changes), pages)
+    let (changes, store) = (Arc::clone(&app.changes), app.store.clone());
+    Files::new(roots(app), vec![app.paths.state.clone()], Some(replaced), changes, pages, store)
 }
 
 pub(crate) fn roots(app: &App) -> Vec<PathBuf> {

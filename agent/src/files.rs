@@ -4,6 +4,7 @@
 //! for writing or mapped shared and writable. Of files that only recorded calls wrote to (`changes`) the ranges written are
 //! copied, others whole: after the stop where who writes can be made to wait (`awaited`), else in it.
 
+mod ahead;
 mod written;
 
 use crate::app::ChangesCell;
@@ -11,6 +12,7 @@ use crate::awaited::{Keeping, Reading, Shut};
 use crate::inodes::{self, Inodes, Number};
 use crate::recorded::{Maps, Recorded};
 use crate::witness::{self, Witness};
+use ahead::Stored;
 use holo_abi::changes::CHANGES_BYTES;
 use holo_abi::control::{INODE_CALLS, INODES_MAX};
 use holo_abi::sysno;
@@ -19,7 +21,7 @@ use holo_cfor::{
     Captured, ContentSink, ContentSource, Draft, Followed, Look, Part, Staged, Staging, Targets,
 };
 use holo_image::wire;
-use holo_image::{Blob, BlobPart, EpochReader, EpochWriter};
+use holo_image::{AppStore, Blob, BlobPart, EpochReader, EpochWriter};
 use holo_rm::install::{Install, install};
 use holo_rm::kinds::shared_pages::SharedPages;
 use holo_rm::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
@@ -49,6 +51,9 @@ const SLOW: u8 = 1;
 pub struct Files {
     /// Where the application has stored through maps.
     pages: SharedPages,
+    store: AppStore,
+    /// `previous` was stored ahead of the first epoch.
+    ahead: Option<Stored>,
     roots: Vec<PathBuf>,
     excludes: Vec<PathBuf>,
     replaced: Option<PathBuf>,
@@ -120,9 +125,12 @@ impl Files {
         replaced: Option<PathBuf>,
         changes: ChangesCell,
         pages: SharedPages,
+        store: AppStore,
     ) -> Self {
         Self {
             pages,
+            store,
+            ahead: None,
             roots,
             excludes,
             replaced,
@@ -158,7 +166,8 @@ impl Files {
         keeping: &mut Option<Keeping>,
     ) -> RmResult<Staged<Blob>> {
         let recorded = &self.recorded;
-        let suspects = recorded.suspects(&written.maps);
+        let mut suspects = recorded.suspects(&written.maps);
+        suspects.extend(self.ahead.iter().flat_map(|ahead| &ahead.unread));
         let look = Look {
             roots: &self.roots,
             extra_files: &written.extra,
@@ -290,11 +299,14 @@ impl ResourceManager for Files {
         NAME
     }
 
-    fn pre_dump(&mut self, _: &mut DumpCx) -> RmResult<()> {
+    fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         if std::mem::take(&mut self.unsealed) {
             self.previous = None;
         }
         self.check();
+        if self.previous.is_none() {
+            self.store_ahead(cx);
+        }
         self.draft = self.previous.as_ref().map(Draft::new);
         Ok(())
     }
@@ -305,6 +317,10 @@ impl ResourceManager for Files {
         }
         let written = self.written(cx)?;
         self.recorded.cut(&written.maps, cx.processes.len(), &self.pages);
+        if self.ahead.is_some() && !self.recorded.has_all() {
+            // Somebody may have changed files while they were read, and not have been seen.
+            (self.previous, self.draft, self.ahead) = (None, None, None);
+        }
         self.parts_us.clear();
         let staged = self.stage(&written, cx)?;
         let tree = match &staged {
@@ -354,6 +370,7 @@ impl ResourceManager for Files {
         let writer = cx.writer.as_mut().ok_or_else(|| bad("no image"))?;
         // After a failure all is stored anew.
         self.previous = None;
+        let ahead = self.ahead.take();
         let captured = staged.store(&mut Sink(writer)).map_err(failed)?;
         if let Some(why) = self.witness.take().and_then(|witness| witness.differences(&captured)) {
             eprintln!("holod: files check: {why}");
@@ -363,6 +380,14 @@ impl ResourceManager for Files {
             return Err(bad(&format!(
                 "content of file {at} is not that of its extents; the next epoch stores all anew"
             )));
+        }
+        if let Some(ahead) = ahead {
+            let (again, all) = (cx.files_changed, captured.contents.len() as u64);
+            if witness::is_wanted() {
+                eprintln!("holod: files ahead: {again} of {all} read again");
+            }
+            cx.files_changed = all;
+            ahead.add_to(writer.figures_mut());
         }
         // What the store still has need not be read again; what it has dropped is stored anew.
         if !captured.contents.values().all(|blob| writer.keep_blob(blob).is_ok()) {

@@ -104,6 +104,23 @@ impl Recorded {
         }
     }
 
+    /// From now on is to be known what is changed, with files that are mapped shared now. False: it cannot be.
+    pub(crate) fn begin(&mut self, shared: &BTreeSet<Number>) -> bool {
+        let Some(table) = self.table() else { return false };
+        if table.strangers() != 0 || table.table().blind.load(Ordering::SeqCst) != 0 {
+            return false;
+        }
+        self.mapped.extend(shared);
+        self.shared.extend(shared);
+        (self.table, self.strangers) = (Some(table), 0);
+        true
+    }
+
+    /// Is everything known that was changed since the cut before, or since [`Self::begin`]?
+    pub(crate) fn has_all(&self) -> bool {
+        !self.found.is_incomplete && self.gated().is_some()
+    }
+
     /// Is of every file on these file systems known whether it may have other content?
     pub(crate) fn is_complete(&self, mut devices: impl Iterator<Item = u64>) -> bool {
         let table = self.table.as_ref().filter(|_| !self.found.is_incomplete);

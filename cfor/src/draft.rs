@@ -12,6 +12,7 @@ mod table;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 
 use nix::sys::stat::SFlag;
 
@@ -159,6 +160,9 @@ impl<C: Clone> Draft<C> {
             .collect();
         for (root, path) in unseen {
             self.by_number(root, &path, &mut parents, &excludes, &mut linked)?;
+        }
+        if self.has_seconds(look) {
+            return Err(All);
         }
         let is_renamed = self.merge() | tops.iter().any(Option::is_none) | !look.extra_files.is_empty();
         self.singles(look, &excludes, &tops, &mut linked)?;
@@ -330,6 +334,17 @@ impl<C: Clone> Draft<C> {
             entries.push(Entry { path: full, inode });
         }
         Ok(entries)
+    }
+
+    /// Is a single file one of those below the roots, seen by another mount? They are two for whoever restores them.
+    fn has_seconds(&self, look: &Look<'_>) -> bool {
+        look.extra_files.iter().any(|path| {
+            let Ok(path) = scan::resolve(path) else { return false };
+            let found = path.symlink_metadata().ok().filter(|found| found.is_file() && found.nlink() == 1);
+            let at = found.and_then(|found| self.index.get(&(found.dev(), found.ino())).copied());
+            !is_scanned(&self.tree, path.as_os_str().as_bytes())
+                && at.is_some_and(|at| self.names.contains_key(&at) || self.surviving(at).is_some())
+        })
     }
 
     /// Looks at all single files.

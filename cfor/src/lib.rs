@@ -16,6 +16,7 @@
 //! `docs/internals/cfor.md`.
 
 mod access;
+mod ahead;
 mod apply;
 mod capture;
 mod change;
@@ -36,6 +37,7 @@ mod validate;
 mod verify;
 mod watch;
 
+pub use ahead::{Ahead, ahead};
 pub use apply::{Report, Targets, apply};
 pub use capture::{Captured, ContentSink, ContentSource, Here, Staged, Staging, capture, stage};
 pub use change::{Hint, changed_files};

@@ -184,7 +184,11 @@ impl<'a> Scanner<'a> {
         while let Some((path, at)) = queue.pop_front() {
             let listed = top.beneath(&path).and_then(|dir| {
                 if let Some(watch) = self.watch {
-                    watch.add(&dir, &self.tree.inode(&root.entries[at]).identity);
+                    let inode = &mut self.tree.inodes[root.entries[at].inode as usize];
+                    watch.add(&dir, &inode.identity);
+                    // Names may have come since it was looked at, of which nobody hears.
+                    let now = dir.stat(SELF)?;
+                    (inode.mtime, inode.identity) = (times(&now).1, identity(&now));
                 }
                 dir.names().map(|names| (dir, names))
             });

@@ -209,8 +209,33 @@ impl Draft {
             Entry { meta: manifest.meta.clone(), side: EpochSide::default(), slots, pin: Arc::default() };
         state.epochs.insert(self.epoch, entry);
         state.settle();
+        // It holds those of them that it has.
+        for slot in std::mem::take(&mut state.ahead) {
+            state.slots.release(slot);
+        }
         self.sealed = true;
         Ok(frame.len() as u64)
+    }
+
+    /// Leaves pages that were stored for an epoch to come, until one is sealed.
+    pub(crate) fn leave(mut self) -> Result<()> {
+        self.flush()?;
+        let app = self.app.clone();
+        let mut state = app.state();
+        for (key, slot) in self.fresh.drain(..) {
+            self.held.remove(slot);
+            state.slots.publish(slot, key);
+            state.ahead.push(slot);
+        }
+        Ok(())
+    }
+
+    /// Makes the pages so far durable.
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        self.flush()?;
+        let synced = self.app.files.sync();
+        self.failed = synced.is_err();
+        synced
     }
 
     /// Leaves pages that were received for the next try, instead of giving them back.

@@ -70,6 +70,8 @@ pub(crate) struct State {
     pub(crate) writing: bool,
     /// Pages of a broken import, each held once, kept for the next try.
     pub(crate) orphans: KeyMap<u32>,
+    /// Slots of pages that were stored ahead of an epoch, each held once, until one is sealed.
+    pub(crate) ahead: Vec<u32>,
     /// Slots of epochs whose removal is not known to be durable, each held once.
     pub(crate) leaving: Vec<u32>,
     /// The same for epochs that had been put aside.

@@ -243,6 +243,17 @@ impl EpochWriter {
         Ok(())
     }
 
+    /// Makes the pages so far durable, so that less is to be done when the epoch is sealed.
+    pub fn sync(&mut self) -> Result<()> {
+        self.draft.sync()
+    }
+
+    /// Gives the epoch up and leaves its pages in the store, where the next ones find them, until one is sealed or the application
+    /// is closed.
+    pub fn leave(self) -> Result<()> {
+        self.draft.leave()
+    }
+
     /// What it cost so far.
     pub fn figures(&self) -> Figures {
         self.figures

@@ -7,6 +7,8 @@ use holo_tests::{command, compile, paths, redis, wait};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "holo-bench/bringup.rs"]
+mod bringup;
 #[path = "holo-bench/files.rs"]
 mod files;
 #[path = "holo-bench/pace.rs"]
@@ -26,7 +28,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
-    let parts: [(&str, fn()); 10] = [
+    let parts: [(&str, fn()); 11] = [
         ("start", start_up),
         ("calls", calls),
         ("memory", memory),
@@ -34,6 +36,7 @@ fn main() {
         ("stops", stops),
         ("switches", switches::switches),
         ("files", files::files),
+        ("bringup", bringup::bringup),
         ("redis", redis_throughput),
         ("pace", pace::pace),
         ("pgbench", pgbench::pgbench),

@@ -1,6 +1,7 @@
 //! Tests of the whole store on a disk in memory.
 #![allow(clippy::unwrap_used)]
 
+mod ahead;
 mod crash;
 mod damage;
 mod hostile;

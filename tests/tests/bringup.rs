@@ -1,0 +1,129 @@
+//! Goal: a stand-by is brought up while the application works: the first epoch stops it no longer than others and has the files of its
+//! cut, and a link that breaks in the middle of the first transfer costs only what was under way.
+//! Method: many files beside those that are changed all the time, the agent comparing the first epochs with a second look in the
+//! stop; the connection broken again and again while bytes on the stand-by's cable are counted.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use holo_tests::app::{App, Program};
+use holo_tests::cluster::Cluster;
+use holo_tests::cluster_agents::Timing;
+use holo_tests::node::{Node, Who, hand_over};
+use holo_tests::steps::{Act, Steps};
+use holo_tests::{command, compile, epochs, wait};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+const DIR: &str = "data/work";
+const LIMIT: Duration = Duration::from_secs(60);
+/// The first epoch of so many instances.
+const LIVES: u32 = 5;
+
+/// Files that nobody changes, of bytes that cannot be compressed.
+fn fill(dir: &Path, files: usize, bytes: usize) {
+    let mut word = 88_172_645_463_325_252_u64;
+    let mut next = || {
+        word ^= word << 13;
+        word ^= word >> 7;
+        word ^= word << 17;
+        word.to_le_bytes()
+    };
+    for file in 0..files {
+        let sub = dir.join(format!("many/d{}", file / 100));
+        fs::create_dir_all(&sub).unwrap();
+        let content: Vec<u8> = std::iter::repeat_with(&mut next).take(bytes / 8).flatten().collect();
+        fs::write(sub.join(format!("f{file}")), content).unwrap();
+    }
+}
+
+fn program(node: &Node) -> Program {
+    Program::new(compile::workload("file_storm.c"), &[node.inside(DIR).into_os_string(), "11".into()])
+}
+
+#[test]
+fn the_first_epoch_has_the_files_of_its_cut() {
+    let mut node = Node::without_agent(Who::Me);
+    node.set_agent_env("HOLO_FILES_CHECK", "1");
+    node.start_agent();
+    hand_over(&node.outside(DIR), Who::Me);
+    fill(&node.outside(DIR), 3000, 8000);
+    let mut app = App::start(&node, "work", &program(&node), DIR, &["--keep", "3"]);
+    app.wait_joined(&node);
+    let mut changed = 0;
+    for life in 0..LIVES {
+        wait::until(LIMIT, "files that are changed", || {
+            node.outside(DIR).join("files/d0").exists().then_some(())
+        });
+        std::thread::sleep(Duration::from_millis(u64::from(life) * 60));
+        let epoch = app.checkpoint(&node);
+        assert!(!node.log().contains("files check:"), "{}", node.log());
+        let parts = &epoch.0["stop_parts_us"];
+        assert!(parts["files.check"].as_u64().is_some(), "compared: {parts}");
+        changed += epoch.number("files_changed");
+        if life == 0 {
+            assert!(epoch.number("bytes_sent") > 3000 * 8000, "{}", epoch.0);
+        }
+        app.kill(&node);
+        app.restore_unsettled(&node, None);
+    }
+    let log = node.log();
+    let again = log
+        .lines()
+        .filter_map(|line| line.strip_prefix("holod: files ahead: ")?.split(' ').next()?.parse().ok());
+    let again: Vec<u64> = again.collect();
+    eprintln!("{again:?} files were read again");
+    assert!(
+        again.len() >= LIVES as usize && again.iter().all(|count| *count < 200),
+        "{again:?} files: {log}"
+    );
+    assert!(changed > u64::from(LIVES) * 3000, "{changed} files");
+    app.kill(&node);
+}
+
+/// Bytes that went over a node's cable to it.
+fn carried_to(cluster: &Cluster, node: &str) -> u64 {
+    let cable = format!("v-{node}");
+    let text = command::run_ok(cluster.outer_command("ip").args(["-s", "-j", "link", "show", &cable]), LIMIT);
+    let links: Value = serde_json::from_str(&text).unwrap();
+    links[0]["stats64"]["tx"]["bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn a_link_that_breaks_costs_what_was_under_way() {
+    const FILES: usize = 1500;
+    const BYTES: usize = 100_000;
+    let mut cluster = Cluster::new(&["a", "b"], Who::Me);
+    cluster.start_agents(Timing::patient());
+    cluster.nodes.iter().for_each(|node| hand_over(&node.outside(DIR), Who::Me));
+    let (a, b) = (&cluster.nodes[0], &cluster.nodes[1]);
+    fill(&a.outside(DIR), FILES, BYTES);
+    let mut app = App::start(a, "work", &program(a), DIR, &["--standby", "b"]);
+    app.wait_joined(a);
+    let whole = (FILES * BYTES) as u64;
+    let (before, mut breaks) = (carried_to(&cluster, "b"), 0);
+    std::thread::scope(|scope| {
+        let order = scope.spawn(|| app.checkpoint(a));
+        for part in 1..4 {
+            wait::until(LIMIT, "a part of it on its way", || {
+                let has_part = carried_to(&cluster, "b") - before > whole / 5 * part;
+                (has_part || order.is_finished()).then_some(())
+            });
+            let steps = Steps::follow(a.agent_inside().unwrap(), Act::Break, 3);
+            wait::until(LIMIT, "a break", || (steps.has_acted() || order.is_finished()).then_some(()));
+            breaks += u32::from(steps.end());
+        }
+        order.join().unwrap();
+    });
+    let epoch = wait::until(LIMIT, "the epoch on b", || epochs::sealed(b, "work").last().copied());
+    let carried = carried_to(&cluster, "b") - before;
+    let log = a.log();
+    let is_transfer = |line: &&str| line.starts_with("holod: work: ") && line.contains(" b: ");
+    let broken = log.lines().filter(is_transfer).count();
+    eprintln!("{breaks} breaks, {broken} of transfers, {:.2} times the bytes", carried as f64 / whole as f64);
+    assert!(breaks > 0, "nothing was broken: {log}");
+    assert!(carried < whole / 4 * 5, "{carried} bytes for {whole}");
+    epochs::open(b, "work", epoch).verify().unwrap();
+    fs::write(a.outside(DIR).join("stop"), b"").unwrap();
+    app.wait_ended(a, LIMIT);
+}
