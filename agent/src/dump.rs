@@ -2,6 +2,7 @@
 
 mod alive;
 mod asking;
+mod park;
 
 use crate::app::{App, Failure, now_ns};
 use crate::fence::{Held, Kept, Progress};
@@ -14,16 +15,14 @@ use asking::Asking;
 use holo_api::local::ErrorKind;
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, BlobPart, EpochMeta, EpochSide, EpochWriter, PAGE_BYTES};
-use holo_rm::at_once::{self, Alert};
-use holo_rm::barrier::{self, Parked, Still};
 use holo_rm::kinds::memory::NAME as MEMORY;
 use holo_rm::kinds::shared_pages::SharedPages;
-use holo_rm::kinds::vdso::is_in_head;
 use holo_rm::manager::{DumpCx, RmError, Sections, Since};
 use holo_rm::page::Page;
 use holo_rm::registry::Registry;
 use holo_rm::remote::Remote;
 use holo_rm::tree::{Census, Process, Seat};
+use park::{fence, mark, park};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
@@ -40,9 +39,6 @@ pub const CONTENTS: &str = "contents";
 pub const CONTENTS_VERSION: u16 = 1;
 /// Envelope of it.
 pub const CONTENTS_KIND: Kind = Kind::new(34, 1);
-const PARK_MS: u64 = 100;
-/// How often a park is repeated that found a thread at a place that an epoch must not have.
-const PARK_TRIES: usize = 5;
 /// How pages are found that changed, where no kind tracks them: all are looked at.
 const ENGINE: &str = "full-scan";
 /// How often an epoch is tried again that would cut through a moment which passes by itself, and the wait before each.
@@ -273,7 +269,7 @@ fn phases<'a>(
     keep: &mut Option<Keep<'_, 'a>>,
 ) -> Result<EpochMeta, Failure> {
     let failed = |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, cause.to_string());
-    let record = app.record();
+    let marked = mark(app, registry, out)?;
     let running = unparked(&app.members.seats()).map_err(|cause| failed(&cause))?;
     if !running.is_empty() {
         registry
@@ -286,14 +282,9 @@ fn phases<'a>(
     }
     drop(running);
     let mut parts = vec![("prepare".to_owned(), micros(since))];
-    let fenced =
-        || Failure::new(ErrorKind::Refused, format!("{} is parked: its lease has expired", app.name));
-    let cut = app.cut.try_lock_for(Duration::from_secs(5)).ok_or_else(fenced)?;
-    let deadline = match record.options.park_ms_max {
-        0 => PARK_MS,
-        ms => ms,
-    };
-    let (parked, processes, alert) = park(app, Duration::from_millis(deadline))?;
+    parts.extend(marked.map(|stop| ("mark".to_owned(), stop.as_micros() as u64)));
+    let cut = fence(app)?;
+    let (parked, processes, alert) = park(app)?;
     let alive = Alive::start(parked.pages(), STOP_MAX);
     let at_unix_ns = now_ns();
     parts.push(("park".into(), micros(parked.since)));
@@ -331,7 +322,7 @@ fn phases<'a>(
     let mut meta = EpochMeta {
         at_unix_ns,
         node: app.node.clone(),
-        stop_us: stop.as_micros() as u64,
+        stop_us: (stop + marked.unwrap_or_default()).as_micros() as u64,
         processes: processes.len() as u32,
         threads: threads as u32,
         engine: engines(registry, &pids),
@@ -374,33 +365,6 @@ fn engines(registry: &mut Registry, pids: &[i32]) -> String {
         Ok(())
     });
     if all.is_empty() { ENGINE.into() } else { Vec::from_iter(all).join("+") }
-}
-
-/// Parks the application where it can be run on from on any kernel.
-fn park(app: &App, deadline: Duration) -> Result<(Parked, Vec<Process>, Alert), Failure> {
-    let mut tries = 0;
-    loop {
-        let parked = barrier::park(&app.members, deadline)
-            .map_err(|cause| Failure::new(ErrorKind::Unprotected, cause.to_string()))?;
-        // Not before: those that park need the processors.
-        let alert = at_once::alert();
-        tries += 1;
-        let serving = parked.processes.iter().filter(|still| !still.slots.is_empty());
-        let all = at_once::run(serving.collect(), |still: &Still| {
-            let remote = Remote::new(Arc::clone(&still.page), still.pid, still.slots[0])?;
-            remote.saw(still.seen);
-            // What cannot be looked at is told of by the kinds.
-            let in_head = is_in_head(&remote, &still.slots).unwrap_or(false);
-            let (pid, slots, stopped) = (still.inner, still.slots.clone(), still.stopped);
-            Ok((Process { remote, pid, slots, stopped }, in_head))
-        });
-        let all: io::Result<Vec<(Process, bool)>> = all.into_iter().collect();
-        let all = all.map_err(|cause| Failure::new(ErrorKind::Failed, cause.to_string()))?;
-        // It takes a few instructions to be somewhere else.
-        if tries >= PARK_TRIES || !all.iter().any(|(_, in_head)| *in_head) {
-            return Ok((parked, all.into_iter().map(|(process, _)| process).collect(), alert));
-        }
-    }
 }
 
 /// POST_DUMP: the application runs; what was captured goes into the store.

@@ -299,6 +299,14 @@ impl ResourceManager for Files {
         NAME
     }
 
+    fn wants_mark(&self) -> bool {
+        self.is_to_begin()
+    }
+
+    fn mark(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        self.begin(cx)
+    }
+
     fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         if std::mem::take(&mut self.unsealed) {
             self.previous = None;

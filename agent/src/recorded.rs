@@ -44,6 +44,8 @@ pub(crate) struct Recorded {
     open: BTreeSet<Number>,
     /// Every process has the table.
     all_record: bool,
+    /// What is compared with was read while the application ran.
+    is_blurred: bool,
     /// The last epoch was void: all is copied in the next stop.
     was_void: bool,
     /// Files that others write to: they are copied in each.
@@ -58,7 +60,7 @@ impl Recorded {
         let none = BTreeSet::new;
         let (mapped, shared, open, outsiders) = (none(), none(), none(), none());
         let found = Found::default();
-        let (stored, all_record, was_void) = (BTreeMap::new(), false, false);
+        let (stored, all_record, is_blurred, was_void) = (BTreeMap::new(), false, false, false);
         Self {
             cell,
             table: None,
@@ -69,6 +71,7 @@ impl Recorded {
             stored,
             open,
             all_record,
+            is_blurred,
             was_void,
             outsiders,
         }
@@ -79,13 +82,15 @@ impl Recorded {
         self.cell.lock().clone()
     }
 
+    /// Is it the table of the last cut?
+    fn is_of(&self, table: Option<&Arc<Table>>) -> bool {
+        matches!((table, &self.table), (Some(now), Some(before)) if Arc::ptr_eq(now, before))
+    }
+
     /// Takes what was recorded up to this cut of so many processes, and what they stored through maps.
     pub(crate) fn cut(&mut self, maps: &Maps, processes: usize, pages: &SharedPages) {
         let table = self.table();
-        let is_same = match (&table, &self.table) {
-            (Some(now), Some(before)) => Arc::ptr_eq(now, before),
-            (None, _) | (_, None) => false,
-        };
+        let is_same = self.is_of(table.as_ref());
         let mut found = table.as_ref().map_or_else(Found::default, |table| table.cut());
         let strangers = table.as_ref().map_or(0, |table| table.strangers());
         found.is_incomplete |= !is_same || maps.recording < processes || strangers != self.strangers;
@@ -104,16 +109,27 @@ impl Recorded {
         }
     }
 
-    /// From now on is to be known what is changed, with files that are mapped shared now. False: it cannot be.
-    pub(crate) fn begin(&mut self, shared: &BTreeSet<Number>) -> bool {
-        let Some(table) = self.table() else { return false };
-        if table.strangers() != 0 || table.table().blind.load(Ordering::SeqCst) != 0 {
-            return false;
+    /// A cut of which there is no epoch: contents are to be read while the application runs, and what is changed from now on is to be
+    /// known. `is_late`: requests that were recorded before may still be carried out.
+    pub(crate) fn begin(&mut self, maps: Maps, processes: usize, pages: &SharedPages, is_late: bool) {
+        if !self.is_of(self.table().as_ref()) {
+            // All is recorded from the beginning.
+            (self.table, self.strangers) = (self.table(), 0);
         }
-        self.mapped.extend(shared);
-        self.shared.extend(shared);
-        (self.table, self.strangers) = (Some(table), 0);
-        true
+        self.cut(&maps, processes, pages);
+        if let Some(table) = &self.table {
+            table.carry(&self.found);
+        }
+        self.is_blurred = self.strangers == 0 && self.gated().is_some();
+        if !is_late {
+            self.found = Found::default();
+        }
+        (self.mapped, self.shared, self.open) = (maps.mapped, maps.shared, maps.open);
+    }
+
+    /// May contents be read now, see [`Self::begin`]?
+    pub(crate) fn has_begun(&self) -> bool {
+        self.is_blurred
     }
 
     /// Is everything known that was changed since the cut before, or since [`Self::begin`]?
@@ -145,6 +161,8 @@ impl Recorded {
         let stored = self.stored.get(&key).filter(|_| is_recorded && !is_whole);
         match stored {
             Some(ranges) => Hint::Stored(ranges),
+            // Attributes say nothing of a write that was under way.
+            None if self.is_blurred && change.is_some() && self.shared.contains(&key) => Hint::Mapped,
             None if is_whole || self.mapped.contains(&key) => Hint::Mapped,
             None if !is_recorded || self.shared.contains(&key) => Hint::Attributes,
             None => Hint::Written(change.map_or(&NOTHING, |change| &change.ranges)),
@@ -191,7 +209,7 @@ impl Recorded {
     /// The epoch has all of it.
     pub(crate) fn settle(&mut self, maps: Maps) {
         self.found = Found::default();
-        self.was_void = false;
+        (self.is_blurred, self.was_void) = (false, false);
         (self.mapped, self.shared, self.open) = (maps.mapped, maps.shared, maps.open);
     }
 }

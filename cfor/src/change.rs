@@ -92,20 +92,20 @@ pub(crate) fn change(old: &Inode, taken_at: Time, now: &Inode, hint: Hint<'_>) -
     };
     match hint {
         Hint::Mapped => Change::Any,
-        Hint::Stored(ranges) if !ranges.is_empty() => {
+        // Also if attributes say nothing: of a write that had begun before a scan while others wrote they do not.
+        Hint::Stored(ranges) | Hint::Written(ranges) if !ranges.is_empty() => {
             plan((*old_size, old_data), (*size, data), ranges).map_or(Change::Any, Change::Written)
         }
         _ if size == old_size && is_untouched(old, taken_at, now) => Change::Same,
         Hint::Attributes => Change::Any,
         // The time stamp alone is not old enough; but nobody was recorded.
-        Hint::Written(ranges) | Hint::Stored(ranges)
-            if ranges.is_empty()
-                && (size != old_size || old.identity != now.identity || old.mtime != now.mtime) =>
+        Hint::Written(_) | Hint::Stored(_)
+            if size != old_size || old.identity != now.identity || old.mtime != now.mtime =>
         {
             Change::Any
         }
         // Holes are another matter: the file system may fill them when it writes back, without a trace.
-        Hint::Written(ranges) | Hint::Stored(ranges) if ranges.is_empty() && data == old_data => Change::Same,
+        Hint::Written(_) | Hint::Stored(_) if data == old_data => Change::Same,
         Hint::Written(ranges) | Hint::Stored(ranges) => {
             plan((*old_size, old_data), (*size, data), ranges).map_or(Change::Any, Change::Written)
         }
@@ -149,6 +149,19 @@ mod tests {
             xattrs: Vec::new(),
             identity: Identity { dev: 1, ino: 2, ctime: at },
         }
+    }
+
+    #[test]
+    fn what_was_recorded_is_read_though_attributes_say_nothing() {
+        // A long write that began well before the scan, and went on after it.
+        let (mut ranges, taken_at) = (Ranges::default(), Time { seconds: 9, nanos: 0 });
+        let old = file(&[0, 1, 2, 3, 4]);
+        assert_eq!(change(&old, taken_at, &old, Hint::Written(&ranges)), Change::Same);
+        ranges.insert(4096, 8192);
+        let Change::Written(plan) = change(&old, taken_at, &old, Hint::Written(&ranges)) else {
+            panic!("not by ranges")
+        };
+        assert_eq!(plan.fresh, [Extent { at: 4096, len: 8192 }]);
     }
 
     #[test]

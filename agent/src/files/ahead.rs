@@ -6,8 +6,8 @@ use super::{Files, Sink};
 use crate::inodes::Number;
 use holo_cfor::{Ahead, ContentSink, Look};
 use holo_image::{Blob, EpochWriter, Figures};
-use holo_rm::kinds::zones::{self, ZoneKind};
-use holo_rm::manager::DumpCx;
+use holo_rm::kinds::aio;
+use holo_rm::manager::{DumpCx, RmResult};
 use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -61,10 +61,25 @@ impl ContentSink for Synced<'_> {
 }
 
 impl Files {
+    /// Is there nothing yet, and are changes recorded?
+    pub(super) fn is_to_begin(&self) -> bool {
+        (self.previous.is_none() || self.unsealed)
+            && self.recorded.table().is_some()
+            && std::env::var_os(VARIABLE).is_none_or(|value| value != "0")
+    }
+
+    /// In a stop: from now on is known what is changed.
+    pub(super) fn begin(&mut self, cx: &DumpCx) -> RmResult<()> {
+        (self.previous, self.unsealed, self.ahead) = (None, false, None);
+        let written = self.written(cx)?;
+        let is_late = cx.processes.iter().any(|process| process.remote.maps().is_ok_and(aio::has_rings));
+        self.recorded.begin(written.maps, cx.processes.len(), &self.pages, is_late);
+        Ok(())
+    }
+
     /// Stores what is there, while the application runs.
     pub(super) fn store_ahead(&mut self, cx: &DumpCx) {
-        let is_wanted = std::env::var_os(VARIABLE).is_none_or(|value| value != "0");
-        if !is_wanted || !self.recorded.begin(&mapped_shared(cx)) {
+        if !self.recorded.has_begun() {
             return;
         }
         let start = Instant::now();
@@ -105,18 +120,4 @@ impl Files {
         writer.leave().map_err(|cause| text(&cause))?;
         Ok(Some((ahead, figures)))
     }
-}
-
-/// Files that processes have mapped shared: stores there are not recorded.
-fn mapped_shared(cx: &DumpCx) -> BTreeSet<Number> {
-    let mut found = BTreeSet::new();
-    for process in cx.processes {
-        let text = process.remote.proc_text("maps").unwrap_or_default();
-        for zone in zones::parse_shared(text.as_bytes()).unwrap_or_default() {
-            if zone.kind == ZoneKind::FileShared {
-                found.insert((zone.device, zone.inode));
-            }
-        }
-    }
-    found
 }

@@ -76,6 +76,14 @@ impl ResourceManager for Faulty {
         self.inner.name()
     }
 
+    fn wants_mark(&self) -> bool {
+        self.inner.wants_mark()
+    }
+
+    fn mark(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        self.inner.mark(cx)
+    }
+
     fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         self.dumping("pre_dump", cx, |inner, cx| inner.pre_dump(cx))
     }

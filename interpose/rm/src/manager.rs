@@ -296,6 +296,20 @@ pub trait ResourceManager: Send {
     /// Name of the kind, and of its section.
     fn name(&self) -> &'static str;
 
+    /// Does the kind want to know, in [`Self::pre_dump`], what was changed since a moment at which nothing ran? Then [`Self::mark`]
+    /// comes first.
+    fn wants_mark(&self) -> bool {
+        false
+    }
+
+    /// The application is parked, for no longer than this takes.
+    ///
+    /// # Errors
+    /// The epoch is not taken.
+    fn mark(&mut self, _: &mut DumpCx) -> RmResult<()> {
+        Ok(())
+    }
+
     /// The application runs: reserve, and refuse early what cannot be dumped.
     ///
     /// # Errors

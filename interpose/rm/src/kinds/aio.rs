@@ -225,6 +225,17 @@ impl Aio {
     }
 }
 
+/// The lines of rings.
+fn lines(maps: &[u8]) -> impl Iterator<Item = &[u8]> {
+    maps.split_inclusive(|byte| *byte == b'\n').filter(|line| line.trim_ascii_end().ends_with(LINE))
+}
+
+/// May a process have requests under way? `maps`: what it has mapped.
+#[must_use]
+pub fn has_rings(maps: &[u8]) -> bool {
+    lines(maps).next().is_some()
+}
+
 impl ResourceManager for Aio {
     fn name(&self) -> &'static str {
         NAME
@@ -236,10 +247,7 @@ impl ResourceManager for Aio {
         let mut state = AioState { table_at, rings: Vec::new() };
         let text = cx.remote.maps().on("reading", "maps")?;
         // Nearly always there are none.
-        let lines: Vec<&[u8]> = text
-            .split_inclusive(|byte| *byte == b'\n')
-            .filter(|line| line.trim_ascii_end().ends_with(LINE))
-            .collect();
+        let lines: Vec<&[u8]> = lines(text).collect();
         if !lines.is_empty() {
             let zones = zones::parse(&lines.concat()).map_err(RmError::Unsupported)?;
             let own = owned(cx.remote, &zones)?;
