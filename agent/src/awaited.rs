@@ -14,7 +14,7 @@ use crate::changes::{Number, Table};
 use crate::recorded::{Maps, Recorded};
 use crate::witness;
 use holo_abi::awaited::{AWAITED_MAX, Gate, PIECE_SHIFT, state};
-use holo_abi::changes::SHUT;
+use holo_abi::changes::{BROKEN, SHUT};
 use holo_cfor::{Extent, Inode, Keeper, Kept, Staged, Waiting};
 use holo_image::Blob;
 use std::collections::{BTreeSet, HashMap};
@@ -118,7 +118,6 @@ impl Keeping {
         let Self { entered, .. } = self;
         let strangers = entered.table.strangers();
         if !entered.files.is_empty() {
-            entered.gate().broken.store(0, SeqCst);
             entered.table.table().bank.fetch_or(SHUT, SeqCst);
         }
         let (seen, waits) = (entered.gate().wanted.load(SeqCst), entered.gate().waits.load(Relaxed));
@@ -178,7 +177,7 @@ impl Shut {
         let table = Arc::clone(&entered.table);
         drop(entered);
         let gate = &table.table().gate;
-        if gate.broken.load(SeqCst) != 0 {
+        if table.table().bank.load(SeqCst) & BROKEN != 0 {
             return Err(Void::Broken);
         }
         if witness::is_wanted() {
@@ -248,7 +247,7 @@ impl Waiting for Shut {
     fn goes_on(&mut self) -> bool {
         let gate = self.entered.gate();
         gate.signs.fetch_add(1, SeqCst);
-        gate.broken.load(SeqCst) == 0 && !self.stop.load(Relaxed)
+        self.entered.table.table().bank.load(SeqCst) & BROKEN == 0 && !self.stop.load(Relaxed)
     }
 }
 

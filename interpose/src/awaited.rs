@@ -6,7 +6,7 @@
 
 use crate::vdso;
 use core::sync::atomic::Ordering;
-use holo_abi::changes::{Changes, SHUT};
+use holo_abi::changes::{BROKEN, Changes, SHUT};
 use holo_abi::sysno;
 use holo_sys::sys;
 use holo_track::{awaited, changes};
@@ -47,8 +47,8 @@ pub(crate) fn pass(table: &Changes, key: Option<u64>, at: u64, end: u64) {
         };
         signs = now;
         if quiet >= QUIET_TICKS || vdso::monotonic_ns() - began > WAIT_NS_MAX {
-            gate.broken.store(1, Ordering::SeqCst);
-            table.bank.fetch_and(!SHUT, Ordering::SeqCst);
+            let open = |word| (word & SHUT != 0).then_some(word & !SHUT | BROKEN);
+            let _ = table.bank.fetch_update(Ordering::SeqCst, Ordering::SeqCst, open);
         }
     }
 }

@@ -384,23 +384,35 @@ fn mark(table: &Changes, fd: u64, bits: u64) {
 
 /// A file is cut to `size` by its name.
 fn path(table: &Changes, dir: u64, name: u64, size: u64) {
+    let Some(mut file) = regular(dir, name) else { return };
+    let bank = loop {
+        let (bank, shut) = changes::bank_and_gate(table);
+        if !shut {
+            break bank;
+        }
+        awaited::pass(table, changes::key(table, file.0, file.1), size, u64::MAX);
+        // While we waited the name may have been given to another file, and that one is cut.
+        match regular(dir, name) {
+            Some(now) if now == file => break bank,
+            Some(now) => file = now,
+            None => return,
+        }
+    };
+    match changes::slot(table, file.0, file.1) {
+        Slot::Elsewhere => {}
+        Slot::At(slot) => changes::tail(bank, slot, size),
+        Slot::Full => changes::overflow(bank),
+    }
+}
+
+/// Device and inode number of the regular file of that name.
+fn regular(dir: u64, name: u64) -> Option<(u64, u64)> {
     const S_IFMT: u32 = 0o170_000;
     const S_IFREG: u32 = 0o100_000;
     let mut stat = [0u64; 18];
     // SAFETY: a buffer of the size of `struct stat`; the kernel checks the name.
     let failed = unsafe { sys!(sysno::newfstatat, dir, name, stat.as_mut_ptr(), 0) };
-    if failed < 0 || stat[3] as u32 & S_IFMT != S_IFREG {
-        return;
-    }
-    let (bank, shut) = changes::bank_and_gate(table);
-    if shut {
-        awaited::pass(table, changes::key(table, stat[0], stat[1]), size, u64::MAX);
-    }
-    match changes::slot(table, stat[0], stat[1]) {
-        Slot::Elsewhere => {}
-        Slot::At(slot) => changes::tail(bank, slot, size),
-        Slot::Full => changes::overflow(bank),
-    }
+    (failed >= 0 && stat[3] as u32 & S_IFMT == S_IFREG).then_some((stat[0], stat[1]))
 }
 
 /// Asynchronous requests: their descriptors, operations and ranges.

@@ -5,7 +5,7 @@
 //!   agent, in the stop      files[place] = key, range, AWAITED; then SHUT
 //!   agent, afterwards       reads; AWAITED goes; at the end SHUT goes
 //!   writer, if SHUT         AWAITED of its file and range? -> what it wants, WANTED; waits for another `turn`
-//!   writer, out of patience broken = 1, SHUT goes: the epoch is void
+//!   writer, out of patience BROKEN instead of SHUT: the epoch is void
 //! ```
 //!
 //! Large files are read in pieces, each of which has a bit in [`Gate::taken`]: a writer waits for those that it writes to.
@@ -59,8 +59,6 @@ pub struct Awaited {
 /// All of them.
 #[repr(C, align(64))]
 pub struct Gate {
-    /// 1: somebody lost patience, and wrote.
-    pub broken: AtomicU32,
     /// Changes when somebody begins to wait.
     pub wanted: AtomicU32,
     /// The place of the file that was wanted last.

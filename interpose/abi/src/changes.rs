@@ -93,7 +93,7 @@ pub struct Changes {
     pub device_count: u32,
     /// File systems that are recorded.
     pub devices: [u64; DEVICES_MAX],
-    /// Bank that is recorded into: 0 or 1; and [`SHUT`].
+    /// Bank that is recorded into: 0 or 1; and [`SHUT`] or [`BROKEN`].
     pub bank: AtomicU32,
     /// Changes when what a process remembers of its descriptors is void. Differs from table to table.
     pub generation: AtomicU32,
@@ -115,6 +115,9 @@ pub struct Changes {
 
 /// Bit of [`Changes::bank`]: files are awaited.
 pub const SHUT: u32 = 2;
+/// Bit of [`Changes::bank`]: they were, and somebody lost patience, and wrote. One word with it: who is late breaks the epoch that it
+/// opens the gate of.
+pub const BROKEN: u32 = 4;
 
 /// Bytes of the mapping, whole pages.
 pub const CHANGES_BYTES: usize = (size_of::<Changes>() + 4095) & !4095;
