@@ -62,6 +62,8 @@ pub struct EpochWriter {
     /// Put or kept by name: what no run names either belongs to contents.
     named: Vec<PageKey>,
     figures: Figures,
+    /// For parts of contents: to clear it for each would take longest of all where files are small.
+    part: Vec<u8>,
 }
 
 impl EpochWriter {
@@ -73,7 +75,16 @@ impl EpochWriter {
             places: Vec::new(),
             named: Vec::new(),
             figures: Figures::default(),
+            part: Vec::new(),
         }
+    }
+
+    /// Works with [`Self::part`].
+    fn in_parts<T>(&mut self, work: impl FnOnce(&mut Self, &mut Vec<u8>) -> Result<T>) -> Result<T> {
+        let mut part = std::mem::take(&mut self.part);
+        let done = work(self, &mut part);
+        self.part = part;
+        done
     }
 
     /// Its number.
@@ -149,26 +160,37 @@ impl EpochWriter {
 
     /// Stores a file's content, up to its end.
     pub fn put_blob(&mut self, content: &mut impl Read) -> Result<Blob> {
-        let mut blob = Blob::default();
-        let mut part = vec![0; BLOB_PART_BYTES];
-        loop {
-            let filled = fill(content, &mut part).map_err(Error::Source)?;
-            self.put_part(&mut blob, &mut part, filled)?;
-            if filled < part.len() {
-                self.figures.bytes_blobs += blob.len;
-                return Ok(blob);
+        self.in_parts(|writer, part| {
+            part.resize(BLOB_PART_BYTES, 0);
+            let mut blob = Blob::default();
+            loop {
+                let filled = fill(content, part).map_err(Error::Source)?;
+                writer.put_part(&mut blob, part, filled)?;
+                if filled < part.len() {
+                    writer.figures.bytes_blobs += blob.len;
+                    return Ok(blob);
+                }
             }
-        }
+        })
     }
 
     /// Stores a content that is made of parts of `base`, which a kept epoch has, and of new bytes. Only these are read and
     /// hashed. Every part but the last ends at a page's end, and parts of `base` begin and end at its pages.
     pub fn patch_blob(&mut self, base: &Blob, parts: &[BlobPart], fresh: &mut impl Read) -> Result<Blob> {
+        self.in_parts(|writer, buffer| writer.patch(base, parts, fresh, buffer))
+    }
+
+    fn patch(
+        &mut self,
+        base: &Blob,
+        parts: &[BlobPart],
+        fresh: &mut impl Read,
+        part: &mut Vec<u8>,
+    ) -> Result<Blob> {
         base.check()?;
         let bad = || Error::Source(ErrorKind::InvalidInput.into());
         let page = PAGE_BYTES as u64;
         let mut blob = Blob::default();
-        let mut part = Vec::new();
         for now in parts {
             if !blob.len.is_multiple_of(page) {
                 return Err(bad());
@@ -191,7 +213,7 @@ impl EpochWriter {
                         if fill(fresh, &mut part[..want]).map_err(Error::Source)? < want {
                             return Err(Error::Source(ErrorKind::UnexpectedEof.into()));
                         }
-                        self.put_part(&mut blob, &mut part, want)?;
+                        self.put_part(&mut blob, part, want)?;
                         left -= want as u64;
                     }
                     self.figures.bytes_blobs += len;
@@ -206,19 +228,21 @@ impl EpochWriter {
     pub fn put_file(&mut self, file: &File) -> Result<Blob> {
         let len = file.metadata().map_err(Error::Source)?.len();
         let mut blob = Blob::default();
-        let mut part = vec![0; BLOB_PART_BYTES];
-        while blob.len < len {
-            let (data, hole) = data_from(file, blob.len, len).map_err(Error::Source)?;
-            // Back to the page's start: a hole may begin and end inside a page on some file systems.
-            blob.len = blob.len.max(data - data % PAGE_BYTES as u64);
-            while blob.len < hole {
-                let want = (len - blob.len).min(BLOB_PART_BYTES as u64) as usize;
-                read_part(file, &mut part[..want], blob.len).map_err(Error::Source)?;
-                self.put_part(&mut blob, &mut part, want)?;
+        self.in_parts(|writer, part| {
+            part.resize(BLOB_PART_BYTES, 0);
+            while blob.len < len {
+                let (data, hole) = data_from(file, blob.len, len).map_err(Error::Source)?;
+                // Back to the page's start: a hole may begin and end inside a page on some file systems.
+                blob.len = blob.len.max(data - data % PAGE_BYTES as u64);
+                while blob.len < hole {
+                    let want = (len - blob.len).min(BLOB_PART_BYTES as u64) as usize;
+                    read_part(file, &mut part[..want], blob.len).map_err(Error::Source)?;
+                    writer.put_part(&mut blob, part, want)?;
+                }
             }
-        }
-        self.figures.bytes_blobs += blob.len;
-        Ok(blob)
+            writer.figures.bytes_blobs += blob.len;
+            Ok(blob)
+        })
     }
 
     /// Appends the first bytes of a buffer to a blob that ends at a page's start.
