@@ -18,7 +18,7 @@ use holo_abi::control::{INODE_CALLS, INODES_MAX};
 use holo_abi::sysno;
 use holo_api::files::{self as trees, SECTION as NAME, TREES, VERSION};
 use holo_cfor::{
-    Captured, ContentSink, ContentSource, Draft, Followed, Look, Part, Staged, Staging, Targets,
+    Captured, ContentSink, ContentSource, Draft, Followed, Look, Part, Staged, Staging, Targets, Time,
 };
 use holo_image::wire;
 use holo_image::{AppStore, Blob, BlobPart, EpochReader, EpochWriter};
@@ -54,6 +54,8 @@ pub struct Files {
     store: AppStore,
     /// `previous` was stored ahead of the first epoch.
     ahead: Option<Stored>,
+    /// Nothing ran.
+    marked_at: Time,
     roots: Vec<PathBuf>,
     excludes: Vec<PathBuf>,
     replaced: Option<PathBuf>,
@@ -131,6 +133,7 @@ impl Files {
             pages,
             store,
             ahead: None,
+            marked_at: Time::default(),
             roots,
             excludes,
             replaced,
@@ -325,10 +328,6 @@ impl ResourceManager for Files {
         }
         let written = self.written(cx)?;
         self.recorded.cut(&written.maps, cx.processes.len(), &self.pages);
-        if self.ahead.is_some() && !self.recorded.has_all() {
-            // Somebody may have changed files while they were read, and not have been seen.
-            (self.previous, self.draft, self.ahead) = (None, None, None);
-        }
         self.parts_us.clear();
         let staged = self.stage(&written, cx)?;
         let tree = match &staged {

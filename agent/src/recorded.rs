@@ -132,11 +132,6 @@ impl Recorded {
         self.is_blurred
     }
 
-    /// Is everything known that was changed since the cut before, or since [`Self::begin`]?
-    pub(crate) fn has_all(&self) -> bool {
-        !self.found.is_incomplete && self.gated().is_some()
-    }
-
     /// Is of every file on these file systems known whether it may have other content?
     pub(crate) fn is_complete(&self, mut devices: impl Iterator<Item = u64>) -> bool {
         let table = self.table.as_ref().filter(|_| !self.found.is_incomplete);

@@ -4,7 +4,7 @@
 
 use super::{Files, Sink};
 use crate::inodes::Number;
-use holo_cfor::{Ahead, ContentSink, Look};
+use holo_cfor::{Ahead, ContentSink, Look, Time};
 use holo_image::{Blob, EpochWriter, Figures};
 use holo_rm::kinds::aio;
 use holo_rm::manager::{DumpCx, RmResult};
@@ -72,6 +72,7 @@ impl Files {
     pub(super) fn begin(&mut self, cx: &DumpCx) -> RmResult<()> {
         (self.previous, self.unsealed, self.ahead) = (None, false, None);
         let written = self.written(cx)?;
+        self.marked_at = Time::now();
         let is_late = cx.processes.iter().any(|process| process.remote.maps().is_ok_and(aio::has_rings));
         self.recorded.begin(written.maps, cx.processes.len(), &self.pages, is_late);
         Ok(())
@@ -93,7 +94,9 @@ impl Files {
             thread.join().unwrap_or(Ok(None))
         });
         match done {
-            Ok(Some((Ahead { captured, unread }, figures))) => {
+            Ok(Some((Ahead { mut captured, unread }, figures))) => {
+                // Where it is not recorded what was changed, attributes tell what was since then.
+                captured.tree.taken_at = self.marked_at;
                 let took = start.elapsed();
                 if took > TOLD {
                     let (name, count) = (self.store.name(), captured.contents.len());

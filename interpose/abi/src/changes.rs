@@ -25,7 +25,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"HOLOCHG1");
 /// File systems of the roots; files elsewhere are not recorded. Past it they are not either.
 pub const DEVICES_MAX: usize = 8;
 /// Files of one table; past it a bank overflows.
-pub const FILES_MAX: usize = 8192;
+pub const FILES_MAX: usize = 32768;
 /// Groups of 64 units of one bank; where none is free for a range, the file counts as changed all over.
 pub const GROUPS_MAX: usize = 32768;
 /// Places that are looked at for a file, and for a group.
