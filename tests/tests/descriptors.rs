@@ -18,4 +18,5 @@ holo_tests::workloads! {
     senders: Workload::new("fd_senders.c");
     tcp: Workload::new("fd_tcp.c");
     tcp_listen: Workload::new("fd_tcp.c").arg("listen");
+    credentials: Workload::new("credentials.c");
 }
