@@ -354,6 +354,12 @@ impl Growing<'_> {
                 self.join(self.made(index)?, state.pgid, state.pid)?;
             }
         }
+        // Those that are to be found ended, by group for example. One that cannot be made stays where it was born.
+        for (corpse, _, ended) in self.corpses.values() {
+            if ![0, ended.pid].contains(&ended.pgid) && ended.sid != ended.pid {
+                let _ = self.join(corpse, ended.pgid, ended.pid);
+            }
+        }
         Ok(())
     }
 
