@@ -72,6 +72,7 @@ pub(crate) fn recreate<'a>(all: &'a Each<UnixState>, making: &mut Making) -> RmR
             }
         }
     }
+    let waits = |state: &UnixState| all.iter().any(|(_, listener)| listener.waiting.contains(&state.inode));
     for (index, state) in all.iter().filter(|(index, _)| !done.contains(index)) {
         let number = making.common(*index).number;
         if is_one_of_a_pair(state) {
@@ -103,7 +104,10 @@ pub(crate) fn recreate<'a>(all: &'a Each<UnixState>, making: &mut Making) -> RmR
             let (fd, other) = sockets::pair(state.socket.kind).on("making", "a connection that was lost")?;
             state.socket.settle(*index, fd, making)?;
             unfinished.streams.push((*index, state, Filler::Lost(other)));
-            if state.peer_inode.is_some() {
+            if waits(state) {
+                making
+                    .remark(*index, "a unix connection that was not accepted and had been sent to is closed");
+            } else if state.peer_inode.is_some() {
                 making.remark(*index, "the other side of the unix socket was outside and is closed");
             }
         }
