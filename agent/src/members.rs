@@ -9,6 +9,8 @@
 //!
 //! A forked process has its parent's control page, at the same place; one that executed a program gets its own when it
 //! joins. Walking costs time, so that it is done only when a page says that a process was made since.
+//!
+//! A page outlives the process that joined with it: its list may lead to orphans (a program that makes itself a daemon).
 
 use holo_rm::barrier::inner_tid;
 use holo_rm::page::Page;
@@ -23,6 +25,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long a page whose processes have ended is kept in mind: a child of theirs may not have run yet, and entered itself.
+const UNENTERED_MAX: Duration = Duration::from_secs(1);
+/// How long the end of an application is doubted for the same reason.
+const DOUBT: Duration = Duration::from_millis(50);
 
 /// A control page and the file that it is.
 #[derive(Clone)]
@@ -60,11 +69,18 @@ impl Member {
     }
 }
 
+/// A page that no known process has, and since when.
+struct Left {
+    leaf: Leaf,
+    since: Instant,
+}
+
 #[derive(Default)]
 struct Inner {
     /// The process that stands for the application.
     first: i32,
     known: BTreeMap<i32, Member>,
+    left: Vec<Left>,
     /// Init of a restored application's namespace.
     init: Option<i32>,
     /// The order of the last walk, and what the pages said then, once all were parked.
@@ -122,7 +138,9 @@ impl Members {
         inner.settled = None;
         inner.files.insert(leaf.path.clone());
         if let Some(member) = Member::open(pid, inner_pid, Some(leaf)) {
-            inner.known.insert(pid, member);
+            // What it forked before it executed this program has its former page.
+            let former = inner.known.insert(pid, member).and_then(|member| member.leaf);
+            inner.leave(former.into_iter().collect());
         }
     }
 
@@ -160,7 +178,11 @@ impl Members {
     /// when the first has ended.
     #[must_use]
     pub fn heir(&self) -> Option<(i32, u64, Leaf, i32)> {
-        let seats = self.seats();
+        let mut seats = self.seats();
+        while seats.is_empty() && self.0.lock().may_have_others() {
+            sleep(Duration::from_millis(1));
+            seats = self.seats();
+        }
         let inner = self.0.lock();
         let all: BTreeSet<i32> = seats.iter().map(|seat| seat.pid).collect();
         let rooted = seats
@@ -177,7 +199,8 @@ impl Members {
 impl Inner {
     fn leaves(&self) -> Vec<Leaf> {
         let mut leaves: Vec<Leaf> = Vec::new();
-        for leaf in self.known.values().filter_map(|member| member.leaf.as_ref()) {
+        let of_known = self.known.values().filter_map(|member| member.leaf.as_ref());
+        for leaf in of_known.chain(self.left.iter().map(|left| &left.leaf)) {
             if !leaves.iter().any(|known| Arc::ptr_eq(&known.page, &leaf.page)) {
                 leaves.push(leaf.clone());
             }
@@ -219,11 +242,48 @@ impl Inner {
 
     /// The words of pages that go with them are missing from the sum then, which may by chance be what it was before.
     fn forget_dead(&mut self) {
-        let before = self.known.len();
-        self.known.retain(|_, member| member.is_alive());
-        if self.known.len() != before {
+        let before = (self.known.len(), self.left.len());
+        let mut leaves = Vec::new();
+        self.known.retain(|_, member| {
+            let alive = member.is_alive();
+            leaves.extend(member.leaf.clone().filter(|_| !alive));
+            alive
+        });
+        self.leave(leaves);
+        if (self.known.len(), self.left.len()) != before {
             self.settled = None;
         }
+    }
+
+    /// Keeps pages of processes that have ended in mind while they may lead to others.
+    fn leave(&mut self, leaves: Vec<Leaf>) {
+        // In a namespace of its own all are found by its init.
+        if self.init.is_some() || self.left.is_empty() && leaves.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let all = std::mem::take(&mut self.left).into_iter();
+        for mut left in all.chain(leaves.into_iter().map(|leaf| Left { leaf, since: now })) {
+            let page = &left.leaf.page;
+            let same = |other: &Leaf| Arc::ptr_eq(&other.page, page);
+            let known = self.known.values().filter_map(|member| member.leaf.as_ref()).any(same);
+            let twice = self.left.iter().any(|other| same(&other.leaf));
+            let made_none = page.control().header.changes.load(Ordering::Acquire) == 0;
+            if known || twice || made_none {
+                continue;
+            }
+            if !forked(page).is_empty() {
+                left.since = now;
+            }
+            if left.since.elapsed() < UNENTERED_MAX {
+                self.left.push(left);
+            }
+        }
+    }
+
+    /// Whether a child may be there that has not entered itself yet.
+    fn may_have_others(&self) -> bool {
+        self.left.iter().any(|left| left.since.elapsed() < DOUBT)
     }
 
     fn walk(&mut self) -> Vec<Seat> {

@@ -18,4 +18,9 @@ holo_tests::workloads! {
     senders: Workload::new("fd_senders.c");
     tcp: Workload::new("fd_tcp.c");
     tcp_listen: Workload::new("fd_tcp.c").arg("listen");
+    tcp_full: Workload::new("fd_tcp_full.c");
+    unix_names: Workload::new("fd_unix_names.c");
+    gone: Workload::new("fd_gone.c");
+    kernel: Workload::new("fd_kernel.c");
+    credentials: Workload::new("credentials.c");
 }

@@ -75,6 +75,9 @@ limits! {
     fanotify: "fanotify", true;
     lease: "lease", true;
     aio: "asynchronous I/O under way", true;
+    urgent: "urgent data that waits", true;
+    mark: "urgent data that waits", true;
+    answer: "an answer of the kernel that was not read yet", true;
 }
 
 /// Ordinary users may not make these.

@@ -18,6 +18,7 @@ holo_tests::workloads! {
     sharing: Workload::new("sharing.c");
     adopted: Workload::new("adopted.c");
     siblings: Workload::new("siblings.c");
+    sessions: Workload::new("sessions.c");
 }
 
 holo_tests::workloads_unprotected! {
@@ -171,4 +172,44 @@ fn programs_of_another_user() {
             (said == "ok\n").then_some(())
         });
     }
+}
+
+/// Runs `program`, which starts `daemon.c` for `data/work`, through an epoch, a kill and a restore; then the daemon is told to end.
+fn a_daemon_is_replicated(program: &Program, node: &Node) {
+    hand_over(&node.outside("data/work"), Who::Me);
+    let mut app = App::start(node, "work", program, "data/work", &["--every", "0"]);
+    let goes_on = || {
+        let before = holo_tests::workload::progress(node);
+        let moves = || holo_tests::workload::progress(node) > before + 3;
+        wait::until(LIMIT, "progress", || moves().then_some(()));
+    };
+    goes_on();
+    app.checkpoint(node);
+    goes_on();
+    app.kill(node);
+    let reached = holo_tests::workload::progress(node);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(holo_tests::workload::progress(node), reached, "the daemon is no part of the application");
+    app.restore(node, None);
+    goes_on();
+    std::fs::write(node.outside("data/work/stop"), b"").expect("stop");
+    let ended = || holo_tests::workload::result(node) == "ok\n";
+    wait::until(LIMIT, "a good end", || ended().then_some(()));
+}
+
+/// The main process is the daemon: what was started has ended.
+#[test]
+fn a_daemon_stands_for_the_application() {
+    let node = Node::start(Who::Me);
+    let program = Program::new(compile::workload("daemon.c"), &[node.inside("data/work")]);
+    a_daemon_is_replicated(&program, &node);
+}
+
+/// A start script starts a daemon and waits for something else. No epoch is taken while the daemon has a parent.
+#[test]
+fn a_daemon_of_a_script() {
+    let node = Node::start(Who::Me);
+    let daemon = compile::workload("daemon.c");
+    let script = format!("{} {}; exec sleep 1000", daemon.display(), node.inside("data/work").display());
+    a_daemon_is_replicated(&Program::new("/bin/sh", &["-c", &script]), &node);
 }

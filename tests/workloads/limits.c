@@ -3,20 +3,24 @@
  * argument, uses it each round, and gives it up when DIR/lift exists. */
 #include "work.h"
 #include <asm/ldt.h>
+#include <arpa/inet.h>
 #include <linux/aio_abi.h>
 #include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/perf_event.h>
+#include <linux/rtnetlink.h>
 #include <linux/seccomp.h>
 #include <mqueue.h>
 #include <poll.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <sys/prctl.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
+#include <sys/socket.h>
 
 #ifndef PIDFD_THREAD
 #define PIDFD_THREAD O_EXCL
@@ -217,6 +221,60 @@ static void begin_lease(void) {
 static void use_lease(void) { CHECK(fcntl(fd, F_GETLEASE) == F_UNLCK, "the lease"); }
 static void end_lease(void) { OK(fcntl(fd, F_SETLEASE, F_UNLCK)); }
 
+/* Urgent data among what waits in a connection. */
+static int peer;
+static void begin_urgent(void) {
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof at;
+    int listener = OK(socket(AF_INET, SOCK_STREAM, 0));
+    OK(bind(listener, (struct sockaddr *)&at, length)), OK(listen(listener, 1));
+    OK(getsockname(listener, (struct sockaddr *)&at, &length));
+    peer = OK(socket(AF_INET, SOCK_STREAM, 0));
+    if (connect(peer, (struct sockaddr *)&at, length)) FAIL("connect");
+    fd = OK(accept(listener, NULL, NULL));
+    close(listener);
+    CHECK(send(peer, "before", 6, 0) == 6 && send(peer, "!", 1, MSG_OOB) == 1 && send(peer, "behind", 6, 0) == 6, "send");
+}
+static void use_urgent(void) {
+    struct pollfd one = {.fd = fd, .events = POLLPRI};
+    CHECK(poll(&one, 1, 1000) == 1 && one.revents & POLLPRI, "urgent data");
+}
+static void end_urgent(void) {
+    char text[16];
+    CHECK(recv(fd, text, 1, MSG_OOB) == 1 && *text == '!', "the urgent byte");
+    CHECK(recv(fd, text, 16, 0) == 6 && !memcmp(text, "before", 6) && recv(fd, text, 16, 0) == 6 && !memcmp(text, "behind", 6), "the others");
+    close(fd), close(peer);
+}
+/* The same when the byte was read, and not what is before it. */
+static void begin_mark(void) {
+    char byte;
+    begin_urgent();
+    use_urgent();
+    CHECK(recv(fd, &byte, 1, MSG_OOB) == 1 && byte == '!', "the urgent byte");
+}
+static void use_mark(void) {
+    int waiting;
+    OK(ioctl(fd, FIONREAD, &waiting));
+    CHECK(waiting == 6, "%d bytes before the mark", waiting);
+}
+static void end_mark(void) {
+    char text[16];
+    CHECK(recv(fd, text, 16, 0) == 6 && recv(fd, text, 16, 0) == 6 && !memcmp(text, "behind", 6), "the others");
+    close(fd), close(peer);
+}
+
+/* The kernel has answered, and nobody has read it. */
+static void begin_answer(void) {
+    struct { struct nlmsghdr head; struct rtgenmsg what; } ask = {
+        {.nlmsg_len = sizeof ask, .nlmsg_type = RTM_GETLINK, .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP}, {.rtgen_family = AF_UNSPEC}};
+    fd = OK(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE));
+    CHECK(send(fd, &ask, sizeof ask, 0) == sizeof ask, "netlink");
+}
+static void use_answer(void) {
+    struct nlmsghdr head;
+    CHECK(recv(fd, &head, sizeof head, MSG_PEEK) == sizeof head && head.nlmsg_type == RTM_NEWLINK, "the answer");
+}
+
 static aio_context_t context;
 /* Two, so that one is always under way. */
 static int ends[2][2];
@@ -293,6 +351,9 @@ static const struct limit { const char *name; void (*begin)(void), (*use)(void),
     {"perf", begin_perf, use_perf, end_fd},
     {"bpf", begin_bpf, use_bpf, end_fd},
     {"lease", begin_lease, use_lease, end_lease},
+    {"urgent", begin_urgent, use_urgent, end_urgent},
+    {"mark", begin_mark, use_mark, end_mark},
+    {"answer", begin_answer, use_answer, end_fd},
     {"aio", begin_aio, use_aio, end_aio},
 };
 

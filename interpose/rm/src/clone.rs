@@ -10,6 +10,7 @@
 //! Until `run` the clone runs no code of the application; if anything fails it is killed and nothing is lost.
 
 mod body;
+mod credentials;
 mod run;
 mod warm;
 

@@ -291,7 +291,7 @@ impl Growing<'_> {
             for kid in &kids {
                 let (kid_pid, kid_sid) = (self.state(*kid).pid, self.state(*kid).sid);
                 let own = kid_sid == kid_pid;
-                let of_before = leads && !own && kid_sid != sid;
+                let of_before = leads && self.born_in(*kid).is_some_and(|born_in| born_in != sid);
                 if of_before != early {
                     continue;
                 }
@@ -305,6 +305,16 @@ impl Growing<'_> {
             }
         }
         born.into_iter().try_for_each(|(kid, now)| self.grow(kid, now))
+    }
+
+    /// The session that a process was born in, where it matters: that of a leader shows in children that it had before it led.
+    fn born_in(&self, index: usize) -> Option<i32> {
+        let (pid, sid) = (self.state(index).pid, self.state(index).sid);
+        if sid != pid {
+            return Some(sid);
+        }
+        let mut kids = self.kids.get(&pid).into_iter().flatten();
+        kids.find_map(|kid| self.born_in(*kid).filter(|born_in| *born_in != sid))
     }
 
     /// The leader of a session takes its controlling terminal before it has children, which inherit it.
@@ -352,6 +362,12 @@ impl Growing<'_> {
                     continue;
                 }
                 self.join(self.made(index)?, state.pgid, state.pid)?;
+            }
+        }
+        // Those that are to be found ended, by group for example. One that cannot be made stays where it was born.
+        for (corpse, _, ended) in self.corpses.values() {
+            if ![0, ended.pid].contains(&ended.pgid) && ended.sid != ended.pid {
+                let _ = self.join(corpse, ended.pgid, ended.pid);
             }
         }
         Ok(())

@@ -1,11 +1,10 @@
 //! The last step of a restore: every thread of every process returns into its frame.
 
-use super::{PATIENCE, Prepared, Restored, Running, TICKS_RUNNING, page_path};
+use super::{PATIENCE, Prepared, Restored, Running, TICKS_RUNNING, credentials, page_path};
 use crate::barrier::{tasks, tid_in};
-use crate::kinds::process::{ProcessState, drop_capabilities};
+use crate::kinds::process::ProcessState;
 use crate::kinds::threads::ThreadsState;
 use crate::manager::{Context, RmError, RmResult};
-use crate::page::Page;
 use crate::remote::{Remote, call};
 use crate::stopped::Stopped;
 use crate::tree::{is_alive, outer_tid};
@@ -17,8 +16,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
-/// Groups of a process that are given back; nobody has so many.
-const GROUPS_MAX: usize = 16_384;
 
 impl Prepared {
     /// Pid of the clone's first process on this node.
@@ -93,16 +90,19 @@ impl Prepared {
 /// The last that the threads of a process do for us.
 fn ready(remote: &Remote, slots: &[usize], state: &ProcessState, threads: &ThreadsState) -> RmResult<()> {
     let page = &remote.page;
-    let mut credentials = credentials(state, page);
-    credentials.push(drop_capabilities(state, page, 4096));
+    let mut credentials = credentials::calls(state, remote);
     if state.ways & holo_abi::ways::TRAPS != 0 {
         // Each thread's own, and not inherited: calls from outside libholo trap.
         let [_, start, end] = state.holo;
         credentials.push(call(sysno::prctl, &[PR_SET_SYSCALL_USER_DISPATCH, 1, start, end - start, 0]));
     }
     for index in &slots[usize::from(threads.leader_gone)..] {
-        let mut calls = credentials.clone();
-        remote.run_in(*index, &mut calls, true).on("restoring", "credentials")?;
+        let mut calls = if *index == remote.leader {
+            credentials::calls_of_first(state, &credentials)
+        } else {
+            credentials.clone()
+        };
+        remote.run_in(*index, &mut calls, false).on("restoring", "credentials")?;
     }
     if threads.leader_gone {
         page.start(remote.leader, &[call(sysno::exit, &[0])], false);
@@ -133,23 +133,4 @@ fn wait_left(remote: &Remote, index: usize) -> io::Result<()> {
 fn is_gone(remote: &Remote, index: usize) -> bool {
     // A thread has a directory of its own, though it is not listed.
     !outer_tid(remote.pid, tid_in(&remote.page, index)).is_ok_and(is_alive)
-}
-
-/// Only root's agent can make processes of others; each thread has credentials of its own.
-fn credentials(state: &ProcessState, page: &Page) -> Vec<holo_abi::control::Call> {
-    const GROUPS_AT: usize = 8192;
-    // SAFETY: no memory is passed.
-    let uid = unsafe { libc::geteuid() };
-    if uid != 0 {
-        return Vec::new();
-    }
-    let [ruid, euid, suid, _] = state.uids.map(u64::from);
-    let [rgid, egid, sgid, _] = state.gids.map(u64::from);
-    let groups = &state.groups[..state.groups.len().min(GROUPS_MAX)];
-    let bytes: Vec<u8> = groups.iter().flat_map(|group| group.to_le_bytes()).collect();
-    vec![
-        call(sysno::setgroups, &[groups.len() as u64, page.put(GROUPS_AT, &bytes)]),
-        call(sysno::setresgid, &[rgid, egid, sgid]),
-        call(sysno::setresuid, &[ruid, euid, suid]),
-    ]
 }

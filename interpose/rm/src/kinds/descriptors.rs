@@ -30,7 +30,7 @@ use super::timerfd::TimerState;
 use super::udp::UdpState;
 use super::unix_sockets::UnixState;
 use super::watched::{self, Names};
-use super::{listing, moments, place, sharing, unix_restore};
+use super::{listing, moments, place, sharing, tcp_under_way, unix_restore};
 use crate::fds;
 use crate::install::{Install, install};
 use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
@@ -42,7 +42,7 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Name of the kind and of its section.
 pub const NAME: &str = "descriptors";
 /// Version of the section.
-const VERSION: u16 = 6;
+const VERSION: u16 = 7;
 
 /// A descriptor number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +135,7 @@ pub(crate) fn capture(
         epoll.resolve(*index as usize, &by_number, &opens, dumping.cx.remarks)?;
     }
     state.pairs = ptys::capture(dumping.cx, &opens, &mut state.terminals)?;
+    tcp_under_way::look(&mut state.tcp, &opens);
     moments::look(&state, dumping.cx);
     Ok(state)
 }
@@ -254,6 +255,7 @@ impl ResourceManager for Descriptors {
             common: &state.common,
             made: BTreeMap::new(),
             replaced: BTreeMap::new(),
+            reach: BTreeMap::new(),
             numbers: &numbers,
             contents: &*cx,
             shared: &self.shared,

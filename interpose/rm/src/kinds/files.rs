@@ -4,11 +4,14 @@ use super::kernel::{self, Bytes, identity, reopen};
 use super::locks::Lock;
 use super::open::{Dumping, Each, Making, Open, path_of, reads};
 use super::shared::content_name;
+use crate::barrier::inner_tid;
+use crate::grow::{any_child, end};
 use crate::manager::{Context, RmResult};
+use crate::remote::Remote;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +28,9 @@ pub(crate) struct FileState {
     key: (u64, u64),
     /// Type and permissions.
     mode: u32,
+    /// User, group, and when it was changed last, in seconds and nanoseconds.
+    owner: (u32, u32),
+    changed: (i64, i64),
     /// The name does not lead to it: its content is in the image.
     ghost: bool,
     /// Locks held through this description or by the process on this file.
@@ -64,6 +70,8 @@ impl FileState {
             pos: open.info.pos,
             key: open.key(),
             mode: open.stat.st_mode,
+            owner: (open.stat.st_uid, open.stat.st_gid),
+            changed: (open.stat.st_mtime, open.stat.st_mtime_nsec),
             ghost,
             locks: Lock::of(open)?,
         })
@@ -87,13 +95,18 @@ impl FileState {
         if let Some((pid, _, rest)) = of_thread(&path) {
             // Its thread is not there yet: see `reopen_of_thread`.
             let stand_in = Path::new("/proc").join(pid.to_string()).join(rest);
-            return kernel::open(&stand_in, asked, 0).on("opening", stand_in.display());
+            return kernel::open(&stand_in, asked, 0)
+                .or_else(|cause| open_of_nobody(&stand_in, asked, making.clone).unwrap_or(Err(cause)))
+                .on("opening", stand_in.display());
         }
         // The application never waits here for a writer or a lease.
         kernel::open(&path, asked, 0)
             .or_else(|cause| match cause.raw_os_error() {
                 Some(libc::EPERM) => kernel::open(&path, asked & !libc::O_NOATIME, 0),
                 Some(libc::EACCES) => open_forbidden(&path, asked),
+                Some(libc::ENOENT | libc::ESRCH) => {
+                    open_of_nobody(&path, asked, making.clone).unwrap_or(Err(cause))
+                }
                 _ => Err(cause),
             })
             .on("opening", path.display())
@@ -106,7 +119,7 @@ impl FileState {
                 let made = kernel::open(path, libc::O_RDWR | libc::O_CREAT, 0o600);
                 let file = File::from(made.on("making", path.display())?);
                 making.contents.fill(&content_name(self.key), &file)?;
-                set_mode(&file, self.mode).on("setting the mode of", path.display())?;
+                self.set_attributes(&file).on("setting the attributes of", path.display())?;
                 Ok(file.into())
             })?;
             return reopen(&object, flags).on("opening", path.display());
@@ -125,8 +138,25 @@ impl FileState {
             Ok(file.into())
         })?;
         let fd = reopen(&object, flags).on("opening unnamed file", path.display())?;
-        set_mode(&object, self.mode).on("setting the mode of", path.display())?;
+        self.set_attributes(&object).on("setting the attributes of", path.display())?;
         Ok(fd)
+    }
+
+    /// Gives a file that was made anew the attributes that it had.
+    fn set_attributes(&self, file: &impl AsFd) -> io::Result<()> {
+        let fd = file.as_fd();
+        // An owner that cannot be had stays what it is.
+        let _ = std::os::unix::fs::fchown(fd, Some(self.owner.0), Some(self.owner.1));
+        let times = [
+            libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT },
+            libc::timespec { tv_sec: self.changed.0, tv_nsec: self.changed.1 },
+        ];
+        // SAFETY: two times.
+        unsafe {
+            kernel::checked(libc::fchmod(fd.as_raw_fd(), self.mode & 0o7777))?;
+            kernel::checked(libc::futimens(fd.as_raw_fd(), times.as_ptr()))?;
+        }
+        Ok(())
     }
 }
 
@@ -146,6 +176,9 @@ pub(crate) fn reopen_of_thread(
 ) -> RmResult<Option<OwnedFd>> {
     let path = file.place(pids);
     let Some((pid, tid, rest)) = of_thread(&path) else { return Ok(None) };
+    if !pids.iter().any(|(_, now)| *now == pid) {
+        return Ok(None);
+    }
     let outer = crate::tree::outer_tid(pid, tid).on("finding", format!("thread {tid}"))?;
     let path = PathBuf::from(format!("/proc/{pid}/task/{outer}")).join(rest);
     let asked = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
@@ -186,11 +219,6 @@ fn is_shared_memory(path: &[u8]) -> bool {
     path.starts_with(b"/dev/shm/")
 }
 
-fn set_mode(fd: &impl AsRawFd, mode: u32) -> io::Result<()> {
-    // SAFETY: no memory is passed.
-    kernel::checked(unsafe { libc::fchmod(fd.as_raw_fd(), mode & 0o7777) }).map(|_| ())
-}
-
 /// The mode forbids what was allowed when the application opened (or made) the file: for a moment it does not.
 fn open_forbidden(path: &Path, flags: i32) -> io::Result<OwnedFd> {
     use std::os::unix::fs::PermissionsExt;
@@ -201,6 +229,19 @@ fn open_forbidden(path: &Path, flags: i32) -> io::Result<OwnedFd> {
     let opened = kernel::open(path, flags, 0);
     std::fs::set_permissions(path, before)?;
     opened
+}
+
+/// A file of `/proc` of a process that is gone: that of one that lived until it was opened.
+fn open_of_nobody(path: &Path, flags: i32, clone: Option<&Remote>) -> Option<io::Result<OwnedFd>> {
+    let mut parts = path.strip_prefix("/proc").ok()?.components();
+    let _gone: i32 = parts.next()?.as_os_str().to_str()?.parse().ok()?;
+    let rest = parts.as_path().to_path_buf();
+    let clone = clone?;
+    let moment = any_child(clone).ok()?;
+    let pid = moment.pid.to_string();
+    let opened = kernel::open(&Path::new("/proc").join(&pid).join(rest), flags, 0);
+    end(&moment, Some((clone, inner_tid(moment.pid, moment.pid)))).ok()?;
+    Some(opened)
 }
 
 /// A new file that has no name, where the old one was if that place still exists.

@@ -5,6 +5,7 @@ use super::kernel::{self, Bytes, checked, reopen};
 use super::open::{Dumping, Each, Making, Open};
 use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 
@@ -57,10 +58,14 @@ impl MemfdState {
 
 /// Makes all memory files again; seals come last, see [`seal`].
 pub(crate) fn recreate(all: &Each<MemfdState>, making: &mut Making) -> RmResult<()> {
+    let mut first = BTreeSet::new();
     for (index, state) in all {
         let object = making.shared.memfd(state.key, &state.name.0, state.make_flags(), making.contents)?;
-        let fd = reopen(&object, making.flags(*index))
-            .on("opening memory file of", making.common(*index).number)?;
+        let flags = making.flags(*index);
+        // Who made it is no writer to the kernel, which executes no file that has one.
+        let made = flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDWR && first.insert(state.key);
+        let fd = if made { object.try_clone() } else { reopen(&object, flags) };
+        let fd = fd.on("opening memory file of", making.common(*index).number)?;
         // SAFETY: no memory is passed.
         unsafe {
             checked(libc::lseek(fd.as_raw_fd(), state.pos, libc::SEEK_SET))

@@ -67,6 +67,7 @@ mod sysv_undo;
 mod tcp;
 mod tcp_pairs;
 mod tcp_restore;
+mod tcp_under_way;
 mod terminals;
 #[cfg(test)]
 mod testing;

@@ -137,6 +137,8 @@ pub(crate) struct Making<'a> {
     pub(crate) made: BTreeMap<u32, OwnedFd>,
     /// Numbers that get something else than their description: standard ones that led outside.
     pub(crate) replaced: BTreeMap<Place, OwnedFd>,
+    /// Ways to bound unix sockets of which the names are gone, or relative to a directory, by the inodes that they had.
+    pub(crate) reach: BTreeMap<u64, OwnedFd>,
     /// Numbers of each description.
     pub(crate) numbers: &'a BTreeMap<u32, Vec<Place>>,
     /// Contents of the image.

@@ -8,15 +8,18 @@ use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, Switch
 use crate::remote::{Remote, call, outcome};
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 const NAME: &str = "process";
 /// Version of the section.
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 const LIMITS: u64 = 16;
 /// Where in what the calls write they are.
 const LIMITS_AT: usize = 64;
@@ -60,6 +63,10 @@ pub struct ProcessState {
     pub groups: Vec<u32>,
     /// Inheritable, permitted, effective capabilities.
     pub capabilities: [u64; 3],
+    /// Its bounding set.
+    pub bounds: u64,
+    /// Ambient capabilities.
+    pub ambient: u64,
     /// `personality`.
     pub personality: u64,
     /// Values of the `prctl` options that are read and set alike.
@@ -260,9 +267,6 @@ impl ResourceManager for Process {
         };
         let exe = link("exe")?;
         let cwd = link("cwd")?;
-        if cwd.ends_with(b" (deleted)") {
-            return Err(RmError::Unsupported("the working directory was removed".into()));
-        }
         for made in &calls[calls.len() - LIMITS as usize..] {
             outcome(made).on("asking", "for a limit")?;
         }
@@ -298,6 +302,8 @@ impl ResourceManager for Process {
             gids: four("Gid"),
             groups: numbers(status(text, "Groups")),
             capabilities: [hex("CapInh"), hex("CapPrm"), hex("CapEff")],
+            bounds: hex("CapBnd"),
+            ambient: hex("CapAmb"),
             personality: value(base + 3),
             options: (0..base).map(value).collect(),
             dumpable: value(base),
@@ -334,7 +340,11 @@ impl ResourceManager for Process {
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
         let state: ProcessState = cx.section(NAME, VERSION)?;
         let page = &cx.remote.page;
-        let mut cwd = state.cwd.clone();
+        let is_there = Path::new(OsStr::from_bytes(&state.cwd)).exists();
+        let gone = state.cwd.strip_suffix(b" (deleted)").filter(|_| !is_there).map(Gone::make).transpose();
+        let gone = gone.on("making", "a working directory that was removed")?;
+        let mut cwd =
+            gone.as_ref().map_or_else(|| state.cwd.clone(), |gone| gone.0.as_os_str().as_bytes().to_vec());
         cwd.push(0);
         if cwd.len() > 4096 {
             return Err(RmError::BadSection {
@@ -398,20 +408,28 @@ impl ResourceManager for Process {
     }
 }
 
-/// Calls that give a thread the capabilities of the image and no more; the last that it makes.
-#[must_use]
-pub fn drop_capabilities(
-    state: &ProcessState,
-    page: &crate::page::Page,
-    scratch: usize,
-) -> holo_abi::control::Call {
-    const VERSION_3: u32 = 0x2008_0522;
-    let [inheritable, permitted, effective] = state.capabilities;
-    let mut words = vec![VERSION_3, 0];
-    for shift in [0, 32] {
-        words.extend([effective, permitted, inheritable].map(|set| (set >> shift) as u32));
+/// A directory that is there for a moment.
+struct Gone(PathBuf);
+
+impl Gone {
+    fn make(path: &[u8]) -> io::Result<Self> {
+        let path = Path::new(OsStr::from_bytes(path));
+        if fs::create_dir(path).is_ok() {
+            return Ok(Self(path.to_path_buf()));
+        }
+        let elsewhere = std::env::temp_dir().join(format!("holo-gone-{}", std::process::id()));
+        fs::create_dir(&elsewhere).map(|()| Self(elsewhere))
     }
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let at = page.put(scratch, &bytes);
-    call(sysno::capset, &[at, at + 8])
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// A set of capabilities of a process, as it is now; empty where it cannot be read.
+pub(crate) fn capability_set(remote: &Remote, name: &str) -> u64 {
+    let text = remote.proc_text("status").unwrap_or_default();
+    u64::from_str_radix(status(&text, name).unwrap_or("0"), 16).unwrap_or(0)
 }

@@ -180,6 +180,7 @@ impl Socket {
 
     /// The last step: options once more, since making a connection uses its own.
     pub(crate) fn settle(&self, index: u32, fd: OwnedFd, making: &mut Making) -> RmResult<()> {
+        self.options.attach(&fd).on("attaching the filter of descriptor", making.common(index).number)?;
         for failed in self.options.apply(&fd) {
             making.remark(index, format!("not restored: {failed}"));
         }

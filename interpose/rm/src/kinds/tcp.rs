@@ -35,6 +35,8 @@ pub(crate) struct Connection {
     pub(crate) sent: u64,
     /// Bytes not yet given to it.
     pub(crate) unsent: u64,
+    /// Of what was sent to a peer within the application, what that has not received, if it is known.
+    pub(crate) under_way: Option<Bytes>,
     /// Bytes received so far.
     pub(crate) received: u64,
 }
@@ -124,6 +126,9 @@ impl TcpState {
             return Err(open.unsupported("a protocol in the kernel on top of TCP"));
         }
         let info = Info::of(open).on("reading TCP state of", open.named())?;
+        if info.state() != state::LISTEN && has_urgent(open) {
+            return Err(open.unsupported("urgent data that waits"));
+        }
         let role = match info.state() {
             state::LISTEN => Role::Listening { backlog: info.sacked(), waiting: info.unacked() },
             state::CLOSE if info.segments_in() == 0 && !failed(open) => Role::Idle,
@@ -139,6 +144,7 @@ impl TcpState {
                     failed: now != state::ESTABLISHED && failed(open),
                     sent: info.sent(),
                     unsent: u64::from(info.unsent()),
+                    under_way: None,
                     received: info.received(),
                 })
             }
@@ -151,8 +157,32 @@ fn failed(fd: &impl AsRawFd) -> bool {
     sockets::poll(fd, 0, 0) & libc::POLLERR != 0
 }
 
+/// Whether urgent data waits, or the place where it was is yet to be read: a peek ends there, and so does what the kernel counts.
+fn has_urgent(fd: &impl AsRawFd) -> bool {
+    if sockets::poll(fd, libc::POLLPRI, 0) & libc::POLLPRI != 0 {
+        return true;
+    }
+    let Some(behind) = i32::try_from(sockets::waiting(fd)).ok().filter(|bytes| *bytes > 0) else {
+        return false;
+    };
+    // Kernels before 6.9 have no offsets for streams of TCP.
+    let offset = |value| sockopts::set_int(fd, libc::SOL_SOCKET, sockopts::SO_PEEK_OFF, value);
+    let Ok(before) = sockopts::get_int(fd, libc::SOL_SOCKET, sockopts::SO_PEEK_OFF) else { return false };
+    if offset(behind).is_err() {
+        return false;
+    }
+    let mut byte = 0u8;
+    // SAFETY: room for one byte.
+    let more = unsafe {
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, flags) > 0
+    };
+    let _ = offset(before);
+    more
+}
+
 /// The receive queue, left as it is: one peek takes all of a TCP queue.
-fn queued(fd: &impl AsRawFd) -> std::io::Result<Bytes> {
+pub(crate) fn queued(fd: &impl AsRawFd) -> std::io::Result<Bytes> {
     let bytes = sockets::waiting(fd);
     let mut buffer = vec![0u8; bytes];
     if bytes == 0 {

@@ -7,7 +7,7 @@
 use super::internet::Endpoint;
 use super::open::{Each, Making};
 use super::sockets::{self, Socket, accept, bind, connect, connect_untold, listen, send_all, shutdown};
-use super::sockopts::set_int;
+use super::sockopts::{SO_BUF_LOCK, SO_SNDBUFFORCE, get_int, set_int};
 use super::tcp::{Connection, Role, TcpState};
 use super::tcp_pairs::{End, check_whole, pairs, waits_at};
 use super::terminals::lead_outside;
@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const IPV6_FREEBIND: i32 = 78;
+/// So much fits into a new connection.
+const SMALL: usize = 16 << 10;
 /// How long an address may be busy with what the dead instance left.
 const BUSY: Duration = Duration::from_millis(2500);
 
@@ -30,6 +32,10 @@ pub(crate) fn recreate(all: &Each<TcpState>, making: &mut Making) -> RmResult<()
     let mut done: BTreeSet<u32> = BTreeSet::new();
     let mut connected = Vec::new();
     let mut listeners = BTreeMap::new();
+    let mut addresses: BTreeMap<&[u8], usize> = BTreeMap::new();
+    for (_, state) in all.iter().filter(|(_, state)| !matches!(state.role, Role::Connected(_))) {
+        *addresses.entry(&state.socket.local.0).or_default() += 1;
+    }
     for (client, server) in pairs(all) {
         let made = connected_pair(client, server, &mut listeners).or_else(|cause| {
             if cause.kind() != io::ErrorKind::AddrInUse {
@@ -77,9 +83,14 @@ pub(crate) fn recreate(all: &Each<TcpState>, making: &mut Making) -> RmResult<()
             }
             Role::Listening { backlog, .. } => {
                 let fd = state.socket.make()?;
+                // Of several at one address each may have left the option that all of them needed.
+                if addresses.get(&state.socket.local.0[..]).is_some_and(|count| *count > 1) {
+                    set_int(&fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)
+                        .on("preparing descriptor", making.common(*index).number)?;
+                }
                 bind_again(*index, &state.socket, &fd, making)?;
                 listen(&fd, *backlog).on("listening for descriptor", making.common(*index).number)?;
-                state.socket.settle(*index, fd, making)?;
+                connected.push((*index, &state.socket, fd));
             }
         }
     }
@@ -181,16 +192,33 @@ fn listener_at(server: &Socket) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Gives both ends what they had received, and the end of what had ended.
+/// Has a new connection take so much: buffers of old ones have grown. The kernel goes on from there.
+fn make_room(fd: &OwnedFd, bytes: usize) -> io::Result<()> {
+    if bytes < SMALL {
+        return Ok(());
+    }
+    let locks = get_int(fd, libc::SOL_SOCKET, SO_BUF_LOCK);
+    let room = i32::try_from(bytes.saturating_mul(2)).unwrap_or(i32::MAX);
+    if set_int(fd, libc::SOL_SOCKET, SO_SNDBUFFORCE, room).is_err() {
+        set_int(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, room)?;
+    }
+    // What the application had set is set again at the end.
+    locks.map_or(Ok(()), |locks| set_int(fd, libc::SOL_SOCKET, SO_BUF_LOCK, locks))
+}
+
+/// Gives both ends what they had received, or was on its way to them, and the end of what had ended.
 fn refill(
     (one, from_server): (OwnedFd, &Connection),
     (other, from_client): (OwnedFd, &Connection),
 ) -> io::Result<(OwnedFd, OwnedFd)> {
-    for (from, connection) in [(&other, from_server), (&one, from_client)] {
+    for (from, to, sender) in [(&other, from_server, from_client), (&one, from_client, from_server)] {
         // A tail must not wait for the acknowledgement of what is before it.
         set_int(from, libc::IPPROTO_TCP, libc::TCP_CORK, 0)?;
         set_int(from, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
-        send_all(from, &connection.queued.0)?;
+        let under_way = sender.under_way.as_ref().map_or(&[][..], |bytes| &bytes.0);
+        make_room(from, to.queued.0.len() + under_way.len())?;
+        send_all(from, &to.queued.0)?;
+        send_all(from, under_way)?;
     }
     for (fd, connection) in [(&one, from_server), (&other, from_client)] {
         if connection.ended_here {

@@ -135,6 +135,7 @@ impl Captured {
             common: &self.state.common,
             made: BTreeMap::new(),
             replaced: BTreeMap::new(),
+            reach: BTreeMap::new(),
             numbers: &numbers,
             contents: &Copies(&self.staged),
             shared: &shared,

@@ -7,7 +7,7 @@
 
 use super::kernel::{Bytes, checked};
 use super::sockets;
-use super::unix_names::free_name;
+use super::unix_names::{Freed, free_name};
 use super::unix_sockets::{UnixState, is_named, path_in};
 use crate::remote::Remote;
 use holo_abi::sysno;
@@ -90,13 +90,17 @@ impl Hands<'_> {
         if !is_named(name) {
             return Ok(());
         }
-        free_name(name, client.socket.kind)?;
-        self.with_name(sysno::bind, fd, name)?;
         let gone = client.bound.as_ref().is_some_and(|bound| bound.now.is_none());
-        match path_in(name).filter(|_| gone) {
-            Some(path) => std::fs::remove_file(path),
-            None => Ok(()),
+        let Some(path) = path_in(name).filter(|_| gone) else {
+            free_name(name, client.socket.kind)?;
+            return self.with_name(sysno::bind, fd, name);
+        };
+        if path.is_relative() {
+            return Err(io::Error::other("its name is relative to a directory"));
         }
+        let _freed = Freed::make(&path)?;
+        self.with_name(sysno::bind, fd, name)?;
+        std::fs::remove_file(path)
     }
 }
 
@@ -134,6 +138,7 @@ fn accepted(client: (&UnixState, &Hands), server: (&UnixState, &Hands)) -> io::R
         return Err(io::Error::other("its name is relative to a directory"));
     }
     free_name(name, state.socket.kind)?;
+    let _freed = path.as_ref().map(|path| Freed::make(path)).transpose()?;
     let listener = hands.socket(state.socket.kind)?;
     let made = hands.with_name(sysno::bind, listener, name).and_then(|()| {
         let made = connect_and_accept(listener, client, server);

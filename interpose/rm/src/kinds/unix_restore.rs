@@ -11,7 +11,7 @@ use super::senders::{Noting, PLACE, Post, Sender};
 use super::sockets::{self, Message, connect, listen, send, send_with, shutdown};
 use super::sockopts::{self, SO_BUF_LOCK, set_int};
 use super::terminals::lead_outside;
-use super::unix_names::bind_again;
+use super::unix_names::{bind_again, borrow_name, reached};
 use super::unix_pairs::{self, Hands};
 use super::unix_sockets::{UnixState, is_named, path_in};
 use crate::install::{Install, install};
@@ -72,6 +72,7 @@ pub(crate) fn recreate<'a>(all: &'a Each<UnixState>, making: &mut Making) -> RmR
             }
         }
     }
+    let waits = |state: &UnixState| all.iter().any(|(_, listener)| listener.waiting.contains(&state.inode));
     for (index, state) in all.iter().filter(|(index, _)| !done.contains(index)) {
         let number = making.common(*index).number;
         if is_one_of_a_pair(state) {
@@ -103,7 +104,10 @@ pub(crate) fn recreate<'a>(all: &'a Each<UnixState>, making: &mut Making) -> RmR
             let (fd, other) = sockets::pair(state.socket.kind).on("making", "a connection that was lost")?;
             state.socket.settle(*index, fd, making)?;
             unfinished.streams.push((*index, state, Filler::Lost(other)));
-            if state.peer_inode.is_some() {
+            if waits(state) {
+                making
+                    .remark(*index, "a unix connection that was not accepted and had been sent to is closed");
+            } else if state.peer_inode.is_some() {
                 making.remark(*index, "the other side of the unix socket was outside and is closed");
             }
         }
@@ -333,8 +337,13 @@ fn finish_datagrams(
         let peer = peer.map(|(_, other)| &other.socket.local);
         let Some(name) = peer.or(state.socket.peer.as_ref()) else { continue };
         // A peer outside, such as the system's log, is there again or on the other node, too.
-        let live = path_in(&name.0).is_none_or(|path| identity(&path, true).is_some());
-        if !live || !is_named(&name.0) || connect(&making.made[index], &name.0).is_err() {
+        let live =
+            || is_named(&name.0) && path_in(&name.0).is_none_or(|path| identity(&path, true).is_some());
+        let connected = match state.peer_inode.and_then(|peer| making.reach.get(&peer)) {
+            Some(reach) => connect(&making.made[index], &reached(reach)).is_ok(),
+            None => live() && connect(&making.made[index], &name.0).is_ok(),
+        };
+        if !connected {
             let name = path_in(&name.0).unwrap_or_else(|| path_of(b"(no name)"));
             making.remark(*index, format!("not connected to its peer {}", name.display()));
         }
@@ -355,13 +364,26 @@ fn resend(
         Some((index, _)) => &making.made[index],
         None => {
             stranger = sockets::socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0)?;
+            // Where somebody else has its name now, who receives is shown none.
+            if is_named(&message.from.0) {
+                let _ = borrow_name(&stranger, &message.from.0);
+            }
             // Its own may have been larger than that of a new one.
             let room = message.data.0.len().max(64 << 10);
             let _ = set_int(&stranger, libc::SOL_SOCKET, libc::SO_SNDBUF, room as i32);
             &stranger
         }
     };
-    send_again(from.as_fd(), message, &to.socket.local.0, making).map(|(_, lost)| lost)
+    let Some(reach) = making.reach.get(&to.inode) else {
+        return send_again(from.as_fd(), message, &to.socket.local.0, making).map(|(_, lost)| lost);
+    };
+    // The way is ours alone, so that we are the sender.
+    let (to, passed) = (reached(reach), passed(message, &making.made)?);
+    match passed.as_slice() {
+        [] => send(from, &message.data.0, &to)?,
+        descriptors => send_with(from, &message.data.0, &to, descriptors)?,
+    };
+    Ok(message.sender.map(|_| io::Error::other("the name of the socket is gone or relative")))
 }
 
 #[cfg(test)]
