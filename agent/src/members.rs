@@ -4,6 +4,7 @@
 //! a child                 /proc/<parent>/task/*/children
 //! an orphan of a fork     the list in the control page that it shares with who forked it
 //! an orphan after exec    it has joined
+//! its parent has ended    that page is kept for a while, since the child may not have run yet
 //! any of a restored app   child, in the end, of the init of its namespace
 //! ```
 //!
@@ -23,6 +24,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How long the page of a process that has made others is kept when it is gone, and of how many such.
+const LEFT_FOR: Duration = Duration::from_secs(2);
+const LEFT_MAX: usize = 256;
 
 /// A control page and the file that it is.
 #[derive(Clone)]
@@ -65,6 +71,8 @@ struct Inner {
     /// The process that stands for the application.
     first: i32,
     known: BTreeMap<i32, Member>,
+    /// Pages of those that have ended, or executed a program, and since when that is known.
+    left: VecDeque<(Instant, Leaf)>,
     /// Init of a restored application's namespace.
     init: Option<i32>,
     /// The order of the last walk, and what the pages said then, once all were parked.
@@ -122,7 +130,8 @@ impl Members {
         inner.settled = None;
         inner.files.insert(leaf.path.clone());
         if let Some(member) = Member::open(pid, inner_pid, Some(leaf)) {
-            inner.known.insert(pid, member);
+            let before = inner.known.insert(pid, member);
+            inner.leave(before.and_then(|member| member.leaf));
         }
     }
 
@@ -176,13 +185,24 @@ impl Members {
 
 impl Inner {
     fn leaves(&self) -> Vec<Leaf> {
-        let mut leaves: Vec<Leaf> = Vec::new();
-        for leaf in self.known.values().filter_map(|member| member.leaf.as_ref()) {
-            if !leaves.iter().any(|known| Arc::ptr_eq(&known.page, &leaf.page)) {
-                leaves.push(leaf.clone());
-            }
+        let all = self.known.values().filter_map(|member| member.leaf.as_ref());
+        let mut seen = BTreeSet::new();
+        let all = all.chain(self.left.iter().map(|(_, leaf)| leaf));
+        all.filter(|leaf| seen.insert(Arc::as_ptr(&leaf.page))).cloned().collect()
+    }
+
+    /// A page is not that of a known process any more: it may be that of children whose parent is gone, such that have not entered
+    /// themselves there yet.
+    fn leave(&mut self, leaf: Option<Leaf>) {
+        let made = |leaf: &Leaf| leaf.page.control().header.changes.load(Ordering::Acquire) != 0;
+        self.left.extend(leaf.filter(made).map(|leaf| (Instant::now(), leaf)));
+        let late = |left: &VecDeque<(Instant, Leaf)>| {
+            left.len() > LEFT_MAX || left.front().is_some_and(|(since, _)| since.elapsed() > LEFT_FOR)
+        };
+        while late(&self.left) {
+            self.left.pop_front();
+            self.settled = None;
         }
-        leaves
     }
 
     /// Rises with every call that makes a process or another program of one.
@@ -219,10 +239,15 @@ impl Inner {
 
     /// The words of pages that go with them are missing from the sum then, which may by chance be what it was before.
     fn forget_dead(&mut self) {
-        let before = self.known.len();
-        self.known.retain(|_, member| member.is_alive());
-        if self.known.len() != before {
+        let dead: Vec<i32> =
+            self.known.iter().filter(|(_, member)| !member.is_alive()).map(|(pid, _)| *pid).collect();
+        if !dead.is_empty() {
             self.settled = None;
+        }
+        self.leave(None);
+        for pid in dead {
+            let member = self.known.remove(&pid);
+            self.leave(member.and_then(|member| member.leaf));
         }
     }
 

@@ -18,6 +18,7 @@ holo_tests::workloads! {
     sharing: Workload::new("sharing.c");
     adopted: Workload::new("adopted.c");
     siblings: Workload::new("siblings.c");
+    daemons: Workload::new("daemons.c");
 }
 
 holo_tests::workloads_unprotected! {
