@@ -192,16 +192,11 @@ impl Remote {
 
     /// Why `/proc` does not show its memory.
     fn unreadable(&self, cause: io::Error) -> io::Error {
-        match cause.kind() {
-            io::ErrorKind::PermissionDenied => io::Error::new(
-                cause.kind(),
-                format!(
-                    "process {} lets nobody of its user look at it (`PR_SET_DUMPABLE`, or a program that may not be read)",
-                    self.pid
-                ),
-            ),
-            _ => cause,
+        if cause.kind() != io::ErrorKind::PermissionDenied {
+            return cause;
         }
+        let why = "lets nobody of its user look at it (`PR_SET_DUMPABLE`, or a program that may not be read)";
+        io::Error::new(cause.kind(), format!("process {} {why}", self.pid))
     }
 
     /// One of [`Self::tasks`], by the id that it sees itself.
