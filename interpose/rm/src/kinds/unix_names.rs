@@ -7,7 +7,7 @@ use super::unix_sockets::{UnixState, is_named, is_socket, path_in};
 use crate::manager::{Context, RmResult};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::Path;
 
 /// Removes a socket file that nobody serves any more; a living one is an error.
@@ -55,6 +55,7 @@ fn place(fd: &OwnedFd, state: &UnixState) -> io::Result<Option<String>> {
         return std::fs::remove_file(path).map(|()| None);
     };
     let now = path_of(now);
+    let owned = bound.owner.map(|(user, group)| lchown(&path, Some(user), Some(group)));
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(bound.mode))?;
     let here = std::path::absolute(&path)?;
     // What is at the other name was this socket before the application died.
@@ -62,7 +63,7 @@ fn place(fd: &OwnedFd, state: &UnixState) -> io::Result<Option<String>> {
         std::fs::rename(&path, &now)?;
         return Ok(Some(format!("bound as {} and renamed to {}", path.display(), now.display())));
     }
-    Ok(None)
+    Ok(owned.and_then(Result::err).map(|cause| format!("the owner of {}: {cause}", path.display())))
 }
 
 fn same(one: &Path, other: &Path) -> bool {
