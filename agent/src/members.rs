@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 /// How long the page of a process that has made others is kept when it is gone, and of how many such.
 const LEFT_FOR: Duration = Duration::from_secs(2);
 const LEFT_MAX: usize = 256;
+/// How long after such a process ended one that it made may still be on its way: to its first instruction, or to its join.
+const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 /// A control page and the file that it is.
 #[derive(Clone)]
@@ -165,6 +167,13 @@ impl Members {
         known || !self.seats().is_empty()
     }
 
+    /// Whether there are processes, or may be some that nobody has seen yet.
+    #[must_use]
+    pub fn expects(&self) -> bool {
+        let any = !self.seats().is_empty();
+        any || self.0.lock().left.iter().any(|(since, _)| since.elapsed() < ON_ITS_WAY)
+    }
+
     /// The oldest process without a parent in the application, with its start, page and own pid: who is to stand for it
     /// when the first has ended.
     #[must_use]
@@ -265,12 +274,13 @@ impl Inner {
             // A stranger with a pid that one of ours had.
             let entered = self.known.contains_key(&pid);
             let ours = entered || pid == self.first || self.descends(pid);
-            if !ours && mapped(pid, &self.leaves()).is_none() {
+            let begins = !ours && mapped(pid, &self.leaves()).is_none();
+            if begins && !self.begins(pid) {
                 continue;
             }
             let between = state_and_parent(pid)
                 .is_some_and(|(_, parent)| self.known.contains_key(&parent) && share_memory(pid, parent));
-            if !entered && !between && look.parks {
+            if !entered && !between && (look.parks || begins) {
                 self.meet(pid, look.inner);
             }
             let leaf = self.known.get(&pid).and_then(|member| member.leaf.as_ref());
@@ -284,6 +294,15 @@ impl Inner {
         order(&mut seats, self.first);
         self.order = seats.iter().map(|seat| seat.pid).collect();
         seats
+    }
+
+    /// Whether a process, which was forked by one of ours, has executed a program that is to join: what it was started with is there
+    /// before its loader is.
+    fn begins(&self, pid: i32) -> bool {
+        let file = self.pages.file_name().unwrap_or_default().as_bytes();
+        let name = [b"HOLO_NAME=", file.strip_suffix(b".").unwrap_or(file)].concat();
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == name)
     }
 
     /// Whether a process's parent is one of ours.
