@@ -374,8 +374,11 @@ impl Apps {
             return Ok(Placed::Member(app));
         }
         if request.token != 0 {
-            // An orphan that executes a program; its application still lives.
-            let of_run = |app: &Arc<App>| app.record().run == request.token && app.instance().is_some();
+            // An orphan that executes a program; its application still lives, or waits for it.
+            let of_run = |app: &Arc<App>| {
+                let record = app.record();
+                record.run == request.token && record.instance.is_some()
+            };
             let app = self.list().into_iter().find(of_run);
             return app.map(Placed::Member).ok_or_else(|| {
                 Failure::new(

@@ -4,6 +4,7 @@
 //! a child                 /proc/<parent>/task/*/children
 //! an orphan of a fork     the list in the control page that it shares with who forked it
 //! an orphan after exec    it has joined
+//! its parent has ended    that page is kept for a while, since the child may not have run yet
 //! any of a restored app   child, in the end, of the init of its namespace
 //! ```
 //!
@@ -25,13 +26,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long a page whose processes have ended is kept in mind: a child of theirs may not have run yet, and entered itself.
-const UNENTERED_MAX: Duration = Duration::from_secs(1);
-/// How long the end of an application is doubted for the same reason.
-const DOUBT: Duration = Duration::from_millis(50);
+/// How long the page of a process that has made others is kept when it is gone, and of how many such.
+const LEFT_FOR: Duration = Duration::from_secs(2);
+const LEFT_MAX: usize = 256;
+/// How long after such a process ended one that it made may still be on its way: to its first instruction, or to its join.
+const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 /// A control page and the file that it is.
 #[derive(Clone)]
@@ -69,18 +70,13 @@ impl Member {
     }
 }
 
-/// A page that no known process has, and since when.
-struct Left {
-    leaf: Leaf,
-    since: Instant,
-}
-
 #[derive(Default)]
 struct Inner {
     /// The process that stands for the application.
     first: i32,
     known: BTreeMap<i32, Member>,
-    left: Vec<Left>,
+    /// Pages of those that have ended, or executed a program, and since when that is known.
+    left: VecDeque<(Instant, Leaf)>,
     /// Init of a restored application's namespace.
     init: Option<i32>,
     /// The order of the last walk, and what the pages said then, once all were parked.
@@ -138,9 +134,8 @@ impl Members {
         inner.settled = None;
         inner.files.insert(leaf.path.clone());
         if let Some(member) = Member::open(pid, inner_pid, Some(leaf)) {
-            // What it forked before it executed this program has its former page.
-            let former = inner.known.insert(pid, member).and_then(|member| member.leaf);
-            inner.leave(former.into_iter().collect());
+            let before = inner.known.insert(pid, member);
+            inner.leave(before.and_then(|member| member.leaf));
         }
     }
 
@@ -174,15 +169,18 @@ impl Members {
         known || !self.seats().is_empty()
     }
 
+    /// Whether there are processes, or may be some that nobody has seen yet.
+    #[must_use]
+    pub fn expects(&self) -> bool {
+        let any = !self.seats().is_empty();
+        any || self.0.lock().left.iter().any(|(since, _)| since.elapsed() < ON_ITS_WAY)
+    }
+
     /// The oldest process without a parent in the application, with its start, page and own pid: who is to stand for it
     /// when the first has ended.
     #[must_use]
     pub fn heir(&self) -> Option<(i32, u64, Leaf, i32)> {
-        let mut seats = self.seats();
-        while seats.is_empty() && self.0.lock().may_have_others() {
-            sleep(Duration::from_millis(1));
-            seats = self.seats();
-        }
+        let seats = self.seats();
         let inner = self.0.lock();
         let all: BTreeSet<i32> = seats.iter().map(|seat| seat.pid).collect();
         let rooted = seats
@@ -198,14 +196,24 @@ impl Members {
 
 impl Inner {
     fn leaves(&self) -> Vec<Leaf> {
-        let mut leaves: Vec<Leaf> = Vec::new();
-        let of_known = self.known.values().filter_map(|member| member.leaf.as_ref());
-        for leaf in of_known.chain(self.left.iter().map(|left| &left.leaf)) {
-            if !leaves.iter().any(|known| Arc::ptr_eq(&known.page, &leaf.page)) {
-                leaves.push(leaf.clone());
-            }
+        let all = self.known.values().filter_map(|member| member.leaf.as_ref());
+        let mut seen = BTreeSet::new();
+        let all = all.chain(self.left.iter().map(|(_, leaf)| leaf));
+        all.filter(|leaf| seen.insert(Arc::as_ptr(&leaf.page))).cloned().collect()
+    }
+
+    /// A page is not that of a known process any more: it may be that of children whose parent is gone, such that have not entered
+    /// themselves there yet.
+    fn leave(&mut self, leaf: Option<Leaf>) {
+        let made = |leaf: &Leaf| leaf.page.control().header.changes.load(Ordering::Acquire) != 0;
+        self.left.extend(leaf.filter(made).map(|leaf| (Instant::now(), leaf)));
+        let late = |left: &VecDeque<(Instant, Leaf)>| {
+            left.len() > LEFT_MAX || left.front().is_some_and(|(since, _)| since.elapsed() > LEFT_FOR)
+        };
+        while late(&self.left) {
+            self.left.pop_front();
+            self.settled = None;
         }
-        leaves
     }
 
     /// Rises with every call that makes a process or another program of one.
@@ -242,48 +250,16 @@ impl Inner {
 
     /// The words of pages that go with them are missing from the sum then, which may by chance be what it was before.
     fn forget_dead(&mut self) {
-        let before = (self.known.len(), self.left.len());
-        let mut leaves = Vec::new();
-        self.known.retain(|_, member| {
-            let alive = member.is_alive();
-            leaves.extend(member.leaf.clone().filter(|_| !alive));
-            alive
-        });
-        self.leave(leaves);
-        if (self.known.len(), self.left.len()) != before {
+        let dead: Vec<i32> =
+            self.known.iter().filter(|(_, member)| !member.is_alive()).map(|(pid, _)| *pid).collect();
+        if !dead.is_empty() {
             self.settled = None;
         }
-    }
-
-    /// Keeps pages of processes that have ended in mind while they may lead to others.
-    fn leave(&mut self, leaves: Vec<Leaf>) {
-        // In a namespace of its own all are found by its init.
-        if self.init.is_some() || self.left.is_empty() && leaves.is_empty() {
-            return;
+        self.leave(None);
+        for pid in dead {
+            let member = self.known.remove(&pid);
+            self.leave(member.and_then(|member| member.leaf));
         }
-        let now = Instant::now();
-        let all = std::mem::take(&mut self.left).into_iter();
-        for mut left in all.chain(leaves.into_iter().map(|leaf| Left { leaf, since: now })) {
-            let page = &left.leaf.page;
-            let same = |other: &Leaf| Arc::ptr_eq(&other.page, page);
-            let known = self.known.values().filter_map(|member| member.leaf.as_ref()).any(same);
-            let twice = self.left.iter().any(|other| same(&other.leaf));
-            let made_none = page.control().header.changes.load(Ordering::Acquire) == 0;
-            if known || twice || made_none {
-                continue;
-            }
-            if !forked(page).is_empty() {
-                left.since = now;
-            }
-            if left.since.elapsed() < UNENTERED_MAX {
-                self.left.push(left);
-            }
-        }
-    }
-
-    /// Whether a child may be there that has not entered itself yet.
-    fn may_have_others(&self) -> bool {
-        self.left.iter().any(|left| left.since.elapsed() < DOUBT)
     }
 
     fn walk(&mut self) -> Vec<Seat> {
@@ -300,12 +276,13 @@ impl Inner {
             // A stranger with a pid that one of ours had.
             let entered = self.known.contains_key(&pid);
             let ours = entered || pid == self.first || self.descends(pid);
-            if !ours && mapped(pid, &self.leaves()).is_none() {
+            let begins = !ours && mapped(pid, &self.leaves()).is_none();
+            if begins && !self.begins(pid) {
                 continue;
             }
             let between = state_and_parent(pid)
                 .is_some_and(|(_, parent)| self.known.contains_key(&parent) && share_memory(pid, parent));
-            if !entered && !between && look.parks {
+            if !entered && !between && (look.parks || begins) {
                 self.meet(pid, look.inner);
             }
             let leaf = self.known.get(&pid).and_then(|member| member.leaf.as_ref());
@@ -319,6 +296,15 @@ impl Inner {
         order(&mut seats, self.first);
         self.order = seats.iter().map(|seat| seat.pid).collect();
         seats
+    }
+
+    /// Whether a process, which was forked by one of ours, has executed a program that is to join: what it was started with is there
+    /// before its loader is.
+    fn begins(&self, pid: i32) -> bool {
+        let file = self.pages.file_name().unwrap_or_default().as_bytes();
+        let name = [b"HOLO_NAME=", file.strip_suffix(b".").unwrap_or(file)].concat();
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == name)
     }
 
     /// Whether a process's parent is one of ours.

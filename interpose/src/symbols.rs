@@ -14,6 +14,7 @@
 //! libc stands in the table only if the versions are one function, or differ in nothing that a hook
 //! changes; the newest is called.
 
+mod libraries;
 mod net;
 mod process;
 mod signal;
@@ -34,6 +35,7 @@ pub(crate) fn passive() -> bool {
 
 /// Looks up every real function; until [`activate`] hooks only call them.
 pub(crate) fn start() {
+    libraries::resolve();
     net::resolve();
     process::resolve();
     process::resolve_vfork();

@@ -16,6 +16,8 @@ holo_tests::workloads! {
     passed: Workload::new("fd_passed.c");
     passed_sets: Workload::new("fd_passed_sets.c");
     senders: Workload::new("fd_senders.c");
+    owners: Workload::new("fd_owners.c");
+    multicast: Workload::new("fd_multicast.c");
     tcp: Workload::new("fd_tcp.c");
     tcp_listen: Workload::new("fd_tcp.c").arg("listen");
     tcp_full: Workload::new("fd_tcp_full.c");

@@ -12,8 +12,12 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Is refused with this reason, and restorable afterwards where it can be given up.
 fn refused(name: &str, reason: &str, lifts: bool) {
-    let node = Node::start(Who::Me);
-    hand_over(&node.outside("data/work"), Who::Me);
+    refused_to(Who::Me, name, reason, lifts);
+}
+
+fn refused_to(who: Who, name: &str, reason: &str, lifts: bool) {
+    let node = Node::start(who);
+    hand_over(&node.outside("data/work"), who);
     let args = [
         node.inside("data/work").into_os_string(),
         name.into(),
@@ -78,6 +82,12 @@ limits! {
     urgent: "urgent data that waits", true;
     mark: "urgent data that waits", true;
     answer: "an answer of the kernel that was not read yet", true;
+}
+
+/// Root sees everything.
+#[test]
+fn hidden() {
+    refused_to(Who::Nobody, "hidden", "PR_SET_DUMPABLE", true);
 }
 
 /// Ordinary users may not make these.

@@ -19,6 +19,7 @@ holo_tests::workloads! {
     adopted: Workload::new("adopted.c");
     siblings: Workload::new("siblings.c");
     sessions: Workload::new("sessions.c");
+    daemons: Workload::new("daemons.c");
 }
 
 holo_tests::workloads_unprotected! {
@@ -212,4 +213,29 @@ fn a_daemon_of_a_script() {
     let daemon = compile::workload("daemon.c");
     let script = format!("{} {}; exec sleep 1000", daemon.display(), node.inside("data/work").display());
     a_daemon_is_replicated(&Program::new("/bin/sh", &["-c", &script]), &node);
+}
+
+/// A shell that starts a program in the background is gone before that has begun: the program is the application then.
+#[test]
+fn a_program_outlives_who_started_it() {
+    let node = Node::start(Who::Me);
+    hand_over(&node.outside("data/work"), Who::Me);
+    let program = compile::workload("threads.c");
+    let script = format!("{} {} &", program.display(), node.inside("data/work").display());
+    let program = Program::new("/bin/sh", &["-c", &script]);
+    let mut app = App::start(&node, "work", &program, "data/work", &["--every", "0", "--require"]);
+    assert_eq!(app.wait_exit(LIMIT), 0);
+    let goes_on = || {
+        let before = holo_tests::workload::progress(&node);
+        wait::until(LIMIT, "progress", || (holo_tests::workload::progress(&node) > before + 3).then_some(()));
+    };
+    goes_on();
+    app.checkpoint(&node);
+    assert_eq!(app.state(&node), "running");
+    goes_on();
+    app.kill(&node);
+    app.restore(&node, None);
+    goes_on();
+    std::fs::write(node.outside("data/work/stop"), b"").expect("stop");
+    wait::until(LIMIT, "a good end", || (holo_tests::workload::result(&node) == "ok\n").then_some(()));
 }

@@ -16,6 +16,8 @@ holo_tests::workloads! {
     raw: Workload::new("raw.c").env("HOLO_WAYS", "symbols,sites,traps");
     spawn: Workload::new("spawn.c");
     forks: Workload::new("forks.c");
+    sanitized: Workload::new("sanitized.c").checkpoints(10);
+    slow_loader: Workload::new("slow_loader.c").run_ms(1500);
 }
 
 /// A program that holo cannot reach: it runs to its good end, and `holo run` says why it is not protected.

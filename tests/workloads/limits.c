@@ -328,6 +328,9 @@ static void use_guards(void) {
 }
 static void end_guards(void) { OK(madvise(at + 3 * 4096, 4096, 103)); }
 
+static void begin_hidden(void) { OK(prctl(PR_SET_DUMPABLE, 0)); }
+static void end_hidden(void) { OK(prctl(PR_SET_DUMPABLE, 1)); }
+
 static void nothing(void) {}
 
 static const struct limit { const char *name; void (*begin)(void), (*use)(void), (*end)(void); } limits[] = {
@@ -341,6 +344,7 @@ static const struct limit { const char *name; void (*begin)(void), (*use)(void),
     {"guards", begin_guards, use_guards, end_guards},
     {"table", begin_table, ask_child, end_child},
     {"program", begin_program, ask_child, end_child},
+    {"hidden", begin_hidden, nothing, end_hidden},
     {"shm", begin_shm, use_shm, end_shm},
     {"undo", begin_undo, use_undo, end_undo},
     {"queue", begin_queue, use_queue, end_queue},

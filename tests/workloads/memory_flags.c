@@ -1,10 +1,10 @@
 /* flags: -O1
- * Goal: what was asked for with madvise and mlock is asked for again after a restore, and nothing else is. Method: four zones whose flags
- * change one step at a time, when DIR/go appears, by calls and by other zones that take their places; before and after each step
- * smaps says what it should. */
+ * Goal: what was asked for with madvise, mlock and MAP_NORESERVE is asked for again after a restore, and nothing else is. Method: five
+ * zones whose flags change one step at a time, when DIR/go appears, by calls and by other zones that take their places; before and
+ * after each step smaps says what it should. */
 #include "work.h"
-enum { PAGE = 4096, PAGES = 16, ZONES = 4, BYTES = PAGES * PAGE };
-enum { NH = 1, DD = 2, LO = 4, HG = 8, SR = 16, RR = 32 };
+enum { PAGE = 4096, PAGES = 16, ZONES = 5, BYTES = PAGES * PAGE };
+enum { NH = 1, DD = 2, LO = 4, HG = 8, SR = 16, RR = 32, NR = 64 };
 static char *zone[ZONES];
 static unsigned wanted[ZONES];
 /* One more, which is sealed in the end (Linux 6.10): nobody changes it then. */
@@ -31,6 +31,7 @@ static unsigned look(const char *at, unsigned *found) {
         if (strstr(line, " lo")) flags |= LO;
         if (strstr(line, " sr")) flags |= SR;
         if (strstr(line, " rr")) flags |= RR;
+        if (strstr(line, " nr")) flags |= NR;
     }
     fclose(smaps);
     return flags;
@@ -50,7 +51,9 @@ static void place(int i, int extra) {
     char *at = mmap(zone[i], BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | extra, -1, 0);
     CHECK(at != MAP_FAILED && (!zone[i] || at == zone[i]), "mmap");
     zone[i] = at;
-    wanted[i] = 0;
+    unsigned found;
+    /* Where the kernel counts all memory, nothing is left uncounted. */
+    wanted[i] = extra & MAP_NORESERVE ? look(at, &found) & NR : 0;
     work_fill(at, BYTES, i);
 }
 
@@ -81,7 +84,7 @@ int main(int argc, char **argv) {
     char *room = mmap(NULL, 4 * ZONES * BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(room != MAP_FAILED, "room");
     OK(munmap(room, 4 * ZONES * BYTES));
-    for (int i = 0; i < ZONES; i++) zone[i] = room + 4 * i * BYTES, place(i, MAP_FIXED_NOREPLACE);
+    for (int i = 0; i < ZONES; i++) zone[i] = room + 4 * i * BYTES, place(i, MAP_FIXED_NOREPLACE | (i == 4 ? MAP_NORESERVE : 0));
     seal_at = OK((char *)mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
     for (int number = 0; work_more();) {
         verify();

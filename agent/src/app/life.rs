@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Waited for whoever takes an epoch of an application that has ended.
 const FORGET_MAX: Duration = Duration::from_secs(10);
+/// How long a program may take to start that is to stand for an application.
+const HEIR_MAX: Duration = Duration::from_secs(2);
 
 impl App {
     /// A process is this application from now on; `processes` are all that it has, with their pages.
@@ -64,6 +66,18 @@ impl App {
         thread::spawn(move || app.watch(incarnation, keeper));
     }
 
+    /// Its first process has ended, and who is to stand for it is still starting: one that was forked and is to execute a program.
+    fn heir_to_come(&self) -> Option<Instance> {
+        let until = Instant::now() + HEIR_MAX;
+        while self.members.expects() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(2));
+            if let Some(now) = self.living() {
+                return Some(now);
+            }
+        }
+        None
+    }
+
     /// Takes epochs by the period until all processes have ended.
     pub(super) fn watch(&self, incarnation: u64, keeper: Option<Child>) {
         let mut clock = Clock::default();
@@ -71,7 +85,7 @@ impl App {
         let mut first: Option<(i32, Option<i32>)> = None;
         loop {
             let wait = clock.wait(self);
-            let Some(now) = self.living() else { break };
+            let Some(now) = self.living().or_else(|| self.heir_to_come()) else { break };
             if watched.as_ref().is_none_or(|(of, _)| *of != now) {
                 // SAFETY: no memory is passed.
                 let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, now.real_pid, 0) } as i32;

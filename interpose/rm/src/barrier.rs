@@ -6,7 +6,7 @@ mod thread;
 use crate::filters;
 use crate::page::{Page, wait};
 use crate::proc_file;
-use crate::starters::{is_starting, wait_for_starters};
+use crate::starters::{is_loading, is_starting, wait_for_starters};
 use crate::stopped::Stopped;
 use crate::tree::{Census, Seat, Stat, first_has_ended, look, stat};
 use cut::Cut;
@@ -121,6 +121,14 @@ pub struct Parked {
 /// # Errors
 /// [`BarrierError`]; then all threads run on.
 pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierError> {
+    match park_once(census, deadline) {
+        // It began after it had been looked who does; it is awaited while the others run.
+        Err(BarrierError::NotReady { pid, .. }) if is_loading(pid) => park_once(census, deadline),
+        done => done,
+    }
+}
+
+fn park_once(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierError> {
     let stopped = wait_for_starters(census, deadline / 2)?;
     let _precise = Precise::sleeps();
     let since = Instant::now();

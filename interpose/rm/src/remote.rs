@@ -184,9 +184,19 @@ impl Remote {
     /// The process is gone.
     pub fn maps(&self) -> io::Result<&[u8]> {
         if self.maps.get().is_none() {
-            let _ = self.maps.set(proc_file::read(self.proc("maps"))?);
+            let maps = proc_file::read(self.proc("maps")).map_err(|cause| self.unreadable(cause))?;
+            let _ = self.maps.set(maps);
         }
         Ok(self.maps.get().map_or(&[], Vec::as_slice))
+    }
+
+    /// Why `/proc` does not show its memory.
+    fn unreadable(&self, cause: io::Error) -> io::Error {
+        if cause.kind() != io::ErrorKind::PermissionDenied {
+            return cause;
+        }
+        let why = "lets nobody of its user look at it (`PR_SET_DUMPABLE`, or a program that may not be read)";
+        io::Error::new(cause.kind(), format!("process {} {why}", self.pid))
     }
 
     /// One of [`Self::tasks`], by the id that it sees itself.

@@ -1,10 +1,15 @@
 //! Processes that are on their way into an application: between `exec`, or `fork`, and their join.
 
 use crate::barrier::{BarrierError, not_ready};
+use crate::proc_file;
 use crate::tree::{Census, Seat, state_and_parent};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+
+/// How long one is awaited whose loader is at work: with some hundred libraries that takes a quarter of a second, and longer on a busy
+/// machine.
+const LOADING: Duration = Duration::from_secs(2);
 
 /// Processes that are stopped by job control.
 fn stopped_of(seats: &[Seat]) -> HashSet<i32> {
@@ -15,6 +20,14 @@ fn stopped_of(seats: &[Seat]) -> HashSet<i32> {
 /// Whether libholo is not ready in a process: without its handler our signal would end it.
 pub(crate) fn is_starting(seat: &Seat) -> bool {
     seat.page.as_ref().is_none_or(|page| page.control().header.ways.load(Ordering::SeqCst) == 0)
+}
+
+/// Whether the loader has mapped libholo, the first of all libraries, and goes on with others: it will start. One with a control
+/// page has.
+pub(crate) fn is_loading(pid: i32) -> bool {
+    let maps = proc_file::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let any = |name: &[u8]| maps.windows(name.len()).any(|part| part == name);
+    any(b"/libholo.so\n") && !any(b".page")
 }
 
 /// Before anything stops: a process between `exec` and its join is there soon; one that does not come has no libholo.
@@ -29,6 +42,7 @@ pub(crate) fn wait_for_starters(
 ) -> Result<HashSet<i32>, BarrierError> {
     let since = Instant::now();
     let mut seen: HashMap<i32, Instant> = HashMap::new();
+    let mut is_slow = false;
     loop {
         let now = Instant::now();
         let seats = census.seats();
@@ -38,14 +52,19 @@ pub(crate) fn wait_for_starters(
             return Ok(stopped_of(&seats));
         }
         for pid in &starting {
-            if now - *seen.entry(*pid).or_insert(now) >= patience {
+            if now - *seen.entry(*pid).or_insert(now) < patience {
+                continue;
+            }
+            if now - since >= LOADING || !is_loading(*pid) {
                 return Err(not_ready(*pid));
             }
+            is_slow = true;
         }
-        // None of the first is left, and there are others.
-        if now - since >= patience / 4 && seen.values().all(|first| *first > since + patience / 8) {
+        // None of the first is left, and there are others. Not where one takes longer than all that are parked would wait for it.
+        if !is_slow && now - since >= patience / 4 && seen.values().all(|first| *first > since + patience / 8)
+        {
             return Ok(stopped_of(&seats));
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(if is_slow { 5 } else { 1 }));
     }
 }

@@ -116,7 +116,7 @@ pub(crate) fn capture(
     let (first, index_of_first) = (cx.remote, cx.index);
     let passed = Passed::new(&opens);
     let diag = SockDiag::default();
-    let mut dumping = Dumping { cx, shared, recorded: BTreeSet::new(), watched, diag, passed };
+    let mut dumping = Dumping { cx, shared, recorded: BTreeSet::new(), watched, diag, passed, groups: None };
     let mut index = 0;
     while let Some(open) = opens.get(index) {
         (dumping.cx.remote, dumping.cx.index) = (remotes[open.process], open.process);

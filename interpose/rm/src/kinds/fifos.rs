@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// An end of a FIFO.
@@ -16,6 +17,8 @@ use std::path::Path;
 pub(crate) struct FifoState {
     path: Bytes,
     mode: u32,
+    /// User and group.
+    owner: (u32, u32),
     /// The name does not lead to it any more.
     gone: bool,
     key: (u64, u64),
@@ -28,7 +31,8 @@ impl FifoState {
         let gone = identity(Path::new(&open.link), true) != Some(open.key());
         let path = if gone { link.strip_suffix(b" (deleted)").unwrap_or(link) } else { link };
         let pipe = PipeState::describe(open, dumping)?;
-        Ok(Self { path: Bytes(path.to_vec()), mode: open.stat.st_mode & 0o7777, gone, key: open.key(), pipe })
+        let (mode, owner) = (open.stat.st_mode & 0o7777, (open.stat.st_uid, open.stat.st_gid));
+        Ok(Self { path: Bytes(path.to_vec()), mode, owner, gone, key: open.key(), pipe })
     }
 
     /// The FIFO, open both ways so that nobody waits.
@@ -39,6 +43,9 @@ impl FifoState {
             let c_path = kernel::c_path(path)?;
             // SAFETY: a terminated path.
             kernel::checked(unsafe { libc::mkfifo(c_path.as_ptr(), self.mode) })?;
+            // An ordinary user's may only become his again.
+            let _ = std::os::unix::fs::chown(path, Some(self.owner.0), Some(self.owner.1));
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(self.mode))?;
             both(path)
         };
         if !self.gone {

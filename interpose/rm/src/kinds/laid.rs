@@ -334,8 +334,9 @@ impl Laid {
         let anonymous = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | if grows(zone) { MAP_GROWSDOWN } else { 0 };
         let map = |flags: u64| call(sysno::mmap, &[zone.start, zone.bytes(), prot, flags, NOWHERE, 0]);
         let lazy = map(anonymous | MAP_NORESERVE);
-        // Reservations without access were never accounted.
-        let mut calls = [if zone.prot & 2 == 0 { lazy } else { map(anonymous) }];
+        // Reservations without access were never accounted. The others must not be where they were not, or a fork can fail.
+        let uncounted = zone.prot & 2 == 0 || zone.flags.contains(b"nr");
+        let mut calls = [if uncounted { lazy } else { map(anonymous) }];
         remote.run(&mut calls, false).on("mapping", what())?;
         if outcome(&calls[0]).is_err() {
             calls[0] = lazy;

@@ -196,7 +196,7 @@ pub(crate) fn describe(index: u32, open: &Open, state: &mut State, dumping: &mut
                 }
                 (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => take!(udp, udp::UdpState::describe(open, dumping)?),
                 (libc::SOCK_RAW, _) | (libc::SOCK_DGRAM, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => {
-                    take!(udp, udp::UdpState::describe_raw(open)?);
+                    take!(udp, udp::UdpState::describe_raw(open, dumping)?);
                 }
                 (_, protocol) => {
                     return Err(open.unsupported(format!("internet protocol {protocol}")));

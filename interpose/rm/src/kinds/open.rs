@@ -108,6 +108,8 @@ pub(crate) struct Dumping<'a, 'b> {
     pub(crate) diag: SockDiag,
     /// Descriptions in queues.
     pub(crate) passed: super::passed::Passed,
+    /// Multicast groups of this host, once somebody has asked for them.
+    pub(crate) groups: Option<Vec<super::multicast::Group>>,
 }
 
 /// What all kinds have in common.

@@ -2,6 +2,7 @@
 
 use super::kernel::{self, Bytes, checked, owned};
 use super::open::{Making, Open};
+use super::packet_filter::PacketFilter;
 use super::senders::{Sender, credentials};
 use super::sockopts::{self, Options, SO_PEEK_OFF};
 use crate::manager::{Context, RmResult};
@@ -27,6 +28,8 @@ pub(crate) struct Socket {
     pub(crate) local: Bytes,
     /// The other side's, if connected.
     pub(crate) peer: Option<Bytes>,
+    /// What it does not receive.
+    filter: Option<PacketFilter>,
 }
 
 /// A queued message.
@@ -167,6 +170,7 @@ impl Socket {
             options: Options::of(open, domain, kind).on("reading options of", named())?,
             local: local_name(open).on("reading the address of", named())?,
             peer: peer_name(open).ok(),
+            filter: PacketFilter::of(open).on("reading the filter of", named())?,
         })
     }
 
@@ -183,6 +187,10 @@ impl Socket {
         self.options.attach(&fd).on("attaching the filter of descriptor", making.common(index).number)?;
         for failed in self.options.apply(&fd) {
             making.remark(index, format!("not restored: {failed}"));
+        }
+        // Last: what waits has passed it once.
+        if let Some(Err(cause)) = self.filter.as_ref().map(|filter| filter.attach(&fd)) {
+            making.remark(index, format!("its filter was not restored: {cause}"));
         }
         making.put(index, fd)
     }

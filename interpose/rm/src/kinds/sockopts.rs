@@ -18,7 +18,7 @@ const VALUE_BYTES_MAX: usize = 64;
 
 /// Options by level. The kernel says of most sockets that most of them are unknown; those are left out.
 /// Left out for all: what the kernel computes by itself (window clamp, quick ack, segment size) and what is
-/// read once (`SO_ERROR`). Multicast memberships cannot be read.
+/// read once (`SO_ERROR`).
 const TABLE: &[(i32, &[i32])] = &[
     // REUSEADDR, DONTROUTE, BROADCAST, KEEPALIVE, OOBINLINE, NO_CHECK, PRIORITY, LINGER, REUSEPORT, PASSCRED,
     // RCVLOWAT, RCVTIMEO, SNDTIMEO, BINDTODEVICE, TIMESTAMP, PASSSEC, TIMESTAMPNS, MARK, TIMESTAMPING,
@@ -31,14 +31,18 @@ const TABLE: &[(i32, &[i32])] = &[
     // NODEFRAG, BIND_ADDRESS_NO_PORT, MULTICAST_IF, MULTICAST_TTL, MULTICAST_LOOP, MULTICAST_ALL, UNICAST_IF,
     // LOCAL_PORT_RANGE
     (libc::IPPROTO_IP, &[1, 2, 3, 8, 10, 11, 12, 13, 15, 19, 20, 21, 22, 24, 32, 33, 34, 49, 50, 51]),
-    // UNICAST_HOPS, MULTICAST_IF, MULTICAST_HOPS, MULTICAST_LOOP, MTU_DISCOVER, RECVERR, V6ONLY, RECVPKTINFO,
-    // RECVHOPLIMIT, DONTFRAG, RECVTCLASS, TCLASS, AUTOFLOWLABEL, MINHOPCOUNT, UNICAST_IF, FREEBIND
-    (libc::IPPROTO_IPV6, &[16, 17, 18, 19, 23, 25, 26, 49, 51, 62, 66, 67, 70, 73, 76, 78]),
+    // CHECKSUM, UNICAST_HOPS, MULTICAST_IF, MULTICAST_HOPS, MULTICAST_LOOP, MTU_DISCOVER, RECVERR, V6ONLY, MULTICAST_ALL,
+    // RECVPKTINFO, RECVHOPLIMIT, RECVHOPOPTS, RECVRTHDR, RECVDSTOPTS, RECVPATHMTU, DONTFRAG, RECVTCLASS, TCLASS, AUTOFLOWLABEL,
+    // MINHOPCOUNT, RECVORIGDSTADDR, TRANSPARENT, UNICAST_IF, FREEBIND
+    (
+        libc::IPPROTO_IPV6,
+        &[7, 16, 17, 18, 19, 23, 25, 26, 29, 49, 51, 53, 56, 58, 60, 62, 66, 67, 70, 73, 74, 75, 76, 78],
+    ),
     // NODELAY, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT, SYNCNT, LINGER2, DEFER_ACCEPT, CONGESTION, THIN_LINEAR_TIMEOUTS,
     // USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT, FASTOPEN_CONNECT, INQ
     (libc::IPPROTO_TCP, &[1, 3, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 30, 36]),
-    // UDP_CORK, NO_CHECK6_TX, NO_CHECK6_RX, SEGMENT, GRO
-    (libc::IPPROTO_UDP, &[1, 101, 102, 103, 104]),
+    // UDP_CORK, ENCAP, NO_CHECK6_TX, NO_CHECK6_RX, SEGMENT, GRO
+    (libc::IPPROTO_UDP, &[1, 100, 101, 102, 103, 104]),
     // ICMP_FILTER
     (SOL_RAW, &[1]),
     // ICMPV6_FILTER
@@ -50,12 +54,18 @@ const TABLE: &[(i32, &[i32])] = &[
 /// Reads an option as it is.
 pub(crate) fn get(fd: &impl AsRawFd, level: i32, name: i32) -> io::Result<Vec<u8>> {
     let mut value = [0u8; VALUE_BYTES_MAX];
-    let mut bytes = VALUE_BYTES_MAX as libc::socklen_t;
+    let bytes = get_into(fd, level, name, &mut value)?;
+    Ok(value[..bytes].to_vec())
+}
+
+/// Reads an option that is asked for with what is in `value`.
+pub(crate) fn get_into(fd: &impl AsRawFd, level: i32, name: i32, value: &mut [u8]) -> io::Result<usize> {
+    let mut bytes = value.len() as libc::socklen_t;
     // SAFETY: room of the stated size.
     checked(unsafe {
         libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut bytes)
     })?;
-    Ok(value[..bytes as usize].to_vec())
+    Ok((bytes as usize).min(value.len()))
 }
 
 /// Reads a number.
@@ -133,11 +143,11 @@ fn has_level(level: i32, domain: i32, kind: i32) -> bool {
     }
 }
 
-/// Streams let these be read, but not set.
-fn is_multicast(level: i32, name: i32) -> bool {
+/// Streams let these be read, but not set, or have nothing of them.
+fn is_of_messages(level: i32, name: i32) -> bool {
     match level {
         libc::IPPROTO_IP => matches!(name, 32..=34 | 49),
-        libc::IPPROTO_IPV6 => matches!(name, 17..=19),
+        libc::IPPROTO_IPV6 => matches!(name, 7 | 17..=19 | 29 | 53..=60),
         _ => false,
     }
 }
@@ -148,7 +158,7 @@ impl Options {
         let mut values = Vec::new();
         for (level, names) in TABLE.iter().filter(|(level, _)| has_level(*level, domain, kind)) {
             for name in *names {
-                if kind == libc::SOCK_STREAM && is_multicast(*level, *name) {
+                if kind == libc::SOCK_STREAM && is_of_messages(*level, *name) {
                     continue;
                 }
                 if let Ok(value) = get(fd, *level, *name) {

@@ -1,6 +1,7 @@
 //! UDP: bound and connected sockets; datagrams that the application sent to itself are queued again. Raw sockets, too.
 
 use super::internet::Endpoint;
+use super::multicast::{self, Membership};
 use super::open::{Dumping, Each, Making, Open};
 use super::sockets::{self, Message, Queue, Socket, connect, send};
 use super::tcp_restore::bind_again;
@@ -12,27 +13,37 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct UdpState {
     socket: Socket,
     queued: Vec<Message>,
+    groups: Vec<Membership>,
 }
 
 impl UdpState {
-    pub(crate) fn describe(open: &Open, _: &mut Dumping) -> RmResult<Self> {
+    pub(crate) fn describe(open: &Open, dumping: &mut Dumping) -> RmResult<Self> {
         let socket = Socket::describe(open)?;
         // Behind an error (nobody had the port that it sent to) datagrams are lost, as any may be.
         let queue = match sockets::has_error(open) {
             true => Queue::default(),
             false => sockets::peek(open).on("peeking at", open.named())?,
         };
-        Ok(Self { socket, queued: queue.messages })
+        let groups = joined(open, &socket, dumping)?;
+        Ok(Self { socket, queued: queue.messages, groups })
     }
 
     /// One of a protocol without ports, or of echo requests: what waits in it is of the network, and may be lost.
-    pub(crate) fn describe_raw(open: &Open) -> RmResult<Self> {
-        Ok(Self { socket: Socket::describe(open)?, queued: Vec::new() })
+    pub(crate) fn describe_raw(open: &Open, dumping: &mut Dumping) -> RmResult<Self> {
+        let socket = Socket::describe(open)?;
+        let groups = joined(open, &socket, dumping)?;
+        Ok(Self { socket, queued: Vec::new(), groups })
     }
 
     fn local(&self) -> Option<Endpoint> {
         Endpoint::parse(&self.socket.local.0).filter(|local| local.port != 0)
     }
+}
+
+/// Groups that it has joined, of those of this host.
+fn joined(open: &Open, socket: &Socket, dumping: &mut Dumping) -> RmResult<Vec<Membership>> {
+    let of_host = dumping.groups.get_or_insert_with(multicast::of_host);
+    multicast::joined(open, socket.domain, of_host).on("reading the groups of", open.named())
 }
 
 /// Makes all UDP sockets again.
@@ -60,6 +71,11 @@ pub(crate) fn recreate(all: &Each<UdpState>, making: &mut Making) -> RmResult<()
             && let Err(cause) = connect(&fd, &peer.0)
         {
             making.remark(index, format!("not connected to its peer: {cause}"));
+        }
+        for group in &state.groups {
+            if let Err(cause) = group.join(&fd) {
+                making.remark(index, format!("{}: {cause}", group.named()));
+            }
         }
         state.socket.settle(index, fd, making)?;
     }

@@ -7,7 +7,7 @@ use super::unix_sockets::{UnixState, is_named, is_socket, path_in};
 use crate::manager::{Context, RmResult};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -120,6 +120,7 @@ fn place(fd: &OwnedFd, state: &UnixState) -> io::Result<Placed> {
         std::fs::remove_file(&path)?;
         return Ok(Placed { reach, remark: None });
     };
+    let owned = bound.owner.map(|(user, group)| lchown(&path, Some(user), Some(group)));
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(bound.mode))?;
     // What is at the other name was this socket before the application died.
     if here != now && !same(&here, &now) {
@@ -127,7 +128,8 @@ fn place(fd: &OwnedFd, state: &UnixState) -> io::Result<Placed> {
         let remark = Some(format!("bound as {} and renamed to {}", path.display(), now.display()));
         return Ok(Placed { reach, remark });
     }
-    Ok(Placed { reach, remark: None })
+    let remark = owned.and_then(Result::err).map(|cause| format!("the owner of {}: {cause}", path.display()));
+    Ok(Placed { reach, remark })
 }
 
 /// Binds a socket to the name of one that is gone, which goes again at once.

@@ -50,6 +50,8 @@ pub(crate) struct BoundPath {
     /// Where it is now, which differs from the address when it was renamed; `None` if its name is gone.
     pub(crate) now: Option<Bytes>,
     pub(crate) mode: u32,
+    /// User and group.
+    pub(crate) owner: Option<(u32, u32)>,
 }
 
 /// The path in an address; abstract and absent names have none.
@@ -128,14 +130,15 @@ impl BoundPath {
             let entries = absolute.parent().and_then(|parent| std::fs::read_dir(parent).ok());
             entries.and_then(|entries| entries.flatten().map(|entry| entry.path()).find(|path| is(path)))
         };
-        let mode = now.as_ref().and_then(|path| std::fs::symlink_metadata(path).ok());
+        let found = now.as_ref().and_then(|path| std::fs::symlink_metadata(path).ok());
         let bytes = |path: &Path| {
             use std::os::unix::ffi::OsStrExt;
             Bytes(path.as_os_str().as_bytes().to_vec())
         };
         Self {
             relative_to: path.is_relative().then(|| bytes(&cwd)),
-            mode: mode.map_or(0o777, |found| found.permissions().mode() & 0o7777),
+            mode: found.as_ref().map_or(0o777, |found| found.permissions().mode() & 0o7777),
+            owner: found.map(|found| (found.uid(), found.gid())),
             now: now.as_deref().map(bytes),
         }
     }

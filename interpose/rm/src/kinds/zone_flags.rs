@@ -50,7 +50,7 @@ impl Flags {
 
     /// Zones with flags that are not among the rising ones that `lasted` may be others by now, at the same places.
     pub(crate) fn keep(&mut self, lasted: &[Range]) {
-        let is_told = |known: &Flagged| known.1.iter().all(|flag| flag == b"gd");
+        let is_told = |known: &Flagged| known.1.iter().all(|flag| flag == b"gd" || flag == b"nr");
         if !self.of.iter().all(|known| is_told(known) || lasted.binary_search(&known.0).is_ok()) {
             self.of.clear();
         }

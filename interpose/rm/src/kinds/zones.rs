@@ -186,9 +186,9 @@ fn unescape(path: &[u8]) -> Vec<u8> {
 /// Adds the `VmFlags` of `smaps` that a restore must ask for again.
 pub fn add_flags(zones: &mut [&mut Zone], smaps: &[u8]) {
     // grows down, huge page advice, no huge pages, locked, wipe and no copy on fork, not in core dumps, mergeable, read in order, read
-    // at random, sealed
-    const KEPT: [&[u8; 2]; 11] =
-        [b"gd", b"hg", b"nh", b"lo", b"wf", b"dc", b"dd", b"mg", b"sr", b"rr", b"sl"];
+    // at random, sealed, not counted as memory that is promised
+    const KEPT: [&[u8; 2]; 12] =
+        [b"gd", b"hg", b"nh", b"lo", b"wf", b"dc", b"dd", b"mg", b"sr", b"rr", b"sl", b"nr"];
     let mut start = 0;
     for line in smaps.split(|byte| *byte == b'\n') {
         if let Some(flags) = line.strip_prefix(b"VmFlags:") {
