@@ -259,6 +259,22 @@ fn unprotected(cause: &RmError) -> Failure {
     Failure::new(ErrorKind::Unprotected, cause.to_string())
 }
 
+/// PRE_DUMP: the application runs.
+fn prepare(app: &App, registry: &mut Registry, out: &mut Out) -> Result<(), Failure> {
+    let running = unparked(&app.members.seats());
+    let running = running.map_err(|cause| Failure::new(ErrorKind::Failed, cause.to_string()))?;
+    if running.is_empty() {
+        return Ok(());
+    }
+    registry
+        .each(&pids(&running), &mut |manager, index| {
+            let done = manager.pre_dump(&mut context(&running, index, out, app));
+            // One that ends meanwhile is no obstacle.
+            if running[index].remote.ended() { Ok(()) } else { done }
+        })
+        .map_err(|cause| unprotected(&cause))
+}
+
 fn phases<'a>(
     app: &'a App,
     of: &Instance,
@@ -269,18 +285,11 @@ fn phases<'a>(
     keep: &mut Option<Keep<'_, 'a>>,
 ) -> Result<EpochMeta, Failure> {
     let failed = |cause: &dyn std::fmt::Display| Failure::new(ErrorKind::Failed, cause.to_string());
+    prepare(app, registry, out)?;
     let marked = mark(app, registry, out)?;
-    let running = unparked(&app.members.seats()).map_err(|cause| failed(&cause))?;
-    if !running.is_empty() {
-        registry
-            .each(&pids(&running), &mut |manager, index| {
-                let done = manager.pre_dump(&mut context(&running, index, out, app));
-                // One that ends meanwhile is no obstacle.
-                if running[index].remote.ended() { Ok(()) } else { done }
-            })
-            .map_err(|cause| unprotected(&cause))?;
+    if marked.is_some() {
+        prepare(app, registry, out)?;
     }
-    drop(running);
     let mut parts = vec![("prepare".to_owned(), micros(since))];
     parts.extend(marked.map(|stop| ("mark".to_owned(), stop.as_micros() as u64)));
     let cut = fence(app)?;

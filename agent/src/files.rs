@@ -54,8 +54,8 @@ pub struct Files {
     store: AppStore,
     /// `previous` was stored ahead of the first epoch.
     ahead: Option<Stored>,
-    /// Nothing ran.
-    marked_at: Time,
+    /// Nothing ran; what there is has not been read since.
+    marked_at: Option<Time>,
     roots: Vec<PathBuf>,
     excludes: Vec<PathBuf>,
     replaced: Option<PathBuf>,
@@ -133,7 +133,7 @@ impl Files {
             pages,
             store,
             ahead: None,
-            marked_at: Time::default(),
+            marked_at: None,
             roots,
             excludes,
             replaced,

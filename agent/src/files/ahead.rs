@@ -72,7 +72,7 @@ impl Files {
     pub(super) fn begin(&mut self, cx: &DumpCx) -> RmResult<()> {
         (self.previous, self.unsealed, self.ahead) = (None, false, None);
         let written = self.written(cx)?;
-        self.marked_at = Time::now();
+        self.marked_at = Some(Time::now());
         let is_late = cx.processes.iter().any(|process| process.remote.maps().is_ok_and(aio::has_rings));
         self.recorded.begin(written.maps, cx.processes.len(), &self.pages, is_late);
         Ok(())
@@ -80,9 +80,7 @@ impl Files {
 
     /// Stores what is there, while the application runs.
     pub(super) fn store_ahead(&mut self, cx: &DumpCx) {
-        if !self.recorded.has_begun() {
-            return;
-        }
+        let Some(marked_at) = self.marked_at.take().filter(|_| self.recorded.has_begun()) else { return };
         let start = Instant::now();
         let lives = || cx.processes.iter().any(|process| !process.remote.ended());
         let done = std::thread::scope(|scope| {
@@ -96,7 +94,7 @@ impl Files {
         match done {
             Ok(Some((Ahead { mut captured, unread }, figures))) => {
                 // Where it is not recorded what was changed, attributes tell what was since then.
-                captured.tree.taken_at = self.marked_at;
+                captured.tree.taken_at = marked_at;
                 let took = start.elapsed();
                 if took > TOLD {
                     let (name, count) = (self.store.name(), captured.contents.len());

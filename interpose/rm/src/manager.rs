@@ -296,8 +296,8 @@ pub trait ResourceManager: Send {
     /// Name of the kind, and of its section.
     fn name(&self) -> &'static str;
 
-    /// Does the kind want to know, in [`Self::pre_dump`], what was changed since a moment at which nothing ran? Then [`Self::mark`]
-    /// comes first.
+    /// Does the kind want to know what was changed since a moment at which nothing ran? Then [`Self::mark`] comes after
+    /// [`Self::pre_dump`], which is done once more behind it.
     fn wants_mark(&self) -> bool {
         false
     }
