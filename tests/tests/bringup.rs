@@ -60,6 +60,7 @@ fn the_first_epoch_has_the_files_of_its_cut() {
         assert!(!node.log().contains("files check:"), "{}", node.log());
         let parts = &epoch.0["stop_parts_us"];
         assert!(parts["files.check"].as_u64().is_some(), "compared: {parts}");
+        assert!(parts["mark"].as_u64().is_some(), "read since a moment at which nothing ran: {parts}");
         changed += epoch.number("files_changed");
         if life == 0 {
             assert!(epoch.number("bytes_sent") > 3000 * 8000, "{}", epoch.0);

@@ -37,6 +37,8 @@ impl Files {
         let mut open = Vec::new();
         let mut maps = Maps::default();
         for (index, process) in cx.processes.iter().enumerate() {
+            // It says why, where nobody may look at a process.
+            process.remote.maps().on("reading", "maps")?;
             let reads = &mut maps.open;
             self.written_by(index as u32, &process.remote, &mut extra, &mut open, reads)?;
             let own = table.as_ref().map(|table| (process.remote.page.changes_at(), table.number()));

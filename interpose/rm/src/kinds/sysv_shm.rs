@@ -44,6 +44,9 @@ struct Segment {
     /// With `SHM_DEST` and `SHM_LOCKED`.
     mode: u32,
     bytes: u64,
+    /// Seconds since the epoch; of this node alone.
+    #[serde(skip)]
+    changed_s: i64,
     creator: i32,
     attached: u64,
 }
@@ -104,6 +107,7 @@ impl Segment {
             gid: word(ds, 8),
             mode: word(ds, 20),
             bytes: long(ds, 48).cast_unsigned(),
+            changed_s: long(ds, 72),
             creator: word(ds, 80).cast_signed(),
             attached: long(ds, 88).cast_unsigned(),
         }
@@ -295,7 +299,8 @@ impl ResourceManager for SysvShm {
         for segment in &all {
             let shows = |zone: &&Zone| zone.inode as i32 == segment.id;
             let count = zones.iter().flatten().filter(shows).count();
-            if count == 0 && !cx.processes.iter().any(|process| process.pid == segment.creator) {
+            // A segment that was left behind may have been made by an earlier process of that number.
+            if count == 0 && !ipc::is_ours(cx, segment.creator, segment.changed_s) {
                 continue;
             }
             // The kernel counts each zone.
