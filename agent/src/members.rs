@@ -86,6 +86,18 @@ struct Inner {
     /// How paths of the control pages' files begin, and those that were ever in use.
     pages: PathBuf,
     files: BTreeSet<PathBuf>,
+    /// What its programs are started with.
+    marks: Vec<Vec<u8>>,
+}
+
+/// Variables by which libholo finds its agent and application: no other application has them all alike.
+fn marks(pid: i32) -> Vec<Vec<u8>> {
+    const NAMES: [&[u8]; 3] = [b"HOLO_NAME=", b"HOLO_SOCKET=", b"HOLO_TOKEN="];
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let is_one = |variable: &&[u8]| NAMES.iter().any(|name| variable.starts_with(name));
+    let mut found: Vec<_> = environment.split(|byte| *byte == 0).filter(is_one).map(<[u8]>::to_vec).collect();
+    found.sort_unstable();
+    found
 }
 
 /// The processes of an application.
@@ -102,7 +114,7 @@ impl Members {
     pub fn begin(&self, first: i32) {
         let mut inner = self.0.lock();
         let pages = std::mem::take(&mut inner.pages);
-        *inner = Inner { first, init: init_of(first), pages, ..Inner::default() };
+        *inner = Inner { first, init: init_of(first), pages, marks: marks(first), ..Inner::default() };
     }
 
     /// The instance has ended: its pages go.
@@ -301,10 +313,7 @@ impl Inner {
     /// Whether a process, which was forked by one of ours, has executed a program that is to join: what it was started with is there
     /// before its loader is.
     fn begins(&self, pid: i32) -> bool {
-        let file = self.pages.file_name().unwrap_or_default().as_bytes();
-        let name = [b"HOLO_NAME=", file.strip_suffix(b".").unwrap_or(file)].concat();
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable == name)
+        !self.marks.is_empty() && marks(pid) == self.marks
     }
 
     /// Whether a process's parent is one of ours.
