@@ -125,7 +125,7 @@ fn failed(cause: &RmError) -> Failure {
 
 /// Refuses what would not fit beside all else.
 fn check_room(image: &EpochReader) -> Result<(), Failure> {
-    let needed = image.pages().map(|run| run.keys.len() as u64).sum::<u64>() * PAGE_BYTES as u64;
+    let needed = image.pages().iter().map(|run| run.keys.len() as u64).sum::<u64>() * PAGE_BYTES as u64;
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = text.lines().find_map(|line| {
         let rest = line.strip_prefix("MemAvailable:")?;

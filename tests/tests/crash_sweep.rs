@@ -101,8 +101,8 @@ impl Sweep {
         assert!(newest >= self.known.0, "b had {}, and has {newest} {when}", self.known.0);
         let epoch = epochs::open(self.b(), APP, newest);
         epoch.verify().unwrap_or_else(|e| panic!("epoch {newest} on b {when}: {e}"));
-        let own = epochs::open(self.a(), APP, newest).export_manifest();
-        assert!(epoch.export_manifest() == own, "epoch {newest} on b is another one {when}");
+        let own = epochs::open(self.a(), APP, newest).export_manifest().unwrap();
+        assert!(epoch.export_manifest().unwrap() == own, "epoch {newest} on b is another one {when}");
         let scratch = self.cluster.scratch();
         // Below the root's own path on that node.
         epochs::apply(&epoch, &self.a().inside(DIR), scratch.path());

@@ -80,8 +80,8 @@ pub trait EpochSource: Send + Sync + 'static {
 pub trait EpochReader: Send {
     /// Options of the application, opaque to the cluster; handed to [`EpochSink::begin`].
     fn options(&mut self) -> Result<Vec<u8>, StoreError>;
-    /// Its manifest.
-    fn manifest(&mut self) -> Result<Vec<u8>, StoreError>;
+    /// Its manifest, or, where that is known, what it changes of epoch `held`, the newest that the peer has; 0: as a whole.
+    fn manifest(&mut self, held: u64) -> Result<Vec<u8>, StoreError>;
     /// The packed blocks behind keys that the manifest names.
     fn read(&mut self, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError>;
 }

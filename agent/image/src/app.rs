@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    delta::BaseId,
     epochs,
     error::{Error, Result},
     import::Import,
@@ -59,8 +60,9 @@ impl AppStore {
         Ok(EpochWriter::new(draft))
     }
 
-    /// Starts receiving an epoch out of its manifest ([`EpochReader::export_manifest`]).
-    pub fn begin_import(&self, manifest_frame: Vec<u8>) -> Result<Import> {
+    /// Starts receiving an epoch out of its manifest ([`EpochReader::export_manifest`]), or out of what it changes of the newest
+    /// epoch here ([`EpochReader::export_since`]); of another one that is [`Error::NeedsWhole`].
+    pub fn begin_import(&self, manifest_frame: &[u8]) -> Result<Import> {
         Import::begin(&self.inner, manifest_frame)
     }
 
@@ -162,18 +164,35 @@ impl AppStore {
         }
         // Held over the removal: nobody shall open what is going. Some milliseconds.
         state.unsettled = true;
-        for &epoch in doomed {
-            epochs::remove(&*self.inner.disk, &self.inner.epochs_dir, epoch)?;
-            state.damaged.retain(|file| file.epoch != epoch);
-            if let Some(entry) = state.epochs.remove(&epoch) {
+        self.take_out(state, doomed)?;
+        // A name that comes back after a power loss must not name pages that were overwritten.
+        let (disk, dir) = (&*self.inner.disk, &self.inner.epochs_dir);
+        disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
+        state.settle();
+        state.drop_bases(disk, dir);
+        self.give_back(state);
+        Ok(())
+    }
+
+    /// Removes epochs, readable or not, in this order; their slots are then leaving.
+    pub(crate) fn take_out(&self, state: &mut State, epochs: &[u64]) -> Result<()> {
+        let (disk, dir) = (&*self.inner.disk, &self.inner.epochs_dir);
+        // Before any is gone: whatever comes back after a power loss finds what it is a change of.
+        let ids = epochs.iter().filter_map(|epoch| state.epochs.get(epoch).map(Entry::id));
+        let ids: Vec<BaseId> = ids.filter(|id| state.is_base(*id)).collect();
+        for id in ids {
+            epochs::put_base(disk, dir, id)?;
+            state.bases.insert(id);
+        }
+        // Whether it is gone is not known after an error: nothing is to be a change of it.
+        state.head.take_if(|head| epochs.contains(&head.id.epoch));
+        for epoch in epochs {
+            epochs::remove(disk, dir, *epoch)?;
+            state.damaged.retain(|file| file.epoch != *epoch);
+            if let Some(entry) = state.epochs.remove(epoch) {
                 state.leaving.extend(entry.slots);
             }
         }
-        // A name that comes back after a power loss must not name pages that were overwritten.
-        let dir = &self.inner.epochs_dir;
-        self.inner.disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
-        state.settle();
-        self.give_back(state);
         Ok(())
     }
 

@@ -16,8 +16,8 @@ use std::{
 
 use crate::{
     app::AppStore,
-    disk::{Disk, read_file},
-    epochs::{self, FILE_BYTES_MAX},
+    disk::Disk,
+    epochs::{self, Files},
     error::{Error, Result},
     manifest::EpochMeta,
     pages::PageFiles,
@@ -81,7 +81,8 @@ pub(crate) fn load_all(
     };
     for key in names.iter().filter_map(|name| key_of(name)) {
         let (path, side) = paths(dir, key);
-        let loaded = epochs::load_file(disk, path.clone(), app, key.1)
+        let loaded = Files::of(disk, dir, app)
+            .load_file(path.clone(), key.1, None)
             .and_then(|file| epochs::enter(state, file, lengths, files, &path));
         let entry = loaded.map_err(Arc::new).map(|mut entry| {
             entry.side = epochs::read_side(disk, &side);
@@ -92,31 +93,31 @@ pub(crate) fn load_all(
     Ok(())
 }
 
-/// Gives a file a second name, or, where that cannot be, makes a copy.
-fn put_name(disk: &dyn Disk, from: &Path, dir: &Path, to: &Path) -> Result<()> {
-    let Err(refused) = disk.link(from, to) else { return Ok(()) };
-    if refused.kind() == ErrorKind::NotFound {
-        return Err(Error::io("link", from)(refused));
-    }
-    let bytes = read_file(disk, from, FILE_BYTES_MAX).map_err(Error::io("read", from))?;
-    let name = to.file_name().unwrap_or_default().to_string_lossy();
-    epochs::write_atomic(disk, dir, &name, &bytes)
-}
-
 fn is_absent(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound)
 }
 
 impl AppInner {
-    /// Makes the second name of an epoch.
-    fn put_aside(&self, key: AsideKey) -> Result<()> {
+    /// Makes the second name of an epoch; of one that is a change, a whole one.
+    fn put_aside(&self, key: AsideKey, is_change: bool) -> Result<()> {
         let (epoch, side) = paths(&self.aside_dir, key);
         let known = self.epochs_dir.join(epochs::side_name(key.1));
-        match put_name(&*self.disk, &known, &self.aside_dir, &side) {
+        match epochs::put_name(&*self.disk, &known, &self.aside_dir, &side) {
             Err(error) if !is_absent(&error) => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        put_name(&*self.disk, &self.epochs_dir.join(epochs::file_name(key.1)), &self.aside_dir, &epoch)
+        if is_change {
+            let made = self.load(key.1, None)?.made;
+            let name = epoch.file_name().unwrap_or_default().to_string_lossy();
+            let bytes = made.whole().map_err(|source| Error::File { path: epoch.clone(), source })?;
+            return epochs::write_atomic(&*self.disk, &self.aside_dir, &name, &bytes);
+        }
+        epochs::put_name(
+            &*self.disk,
+            &self.epochs_dir.join(epochs::file_name(key.1)),
+            &self.aside_dir,
+            &epoch,
+        )
     }
 }
 
@@ -138,6 +139,7 @@ impl State {
                 meta: entry.meta.clone(),
                 side: entry.side.clone(),
                 slots: entry.slots.clone(),
+                base: None,
                 pin: entry.pin.clone(),
             }),
             None => {
@@ -185,7 +187,8 @@ impl AppStore {
         for epoch in &beyond {
             let (key, sure) = state.aside_key(at, *epoch);
             if !sure {
-                inner.put_aside(key)?;
+                let is_change = state.epochs.get(epoch).is_some_and(|entry| entry.base.is_some());
+                inner.put_aside(key, is_change)?;
                 keys.push(key);
             }
         }
@@ -200,16 +203,12 @@ impl AppStore {
         }
         state.unsettled = true;
         // The newest first: what is left is always a line without a hole.
-        for epoch in beyond.iter().rev() {
-            epochs::remove(&*inner.disk, &inner.epochs_dir, *epoch)?;
-            state.damaged.retain(|file| file.epoch != *epoch);
-            if let Some(entry) = state.epochs.remove(epoch) {
-                state.leaving.extend(entry.slots);
-            }
-        }
+        let newest_first: Vec<u64> = beyond.iter().rev().copied().collect();
+        self.take_out(&mut state, &newest_first)?;
         let dir = &inner.epochs_dir;
         inner.disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
         state.settle();
+        state.drop_bases(&*inner.disk, &inner.epochs_dir);
         Ok(beyond)
     }
 
@@ -233,9 +232,10 @@ impl AppStore {
         drop(state);
         // What cannot be used says again what is wrong with it.
         let path = paths(&self.inner.aside_dir, key).0;
-        let file = epochs::load_file(&*self.inner.disk, path, &self.inner.name, epoch)?;
+        let inner = &self.inner;
+        let file = Files::of(&*inner.disk, &inner.aside_dir, &inner.name).load_file(path, epoch, None)?;
         let (meta, pin) = known.ok_or_else(|| Error::NoSuchEpoch { app: self.inner.name.clone(), epoch })?;
-        Ok(EpochReader::of(&self.inner, file, meta, pin))
+        Ok(EpochReader::of(inner, file, meta, pin))
     }
 
     /// Removes what was put aside and need not be kept: beyond the newest `keep_count`, or longer ago than `keep_age`.

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use crate::{
+    delta::Made,
     epochs,
     error::{Error, Result},
+    head::{Head, Written},
     key::{PAGE_BYTES, Page, PageKey},
     keymap::KeyMap,
-    manifest::{EpochSide, Manifest, SlotRun, push_slots},
+    manifest::EpochSide,
+    memory::{Memory, NOWHERE},
     slotset::SlotSet,
     state::{AppInner, Entry, State},
-    wire::{self, Kind},
 };
 
 /// Pages that are written with one call when they fit: 1 MiB. Tests with few pages want many calls.
@@ -56,51 +58,41 @@ impl Draft {
         keys.filter(|key| !key.is_zero() && self.find(&mut state, *key).is_none()).collect()
     }
 
-    /// Adds pages that are in the store or in this draft already; where they lie, but for pages of zeros.
-    pub(crate) fn keep_all(&mut self, keys: &[PageKey]) -> Result<Vec<SlotRun>> {
+    /// Adds pages that are in the store or in this draft already; where they lie.
+    pub(crate) fn keep_all(&mut self, keys: &[PageKey]) -> Result<Vec<u32>> {
         let app = self.app.clone();
         let mut state = app.state();
-        let (mut out, mut at) = (Vec::new(), 0);
-        while at < keys.len() {
+        let mut out = Vec::with_capacity(keys.len());
+        while let Some(key) = keys.get(out.len()) {
             // They mostly lie as they did in the epoch before.
-            let count = state.slots.follow(&keys[at..], self.near);
+            let count = state.slots.follow(&keys[out.len()..], self.near);
             for slot in self.near..self.near + count {
                 self.hold(&mut state, slot);
             }
-            push_slots(&mut out, SlotRun { first: self.near, count });
+            out.extend(self.near..self.near + count);
             self.near += count;
-            at += count as usize;
-            if let Some(key) = keys.get(at).filter(|key| !key.is_zero()) {
-                let slot = self.find(&mut state, *key).ok_or(Error::UnknownPage { key: *key })?;
-                push_slots(&mut out, SlotRun { first: slot, count: 1 });
+            if count == 0 {
+                let slot = if key.is_zero() { Some(NOWHERE) } else { self.find(&mut state, *key) };
+                out.push(slot.ok_or(Error::UnknownPage { key: *key })?);
             }
-            at += 1;
         }
         Ok(out)
     }
 
-    /// Those of these pages that do not lie in `places`, in rising order; not those of zeros.
-    pub(crate) fn others(&mut self, mut keys: Vec<PageKey>, places: &[SlotRun]) -> Result<Vec<PageKey>> {
-        let mut named = SlotSet::default();
-        for slot in places.iter().flat_map(|run| run.first..run.first + run.count) {
-            named.insert(slot);
-        }
-        let app = self.app.clone();
-        let mut state = app.state();
-        let mut lost = None;
-        keys.retain(|key| {
-            !key.is_zero()
-                && match self.find(&mut state, *key) {
-                    Some(slot) => !named.contains(slot),
-                    None => {
-                        lost = Some(*key);
-                        false
-                    }
-                }
-        });
+    /// Those of these pages that `memory` has not, in rising order, and where they lie; not those of zeros.
+    pub(crate) fn others(&mut self, mut keys: Vec<PageKey>, memory: &Memory) -> Result<Vec<(PageKey, u32)>> {
+        keys.retain(|key| !key.is_zero());
         keys.sort_unstable();
         keys.dedup();
-        lost.map_or(Ok(keys), |key| Err(Error::UnknownPage { key }))
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut named = SlotSet::default();
+        for (slot, _) in memory.places() {
+            named.insert(slot);
+        }
+        let slots = self.keep_all(&keys)?;
+        Ok(keys.into_iter().zip(slots).filter(|(_, slot)| !named.contains(*slot)).collect())
     }
 
     fn hold(&mut self, state: &mut State, slot: u32) {
@@ -163,16 +155,10 @@ impl Draft {
         written
     }
 
-    /// Makes pages and manifest durable, in this order, and the epoch visible. Returns its file's length.
+    /// Makes pages and names durable, in this order, and the epoch visible. Returns its file's length.
     ///
-    /// Every page that the manifest names was put or kept, and the other way round; `places` is where these lie, as often as it
-    /// names them, in its order.
-    pub(crate) fn seal(
-        &mut self,
-        manifest: &Manifest,
-        mut frame: Vec<u8>,
-        places: &[SlotRun],
-    ) -> Result<u64> {
+    /// Every page that it names was put or kept, and the other way round.
+    pub(crate) fn seal(&mut self, made: Made) -> Result<u64> {
         self.flush()?;
         // After a failed sync nobody knows what is on the disk: do not try again.
         let synced = self.app.files.sync();
@@ -182,10 +168,15 @@ impl Draft {
         let name = epochs::file_name(self.epoch);
         let app = self.app.clone();
         let (disk, dir) = (&*app.disk, &app.epochs_dir);
-        let slots = wire::encode(places, Kind::SLOTS)
+        let meta = made.meta.clone();
+        let before = {
+            let mut state = app.state();
+            state.sealing = state.head.as_ref().map(|head| head.base());
+            state.head.clone()
+        };
+        let (head, Written { bytes, base }) = Head::follow(before.as_ref(), made, app.whole_max)
             .map_err(|source| Error::File { path: dir.join(&name), source })?;
-        frame.extend_from_slice(&slots);
-        let written = epochs::write_atomic(disk, dir, &name, &frame);
+        let written = epochs::write_atomic(disk, dir, &name, &bytes);
         // Held while the outcome is decided.
         let mut state = app.state();
         if let Err(error) = written {
@@ -205,16 +196,16 @@ impl Draft {
         }
         // The epoch takes over what the draft held.
         let slots = self.held.take();
-        let entry =
-            Entry { meta: manifest.meta.clone(), side: EpochSide::default(), slots, pin: Arc::default() };
+        let entry = Entry { meta, side: EpochSide::default(), slots, base, pin: Arc::default() };
         state.epochs.insert(self.epoch, entry);
+        state.head = Some(Arc::new(head));
         state.settle();
         // It holds those of them that it has.
         for slot in std::mem::take(&mut state.ahead) {
             state.slots.release(slot);
         }
         self.sealed = true;
-        Ok(frame.len() as u64)
+        Ok(bytes.len() as u64)
     }
 
     /// Leaves pages that were stored for an epoch to come, until one is sealed.
@@ -259,7 +250,7 @@ impl Drop for Draft {
         for slot in self.held.take().into_iter().chain(unused) {
             state.slots.release(slot);
         }
-        state.writing = false;
+        (state.writing, state.sealing) = (false, None);
         if self.failed {
             // The disk may be full, also for others.
             self.app.files.shrink(state.slots.shrink());

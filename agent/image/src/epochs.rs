@@ -1,5 +1,5 @@
-//! The epoch files: `epochs/<n>.epoch` is a manifest's frame and a frame that says where its pages lie here;
-//! `epochs/<n>.side` is what became known later.
+//! The epoch files: `epochs/<n>.epoch` is a manifest's frame, or that of a change, and a frame that says where its pages lie here;
+//! `epochs/<n>.side` is what became known later; `epochs/<n>-<time>.base` was an epoch of which others are changes.
 
 use std::{
     collections::HashMap,
@@ -11,10 +11,12 @@ use std::{
 use crate::{
     app::DamagedEpoch,
     aside,
+    delta::{BaseId, Delta, Made},
     disk::{Disk, read_file},
     error::{Error, ManifestError, Result},
+    head::Head,
     key::{PAGE_BYTES, PageKey},
-    manifest::{EpochSide, MANIFEST_BYTES_MAX, Manifest, PAGES_MAX, SlotRun},
+    manifest::{EpochMeta, EpochSide, MANIFEST_BYTES_MAX, Manifest, PAGES_MAX, SlotRun, check_count},
     pages::PageFiles,
     slots::{SEGMENT_SLOTS, Slots},
     state::{Entry, State},
@@ -25,19 +27,12 @@ const SLOTS_BYTES_MAX: u64 = 8 + 8 * PAGES_MAX;
 pub(crate) const FILE_BYTES_MAX: u64 = MANIFEST_BYTES_MAX + SLOTS_BYTES_MAX + 2 * HEADER_BYTES as u64;
 const SIDE_BYTES_MAX: u64 = 1 << 20;
 
-/// A decoded epoch file.
-#[derive(Debug)]
+/// A decoded epoch file, and what it is a change of.
+#[derive(Clone, Debug)]
 pub(crate) struct EpochFile {
-    pub(crate) manifest: Manifest,
-    /// The manifest's frame, byte by byte as it was sealed or received.
-    pub(crate) frame: Vec<u8>,
-    /// Where the pages lie, as often as the manifest names them, in its order.
-    pub(crate) slots: Vec<SlotRun>,
-}
-
-/// Slots and names of the pages of a manifest, as often as it names them, in its order.
-pub(crate) fn places(manifest: &Manifest, slots: &[SlotRun]) -> impl Iterator<Item = (u32, PageKey)> {
-    slots.iter().flat_map(|run| run.first..run.first + run.count).zip(manifest.references())
+    pub(crate) made: Made,
+    /// If it is a change: of what, and its frame.
+    pub(crate) change: Option<(BaseId, Vec<u8>)>,
 }
 
 pub(crate) fn file_name(epoch: u64) -> String {
@@ -46,6 +41,17 @@ pub(crate) fn file_name(epoch: u64) -> String {
 
 pub(crate) fn side_name(epoch: u64) -> String {
     format!("{epoch}.side")
+}
+
+pub(crate) fn base_name(id: BaseId) -> String {
+    format!("{}-{}.base", id.epoch, id.at_unix_ns)
+}
+
+/// Which base a file is, if its name is what [`base_name`] makes.
+fn base_of(name: &str) -> Option<BaseId> {
+    let (epoch, at) = name.strip_suffix(".base")?.split_once('-')?;
+    let id = BaseId { epoch: epoch.parse().ok()?, at_unix_ns: at.parse().ok()? };
+    (base_name(id) == name).then_some(id)
 }
 
 /// Number of an epoch file, if its name is what [`file_name`] makes.
@@ -79,6 +85,23 @@ pub(crate) fn write_side(disk: &dyn Disk, dir: &Path, epoch: u64, side: &EpochSi
     write_atomic(disk, dir, &name, &bytes)
 }
 
+/// Gives an epoch a second name, durably, under which others find it that are changes of it.
+pub(crate) fn put_base(disk: &dyn Disk, dir: &Path, id: BaseId) -> Result<()> {
+    put_name(disk, &dir.join(file_name(id.epoch)), dir, &dir.join(base_name(id)))?;
+    disk.sync_dir(dir).map_err(Error::io("sync", dir))
+}
+
+/// Gives a file a second name, or, where that cannot be, makes a copy.
+pub(crate) fn put_name(disk: &dyn Disk, from: &Path, dir: &Path, to: &Path) -> Result<()> {
+    let Err(refused) = disk.link(from, to) else { return Ok(()) };
+    if refused.kind() == ErrorKind::NotFound {
+        return Err(Error::io("link", from)(refused));
+    }
+    let bytes = read_file(disk, from, FILE_BYTES_MAX).map_err(Error::io("read", from))?;
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    write_atomic(disk, dir, &name, &bytes)
+}
+
 /// Removes an epoch's files; fine if they do not exist. Not durable before the directory is synced.
 pub(crate) fn remove(disk: &dyn Disk, dir: &Path, epoch: u64) -> Result<()> {
     for name in [file_name(epoch), side_name(epoch)] {
@@ -105,24 +128,86 @@ pub(crate) fn clean(disk: &dyn Disk, dir: &Path) -> Result<()> {
     disk.sync_dir(dir).map_err(Error::io("sync", dir))
 }
 
-/// Reads an epoch file and checks all but the pages.
-pub(crate) fn load(disk: &dyn Disk, dir: &Path, app: &str, epoch: u64) -> Result<EpochFile> {
-    load_file(disk, dir.join(file_name(epoch)), app, epoch)
+/// Epoch files, of which several may be changes of one.
+pub(crate) struct Files<'a> {
+    disk: &'a dyn Disk,
+    dir: &'a Path,
+    app: &'a str,
+    base: Option<(BaseId, Made)>,
 }
 
-/// [`load`], whatever the file's name.
-pub(crate) fn load_file(disk: &dyn Disk, path: PathBuf, app: &str, epoch: u64) -> Result<EpochFile> {
-    let bytes = read_file(disk, &path, FILE_BYTES_MAX).map_err(|e| {
-        if e.kind() == ErrorKind::NotFound {
-            Error::NoSuchEpoch { app: app.into(), epoch }
-        } else {
-            Error::io("read", &path)(e)
+impl<'a> Files<'a> {
+    /// Those of an application, in its directory of epochs.
+    pub(crate) fn of(disk: &'a dyn Disk, dir: &'a Path, app: &'a str) -> Files<'a> {
+        Files { disk, dir, app, base: None }
+    }
+
+    /// Reads an epoch and checks all but the pages; `head` is that epoch, if it is the newest.
+    pub(crate) fn load(&mut self, epoch: u64, head: Option<&Head>) -> Result<EpochFile> {
+        self.load_file(self.dir.join(file_name(epoch)), epoch, head)
+    }
+
+    /// [`Self::load`], whatever the file's name.
+    pub(crate) fn load_file(&mut self, path: PathBuf, epoch: u64, head: Option<&Head>) -> Result<EpochFile> {
+        let app = self.app;
+        let no_such = || Error::NoSuchEpoch { app: app.into(), epoch };
+        match self.read(&path, epoch, no_such)? {
+            Parsed::Whole(made) => Ok(EpochFile { made, change: None }),
+            Parsed::Change { delta, slots, frame } => {
+                let id = delta.base;
+                if let Some(head) = head.filter(|head| head.sum == delta.sum) {
+                    let Delta { meta, sections, .. } = delta;
+                    let (memory, extra) = (head.memory.clone(), head.extra.clone());
+                    return Ok(EpochFile {
+                        made: Made { meta, sections, memory, extra },
+                        change: Some((id, frame)),
+                    });
+                }
+                let base = self.base(id, &path)?;
+                let slots = slots.iter().flat_map(|run| run.first..run.first + run.count);
+                let made = delta.made_of(&base.memory, &base.extra, slots);
+                let made = made.map_err(|reason| Error::Malformed { path: path.clone(), reason })?;
+                check_count(made.memory.page_count() + made.extra.len() as u64)
+                    .map_err(|reason| Error::Malformed { path, reason })?;
+                Ok(EpochFile { made, change: Some((id, frame)) })
+            }
         }
-    })?;
-    parse(bytes, app, epoch).map_err(|fault| match fault {
-        Fault::Wire(source) => Error::File { path, source },
-        Fault::Content(reason) => Error::Malformed { path, reason },
-    })
+    }
+
+    fn read(&self, path: &Path, epoch: u64, no_such: impl Fn() -> Error) -> Result<Parsed> {
+        let bytes = read_file(self.disk, path, FILE_BYTES_MAX).map_err(|e| {
+            if e.kind() == ErrorKind::NotFound { no_such() } else { Error::io("read", path)(e) }
+        })?;
+        parse(bytes, self.app, epoch).map_err(|fault| match fault {
+            Fault::Wire(source) => Error::File { path: path.into(), source },
+            Fault::Content(reason) => Error::Malformed { path: path.into(), reason },
+        })
+    }
+
+    /// What others are changes of: an epoch still, or not any more.
+    fn base(&mut self, id: BaseId, of: &Path) -> Result<&Made> {
+        if self.base.as_ref().is_none_or(|(known, _)| *known != id) {
+            let missing =
+                || Error::Malformed { path: of.into(), reason: ManifestError::BadBase { base: id.epoch } };
+            let read = |name: String| match self.read(&self.dir.join(name), id.epoch, missing)? {
+                Parsed::Whole(made) if made.meta.at_unix_ns == id.at_unix_ns => Ok(made),
+                Parsed::Whole(_) | Parsed::Change { .. } => Err(missing()),
+            };
+            let made = read(base_name(id)).or_else(|_| read(file_name(id.epoch)))?;
+            self.base = Some((id, made));
+        }
+        match &self.base {
+            Some((_, made)) => Ok(made),
+            None => {
+                Err(Error::Malformed { path: of.into(), reason: ManifestError::BadBase { base: id.epoch } })
+            }
+        }
+    }
+}
+
+enum Parsed {
+    Whole(Made),
+    Change { delta: Delta, slots: Vec<SlotRun>, frame: Vec<u8> },
 }
 
 enum Fault {
@@ -142,30 +227,40 @@ impl From<ManifestError> for Fault {
     }
 }
 
-fn parse(mut bytes: Vec<u8>, app: &str, epoch: u64) -> Result<EpochFile, Fault> {
+fn parse(mut bytes: Vec<u8>, app: &str, epoch: u64) -> Result<Parsed, Fault> {
+    if wire::peek(&bytes)?.kind.id == Kind::DELTA.id {
+        let (delta, rest) = wire::decode_prefix::<Delta>(&bytes, Kind::DELTA, MANIFEST_BYTES_MAX)?;
+        delta.check()?;
+        check_identity(&delta.meta, app, epoch)?;
+        let slots = parse_slots(rest, delta.references().count() as u64)?;
+        let length = bytes.len() - rest.len();
+        bytes.truncate(length);
+        return Ok(Parsed::Change { delta, slots, frame: bytes });
+    }
     let (manifest, rest) = wire::decode_prefix::<Manifest>(&bytes, Kind::MANIFEST, MANIFEST_BYTES_MAX)?;
     manifest.check()?;
-    check_identity(&manifest, app, epoch)?;
-    let runs: Vec<SlotRun> = wire::decode(rest, Kind::SLOTS, SLOTS_BYTES_MAX)?;
+    check_identity(&manifest.meta, app, epoch)?;
+    let slots = parse_slots(rest, manifest.references().count() as u64)?;
+    Ok(Parsed::Whole(Made::of(manifest, slots.iter().flat_map(|run| run.first..run.first + run.count))))
+}
 
-    let wanted = manifest.references().count() as u64;
+fn parse_slots(bytes: &[u8], wanted: u64) -> Result<Vec<SlotRun>, Fault> {
+    let runs: Vec<SlotRun> = wire::decode(bytes, Kind::SLOTS, SLOTS_BYTES_MAX)?;
     let found = runs.iter().map(|run| u64::from(run.count)).sum();
     let wraps = runs.iter().any(|run| run.first.checked_add(run.count).is_none());
     if found != wanted || wraps {
         return Err(ManifestError::SlotCount { found, wanted }.into());
     }
-    let length = bytes.len() - rest.len();
-    bytes.truncate(length);
-    Ok(EpochFile { manifest, frame: bytes, slots: runs })
+    Ok(runs)
 }
 
-/// Does the manifest say that it is this epoch of this application?
-pub(crate) fn check_identity(manifest: &Manifest, app: &str, epoch: u64) -> Result<(), ManifestError> {
-    if manifest.meta.app != app {
-        return Err(ManifestError::OtherApp { found: manifest.meta.app.clone() });
+/// Does it say that it is this epoch of this application?
+pub(crate) fn check_identity(meta: &EpochMeta, app: &str, epoch: u64) -> Result<(), ManifestError> {
+    if meta.app != app {
+        return Err(ManifestError::OtherApp { found: meta.app.clone() });
     }
-    if manifest.meta.epoch != epoch {
-        return Err(ManifestError::OtherEpoch { found: manifest.meta.epoch });
+    if meta.epoch != epoch {
+        return Err(ManifestError::OtherEpoch { found: meta.epoch });
     }
     Ok(())
 }
@@ -177,10 +272,11 @@ pub(crate) fn load_all(
     app: &str,
     files: &PageFiles,
 ) -> Result<State> {
-    let mut numbers: Vec<u64> = match disk.list(dir) {
+    let names = match disk.list(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
-        names => names.map_err(Error::io("list", dir))?.iter().filter_map(|name| number_of(name)).collect(),
+        names => names.map_err(Error::io("list", dir))?,
     };
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
     numbers.sort_unstable();
     let lengths = files.lengths()?;
     let slot_end = |(segment, bytes): (&u32, &u64)| {
@@ -189,9 +285,12 @@ pub(crate) fn load_all(
     };
     let mut state =
         State { slots: Slots::new(lengths.iter().map(slot_end).max().unwrap_or(0)), ..State::default() };
+    state.bases = names.iter().filter_map(|name| base_of(name)).collect();
+    let mut epoch_files = Files::of(disk, dir, app);
     // Newest first: where two epochs have the same page twice, the younger copy is the one to use.
     for epoch in numbers.into_iter().rev() {
-        let loaded = load(disk, dir, app, epoch)
+        let loaded = epoch_files
+            .load(epoch, None)
             .and_then(|file| enter(&mut state, file, &lengths, files, &dir.join(file_name(epoch))));
         match loaded {
             Ok(mut entry) => {
@@ -219,7 +318,8 @@ pub(crate) fn enter(
     files: &PageFiles,
     path: &Path,
 ) -> Result<Entry> {
-    let mut places: Vec<(u32, PageKey)> = places(&file.manifest, &file.slots).collect();
+    let EpochFile { made, change } = file;
+    let mut places: Vec<(u32, PageKey)> = made.places().collect();
     places.sort_unstable();
     places.dedup();
     for &(slot, _) in &places {
@@ -234,7 +334,8 @@ pub(crate) fn enter(
     }
     state.slots.hold_all(&places).map_err(malformed)?;
     let slots = places.into_iter().map(|(slot, _)| slot).collect();
-    Ok(Entry { meta: file.manifest.meta, side: EpochSide::default(), slots, pin: Arc::default() })
+    let base = change.map(|(base, _)| base);
+    Ok(Entry { meta: made.meta, side: EpochSide::default(), slots, base, pin: Arc::default() })
 }
 
 /// What became known of an epoch; a damaged file is worth no more than none.
@@ -246,7 +347,9 @@ pub(crate) fn read_side(disk: &dyn Disk, path: &Path) -> EpochSide {
 /// Can nobody ever read this epoch, whichever holo they have?
 pub(crate) fn is_hopeless(reason: &Error) -> bool {
     let Error::File { source, .. } = reason else {
-        return matches!(reason, Error::PageFileShort { .. });
+        let no_base = |reason: &ManifestError| matches!(reason, ManifestError::BadBase { .. });
+        return matches!(reason, Error::PageFileShort { .. })
+            || matches!(reason, Error::Malformed { reason, .. } if no_base(reason));
     };
     matches!(source, WireError::TooShort { .. } | WireError::BadChecksum { .. })
 }

@@ -150,6 +150,16 @@ pub enum Error {
     /// A received manifest, or one that was to be sealed, says impossible things.
     #[error("manifest: {0}")]
     BadManifest(#[from] ManifestError),
+    /// A change was received of an epoch that is not here.
+    #[error(
+        "a change of epoch {base} of {app} was received, which is not the newest one here: the whole epoch is needed"
+    )]
+    NeedsWhole {
+        /// The application.
+        app: String,
+        /// Number of that epoch.
+        base: u64,
+    },
     /// An earlier write of this epoch failed, so that it cannot be sealed.
     #[error("epoch {epoch} of {app} cannot be sealed: an earlier write failed")]
     Failed {
@@ -245,6 +255,12 @@ pub enum ManifestError {
     SlotConflict {
         /// The place.
         slot: u32,
+    },
+    /// A change of an epoch that is not there, or of which something else comes out.
+    #[error("is a change of epoch {base}, which is another one or missing")]
+    BadBase {
+        /// Number of that epoch.
+        base: u64,
     },
     /// A blob whose parts do not fit together.
     #[error("a file content of {len} bytes whose parts do not fit")]

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use crate::{
+    delta::{Delta, Made},
     draft::Draft,
     epochs::check_identity,
     error::{Error, Result},
     key::{Page, PageKey},
     keymap::KeySet,
     manifest::{EpochMeta, Manifest},
+    memory::{Memory, NOWHERE},
     state::AppInner,
     store::check_app_name,
+    wire::{self, Kind},
 };
 
 /// An epoch that is being received. Dropped before it is sealed, nothing of it is visible; pages that came
@@ -20,7 +23,6 @@ use crate::{
 pub struct Import {
     draft: Draft,
     manifest: Manifest,
-    frame: Vec<u8>,
     /// Pages that were not here at the start, in the order of the manifest.
     wanted: Vec<PageKey>,
     /// Those of them that have not come yet.
@@ -28,10 +30,13 @@ pub struct Import {
 }
 
 impl Import {
-    pub(crate) fn begin(app: &Arc<AppInner>, frame: Vec<u8>) -> Result<Import> {
-        let manifest = Manifest::parse(&frame)?;
+    pub(crate) fn begin(app: &Arc<AppInner>, frame: &[u8]) -> Result<Import> {
+        let manifest = match wire::peek(frame).map(|header| header.kind.id) {
+            Ok(id) if id == Kind::DELTA.id => made_here(app, Delta::parse(frame)?)?,
+            _ => Manifest::parse(frame)?,
+        };
         check_app_name(&manifest.meta.app)?;
-        check_identity(&manifest, &app.name, manifest.meta.epoch)?;
+        check_identity(&manifest.meta, &app.name, manifest.meta.epoch)?;
         let mut draft = app.begin(manifest.meta.epoch)?;
         let mut wanted = draft.missing(manifest.references());
         let mut open = KeySet::default();
@@ -45,7 +50,7 @@ impl Import {
             state.slots.release(slot);
         }
         drop(state);
-        Ok(Import { draft, manifest, frame, wanted, open })
+        Ok(Import { draft, manifest, wanted, open })
     }
 
     /// What is received.
@@ -83,11 +88,25 @@ impl Import {
         if let Some(first) = self.missing().first() {
             return Err(Error::Incomplete { count: self.open.len(), first: *first });
         }
-        let keys: Vec<PageKey> = self.manifest.references().collect();
-        let places = self.draft.keep_all(&keys)?;
-        self.draft.seal(&self.manifest, std::mem::take(&mut self.frame), &places)?;
-        Ok(self.manifest.meta.clone())
+        let Manifest { meta, sections, runs, extra } = std::mem::take(&mut self.manifest);
+        let slots = runs.iter().map(|run| self.draft.keep_all(&run.keys)).collect::<Result<Vec<_>>>()?;
+        let places = self.draft.keep_all(&extra)?;
+        let extra = extra.into_iter().zip(places).collect();
+        self.draft.seal(Made { meta: meta.clone(), sections, memory: Memory::of(runs, slots), extra })?;
+        Ok(meta)
     }
+}
+
+/// The epoch that comes out of a change of the newest epoch here, or of one that this was made of.
+fn made_here(app: &Arc<AppInner>, delta: Delta) -> Result<Manifest> {
+    let base = delta.base.epoch;
+    let needs_whole = || Error::NeedsWhole { app: app.name.clone(), base };
+    let head = app.state().head.clone().filter(|head| (base..delta.meta.epoch).contains(&head.id.epoch));
+    let head = head.ok_or_else(needs_whole)?;
+    let made = delta.made_of(&head.memory, &head.extra, std::iter::repeat(NOWHERE));
+    let manifest = made.map_err(|_| needs_whole())?.into_manifest();
+    manifest.check()?;
+    Ok(manifest)
 }
 
 impl Drop for Import {

@@ -105,10 +105,36 @@ pub struct Manifest {
 impl Manifest {
     /// Decodes and checks a frame that nobody vouches for.
     pub fn parse(frame: &[u8]) -> Result<Manifest, crate::Error> {
-        let manifest: Manifest =
+        let mut manifest: Manifest =
             wire::decode(frame, Kind::MANIFEST, MANIFEST_BYTES_MAX).map_err(crate::Error::ReceivedWire)?;
         manifest.check()?;
+        manifest.join();
         Ok(manifest)
+    }
+
+    /// Makes one run of runs that touch, as the store does.
+    fn join(&mut self) {
+        let touch = |a: &PageRun, b: &PageRun| {
+            (a.space, a.address + (a.keys.len() * PAGE_BYTES) as u64) == (b.space, b.address)
+        };
+        self.runs.dedup_by(|next, run| {
+            let one = touch(run, next);
+            if one {
+                run.keys.append(&mut next.keys);
+            }
+            one
+        });
+    }
+
+    /// The frame of a manifest out of its parts.
+    pub(crate) fn frame_of(
+        meta: &EpochMeta,
+        sections: &[Section],
+        runs: &[PageRun],
+        extra: &[PageKey],
+    ) -> Result<Vec<u8>, WireError> {
+        // The same bytes as of the structure, without a copy of all names.
+        wire::encode(&(meta, sections, runs, extra), Kind::MANIFEST)
     }
 
     /// The frame.
@@ -136,40 +162,44 @@ impl Manifest {
 
     /// Is it possible? See [`ManifestError`] for what is checked.
     pub fn check(&self) -> Result<(), ManifestError> {
-        self.check_sections()?;
-        self.check_runs()?;
-        if self.extra.first().is_some_and(|key| key.is_zero()) || !self.extra.is_sorted_by(|a, b| a < b) {
-            return Err(ManifestError::BadExtra);
-        }
-        match self.page_count() {
-            found if found > PAGES_MAX => Err(ManifestError::TooManyPages { found, limit: PAGES_MAX }),
-            _ => Ok(()),
-        }
+        check_sections(&self.sections)?;
+        check_runs(&self.runs)?;
+        check_extra(&self.extra)?;
+        check_count(self.page_count())
     }
+}
 
-    fn check_sections(&self) -> Result<(), ManifestError> {
-        let mut kinds = HashSet::new();
-        for section in &self.sections {
-            check_section_name(&section.kind)?;
-            if !kinds.insert(&section.kind) {
-                return Err(ManifestError::DuplicateSection { kind: section.kind.clone() });
-            }
+pub(crate) fn check_sections(sections: &[Section]) -> Result<(), ManifestError> {
+    let mut kinds = HashSet::new();
+    for section in sections {
+        check_section_name(&section.kind)?;
+        if !kinds.insert(&section.kind) {
+            return Err(ManifestError::DuplicateSection { kind: section.kind.clone() });
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    fn check_runs(&self) -> Result<(), ManifestError> {
-        let mut before: Option<(u64, u64)> = None;
-        for run in &self.runs {
-            let end = check_run(run.space, run.address, &run.keys)?;
-            // `before` is the space and end of the run before.
-            if before.is_some_and(|before| (run.space, run.address) < before) {
-                return Err(ManifestError::Overlap { space: run.space, address: run.address });
-            }
-            before = Some((run.space, end));
+pub(crate) fn check_runs(runs: &[PageRun]) -> Result<(), ManifestError> {
+    let mut before: Option<(u64, u64)> = None;
+    for run in runs {
+        let end = check_run(run.space, run.address, &run.keys)?;
+        // `before` is the space and end of the run before.
+        if before.is_some_and(|before| (run.space, run.address) < before) {
+            return Err(ManifestError::Overlap { space: run.space, address: run.address });
         }
-        Ok(())
+        before = Some((run.space, end));
     }
+    Ok(())
+}
+
+pub(crate) fn check_extra(extra: &[PageKey]) -> Result<(), ManifestError> {
+    let good = extra.first().is_none_or(|key| !key.is_zero()) && extra.is_sorted_by(|a, b| a < b);
+    if good { Ok(()) } else { Err(ManifestError::BadExtra) }
+}
+
+pub(crate) fn check_count(found: u64) -> Result<(), ManifestError> {
+    if found > PAGES_MAX { Err(ManifestError::TooManyPages { found, limit: PAGES_MAX }) } else { Ok(()) }
 }
 
 pub(crate) fn check_section_name(kind: &str) -> Result<(), ManifestError> {
@@ -208,4 +238,9 @@ pub(crate) fn push_slots(runs: &mut Vec<SlotRun>, next: SlotRun) {
         Some(run) if run.first.checked_add(run.count) == Some(next.first) => run.count += next.count,
         _ => runs.push(next),
     }
+}
+
+/// Adds slots one by one.
+pub(crate) fn push_all(runs: &mut Vec<SlotRun>, slots: impl IntoIterator<Item = u32>) {
+    slots.into_iter().for_each(|first| push_slots(runs, SlotRun { first, count: 1 }));
 }

@@ -10,11 +10,12 @@ use std::{
 use crate::{
     blob::{Blob, BlobRun},
     blob_reader::BlobReader,
-    epochs::{self, EpochFile},
+    delta::{BaseId, Made},
+    epochs::EpochFile,
     error::{Error, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages_mut},
-    keymap::KeyMap,
-    manifest::{EpochMeta, Manifest, PageRun, SlotRun},
+    keymap::{KeyMap, KeySet},
+    manifest::{EpochMeta, Manifest, PageRun},
     pages::Wanted,
     state::{AppInner, Pin},
 };
@@ -26,10 +27,10 @@ pub(crate) const PART_PAGES: usize = 256;
 #[derive(Debug)]
 pub struct EpochReader {
     app: Arc<AppInner>,
-    manifest: Manifest,
-    frame: Vec<u8>,
+    made: Made,
+    /// If its file is a change: of what, and its frame.
+    change: Option<(BaseId, Vec<u8>)>,
     meta: EpochMeta,
-    slots: Vec<SlotRun>,
     /// Where each page lies: made when a page is not where the table of the store says.
     places: OnceLock<KeyMap<u32>>,
     /// Its pages are not given back while this exists.
@@ -44,29 +45,28 @@ impl EpochReader {
             let damaged = state.damaged.iter().any(|file| file.epoch == epoch);
             drop(state);
             // Say again what is wrong with it, or that all is well since; then the store must be opened anew.
-            let error = if damaged { app.load(epoch).err() } else { None };
+            let error = if damaged { app.load(epoch, None).err() } else { None };
             return Err(error.unwrap_or_else(no_such));
         };
         let (pin, known, meta) = (entry.pin(), entry.meta.clone(), entry.full_meta());
+        let head = state.head.clone().filter(|head| head.id == entry.id());
         drop(state);
-        let file = app.load(epoch)?;
+        let file = app.load(epoch, head.as_deref())?;
         // Put aside meanwhile, and another one has its number.
-        if file.manifest.meta != known {
+        if file.made.meta != known {
             return Err(no_such());
         }
         Ok(EpochReader::of(app, file, meta, pin))
     }
 
     pub(crate) fn of(app: &Arc<AppInner>, file: EpochFile, meta: EpochMeta, pin: Pin) -> EpochReader {
-        let EpochFile { manifest, frame, slots } = file;
-        EpochReader { app: app.clone(), manifest, frame, meta, slots, places: OnceLock::new(), _pin: pin }
+        let EpochFile { made, change } = file;
+        EpochReader { app: app.clone(), made, change, meta, places: OnceLock::new(), _pin: pin }
     }
 
     /// Where it has its pages itself.
     fn places(&self) -> &KeyMap<u32> {
-        self.places.get_or_init(|| {
-            epochs::places(&self.manifest, &self.slots).map(|(slot, key)| (key, slot)).collect()
-        })
+        self.places.get_or_init(|| self.made.places().map(|(slot, key)| (key, slot)).collect())
     }
 
     /// Its figures, with what became known until it was opened.
@@ -74,30 +74,34 @@ impl EpochReader {
         &self.meta
     }
 
-    /// All of it but the pages' contents.
-    pub fn manifest(&self) -> &Manifest {
-        &self.manifest
-    }
-
     /// Version and bytes of a kind's state.
     pub fn section(&self, kind: &str) -> Option<(u16, &[u8])> {
-        let section = self.manifest.sections.iter().find(|section| section.kind == kind)?;
+        let section = self.made.sections.iter().find(|section| section.kind == kind)?;
         Some((section.version, &section.bytes))
     }
 
     /// Memory, in rising order of space and address.
-    pub fn pages(&self) -> impl Iterator<Item = &PageRun> {
-        self.manifest.runs.iter()
+    pub fn pages(&self) -> &[PageRun] {
+        self.made.memory.runs()
     }
 
     /// Names of all stored pages, each once.
     pub fn keys(&self) -> Vec<PageKey> {
-        self.manifest.keys()
+        let mut seen = KeySet::default();
+        self.made.places().map(|(_, key)| key).filter(|key| seen.insert(*key)).collect()
     }
 
-    /// The manifest as bytes for another store.
-    pub fn export_manifest(&self) -> Vec<u8> {
-        self.frame.clone()
+    /// The manifest as bytes for another store: the same in each that has the epoch.
+    pub fn export_manifest(&self) -> Result<Vec<u8>> {
+        let Made { meta, sections, memory, extra } = &self.made;
+        let extra: Vec<PageKey> = extra.iter().map(|(key, _)| *key).collect();
+        Manifest::frame_of(meta, sections, memory.runs(), &extra).map_err(Error::ReceivedWire)
+    }
+
+    /// What it changes of epoch `held`, as bytes for a store that has that one as its newest. None: that is not known.
+    pub fn export_since(&self, held: u64) -> Option<&[u8]> {
+        let (base, frame) = self.change.as_ref()?;
+        (base.epoch..self.made.meta.epoch).contains(&held).then_some(frame)
     }
 
     /// Reads a page of this epoch and verifies it.

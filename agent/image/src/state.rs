@@ -1,7 +1,7 @@
 //! An application in memory: what it has, who holds what, and its directory when it is opened.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -16,10 +16,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     app::DamagedEpoch,
     aside::{ASIDE_DIR, Aside, AsideKey},
+    delta::BaseId,
     disk::{Disk, read_file},
     draft::Draft,
-    epochs::{self, EpochFile},
+    epochs::{self, EpochFile, Files},
     error::{Error, Result},
+    head::Head,
     keymap::KeyMap,
     lock,
     manifest::{EpochMeta, EpochSide},
@@ -44,6 +46,8 @@ pub(crate) struct Entry {
     pub(crate) side: EpochSide,
     /// Slots that it holds, each once.
     pub(crate) slots: Vec<u32>,
+    /// What its file is a change of.
+    pub(crate) base: Option<BaseId>,
     /// Readers.
     pub(crate) pin: Arc<AtomicUsize>,
 }
@@ -63,6 +67,12 @@ impl Drop for Pin {
 pub(crate) struct State {
     pub(crate) slots: Slots,
     pub(crate) epochs: BTreeMap<u64, Entry>,
+    /// The newest of them, if it was sealed since the application was opened.
+    pub(crate) head: Option<Arc<Head>>,
+    /// Epochs that are none any more, and of which others are changes.
+    pub(crate) bases: BTreeSet<BaseId>,
+    /// What the epoch that is being sealed may be a change of.
+    pub(crate) sealing: Option<BaseId>,
     pub(crate) damaged: Vec<DamagedEpoch>,
     /// Epochs that were put aside.
     pub(crate) aside: BTreeMap<AsideKey, Aside>,
@@ -91,6 +101,8 @@ pub(crate) struct AppInner {
     pub(crate) aside_dir: PathBuf,
     pub(crate) files: PageFiles,
     pub(crate) apps_dir: PathBuf,
+    /// See [`Head::follow`].
+    pub(crate) whole_max: u64,
     state: Mutex<State>,
     /// None: open for reading only.
     lock: Option<Box<dyn fmt::Debug + Send + Sync>>,
@@ -103,6 +115,11 @@ impl Entry {
         meta.sealed_where.clone_from(&self.side.sealed_where);
         meta.dump_us = self.side.dump_us.unwrap_or(meta.dump_us);
         meta
+    }
+
+    /// As what others are changes of.
+    pub(crate) fn id(&self) -> BaseId {
+        BaseId { epoch: self.meta.epoch, at_unix_ns: self.meta.at_unix_ns }
     }
 
     /// One more reader; to be asked for while the state is locked.
@@ -135,6 +152,28 @@ impl State {
         }
     }
 
+    /// Is an epoch there that is a change of this one, or may there be?
+    pub(crate) fn is_base(&self, id: BaseId) -> bool {
+        // What a file is a change of that cannot be read, or comes back, nobody knows.
+        self.has_unreadable()
+            || self.doubtful > 0
+            || self.sealing == Some(id)
+            || self.epochs.values().any(|entry| entry.base == Some(id))
+    }
+
+    /// Removes what nothing is a change of any more. What cannot be removed now is removed at the next start.
+    pub(crate) fn drop_bases(&mut self, disk: &dyn Disk, dir: &Path) {
+        // Names of what was removed may come back, too, as long as that is not durable.
+        if self.unsettled || !self.leaving.is_empty() {
+            return;
+        }
+        let unused: Vec<BaseId> = self.bases.iter().copied().filter(|id| !self.is_base(*id)).collect();
+        for id in unused {
+            let _ = disk.remove_file(&dir.join(epochs::base_name(id)));
+            self.bases.remove(&id);
+        }
+    }
+
     /// Are there epoch files whose pages are not known?
     pub(crate) fn has_unreadable(&self) -> bool {
         !self.damaged.is_empty() || self.aside.values().any(|aside| aside.entry.is_err())
@@ -147,6 +186,7 @@ impl AppInner {
         apps_dir: &Path,
         name: &str,
         write: bool,
+        whole_max: u64,
     ) -> Result<Arc<AppInner>> {
         let dir = apps_dir.join(name);
         let (epochs_dir, pages_dir) = (dir.join("epochs"), dir.join("pages"));
@@ -179,19 +219,20 @@ impl AppInner {
         if write {
             // What an epoch left behind that was not sealed.
             files.shrink(state.slots.shrink());
+            state.drop_bases(&*disk, &epochs_dir);
         }
         let (name, apps_dir) = (name.to_owned(), apps_dir.to_owned());
         let state = Mutex::new(state);
-        Ok(Arc::new(AppInner { disk, name, epochs_dir, aside_dir, files, apps_dir, state, lock }))
+        Ok(Arc::new(AppInner { disk, name, epochs_dir, aside_dir, files, apps_dir, whole_max, state, lock }))
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
-    /// Reads an epoch's file.
-    pub(crate) fn load(&self, epoch: u64) -> Result<EpochFile> {
-        epochs::load(&*self.disk, &self.epochs_dir, &self.name, epoch)
+    /// Reads an epoch's file; `head` is that epoch, if it is the newest.
+    pub(crate) fn load(&self, epoch: u64, head: Option<&Head>) -> Result<EpochFile> {
+        Files::of(&*self.disk, &self.epochs_dir, &self.name).load(epoch, head)
     }
 
     pub(crate) fn is_gone(&self) -> bool {

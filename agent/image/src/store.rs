@@ -13,6 +13,7 @@ use crate::{
     aside::ASIDE_DIR,
     disk::{Disk, RealDisk},
     error::{Error, Result},
+    head::WHOLE_BYTES_MAX,
     lock,
     state::AppInner,
 };
@@ -27,6 +28,8 @@ pub struct Store {
     disk: Arc<dyn Disk>,
     apps_dir: PathBuf,
     writable: bool,
+    /// See [`Head::follow`](crate::head::Head::follow).
+    whole_max: u64,
     open: Mutex<HashMap<String, Weak<AppInner>>>,
 }
 
@@ -66,7 +69,14 @@ impl Store {
     }
 
     fn at(disk: Arc<dyn Disk>, dir: &Path, writable: bool) -> Store {
-        Store { disk, apps_dir: dir.join("apps"), writable, open: Mutex::default() }
+        let whole_max = WHOLE_BYTES_MAX;
+        Store { disk, apps_dir: dir.join("apps"), writable, whole_max, open: Mutex::default() }
+    }
+
+    /// Writes small epochs as changes of others, too; large ones always are.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn with_small_changes(self) -> Store {
+        Store { whole_max: 0, ..self }
     }
 
     /// Opens an application; made if it does not exist, unless the store is only looked at.
@@ -88,7 +98,7 @@ impl Store {
         if !make && !self.contains(name)? {
             return Err(Error::NoSuchApp { name: name.into() });
         }
-        let inner = AppInner::open(self.disk.clone(), &self.apps_dir, name, self.writable)?;
+        let inner = AppInner::open(self.disk.clone(), &self.apps_dir, name, self.writable, self.whole_max)?;
         open.retain(|_, inner| inner.strong_count() > 0);
         open.insert(name.into(), Arc::downgrade(&inner));
         Ok(AppStore::of(inner))

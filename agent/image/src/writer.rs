@@ -13,13 +13,15 @@ use nix::{
 
 use crate::{
     blob::{Blob, BlobPart},
+    delta::Made,
     draft::Draft,
     epochs,
     error::{Error, ManifestError, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages},
     manifest::{
-        EpochMeta, EpochSide, Manifest, PageRun, Section, SlotRun, check_run, check_section_name, push_slots,
+        EpochMeta, EpochSide, PageRun, Section, check_count, check_run, check_runs, check_section_name,
     },
+    memory::Memory,
 };
 
 /// Bytes of a file that are read and hashed at once.
@@ -58,7 +60,7 @@ pub struct EpochWriter {
     sections: Vec<Section>,
     runs: Vec<PageRun>,
     /// Where the pages of each run lie.
-    places: Vec<Vec<SlotRun>>,
+    places: Vec<Vec<u32>>,
     /// Put or kept by name: what no run names either belongs to contents.
     named: Vec<PageKey>,
     figures: Figures,
@@ -295,22 +297,16 @@ impl EpochWriter {
         meta.epoch = self.draft.epoch;
         meta.app.clone_from(&self.draft.app.name);
         let side = EpochSide { sealed_where: std::mem::take(&mut meta.sealed_where), dump_us: None };
-        let mut runs: Vec<_> = std::mem::take(&mut self.runs).into_iter().zip(&self.places).collect();
+        let places = std::mem::take(&mut self.places);
+        let mut runs: Vec<_> = std::mem::take(&mut self.runs).into_iter().zip(places).collect();
         runs.sort_by_key(|(run, _)| (run.space, run.address));
-        let mut places = Vec::new();
-        for run in runs.iter().flat_map(|(_, places)| places.iter()) {
-            push_slots(&mut places, *run);
-        }
-        let runs = runs.into_iter().map(|(run, _)| run).collect();
-        let extra = self.draft.others(std::mem::take(&mut self.named), &places)?;
-        for run in self.draft.keep_all(&extra)? {
-            push_slots(&mut places, run);
-        }
-        let manifest = Manifest { meta, sections: self.sections, runs, extra };
-        manifest.check()?;
-        let frame = manifest.to_frame().map_err(Error::ReceivedWire)?;
-        let manifest_bytes = self.draft.seal(&manifest, frame, &places)?;
-        let mut meta = manifest.meta;
+        let (runs, slots): (Vec<_>, Vec<_>) = runs.into_iter().unzip();
+        check_runs(&runs)?;
+        let memory = Memory::of(runs, slots);
+        let extra = self.draft.others(std::mem::take(&mut self.named), &memory)?;
+        check_count(memory.page_count() + extra.len() as u64)?;
+        let sections = std::mem::take(&mut self.sections);
+        let manifest_bytes = self.draft.seal(Made { meta: meta.clone(), sections, memory, extra })?;
         if !side.sealed_where.is_empty() {
             let app = &self.draft.app;
             // The epoch is sealed; that a remark on it could not be written does not change it.

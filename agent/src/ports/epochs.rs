@@ -123,8 +123,11 @@ impl EpochReader for Reader {
         wire::encode(&along, ALONG).map_err(|cause| refused(cause.to_string()))
     }
 
-    fn manifest(&mut self) -> Result<Vec<u8>, StoreError> {
-        Ok(self.epoch.export_manifest())
+    fn manifest(&mut self, held: u64) -> Result<Vec<u8>, StoreError> {
+        match self.epoch.export_since(held) {
+            Some(change) => Ok(change.to_vec()),
+            None => self.epoch.export_manifest().map_err(|cause| broken(&cause)),
+        }
     }
 
     fn read(&mut self, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError> {
@@ -187,7 +190,7 @@ impl EpochSink for Epochs {
                 app.name, offered.from
             );
         }
-        let import = app.store.begin_import(manifest.to_vec()).map_err(|cause| broken(&cause))?;
+        let import = app.store.begin_import(manifest).map_err(|cause| broken(&cause))?;
         if import.manifest().meta.epoch != offered.epoch {
             return Err(bad(&format!("its manifest is of epoch {}", import.manifest().meta.epoch)));
         }

@@ -56,6 +56,8 @@ impl Sender {
         let mut hopeless = EpochRef::default();
         let mut trouble = String::new();
         let mut failures = 0u32;
+        // A change of what the peer has was refused: it has another one, or has forgotten it.
+        let mut whole = false;
         while !self.over() {
             let Some(at) = self.wait_work(hopeless, if connection.is_some() { IDLE } else { Duration::MAX })
             else {
@@ -63,13 +65,17 @@ impl Sender {
                 continue;
             };
             let fresh = connection.is_none();
-            let outcome = self.bring(&mut connection, at);
+            let outcome = self.bring(&mut connection, at, whole);
             let text = match outcome {
                 Ok(Outcome::Sealed(at)) => {
-                    failures = 0;
+                    (failures, whole) = (0, false);
                     trouble.clear();
                     self.app.replicas.lock().insert(self.peer.clone(), at);
                     self.app.replicated.notify_all();
+                    continue;
+                }
+                Ok(Outcome::Rejected(_, true)) if !whole => {
+                    (connection, whole) = (None, true);
                     continue;
                 }
                 Ok(Outcome::Rejected(why, retry)) => {
@@ -132,13 +138,19 @@ impl Sender {
         None
     }
 
-    fn bring(&self, connection: &mut Option<Connection>, at: EpochRef) -> Result<Outcome, SendError> {
+    fn bring(
+        &self,
+        connection: &mut Option<Connection>,
+        at: EpochRef,
+        whole: bool,
+    ) -> Result<Outcome, SendError> {
         let mut reader = self.shared.ports.source.open(&self.app.name, at.epoch)?;
         let connection = match connection {
             Some(connection) => connection,
             None => connection.insert(self.dial()?),
         };
-        self.transfer(connection, reader.as_mut(), at)
+        let held = self.app.replicas.lock().get(&self.peer).map_or(0, |held| held.epoch);
+        self.transfer(connection, reader.as_mut(), at, if whole { 0 } else { held })
     }
 
     fn dial(&self) -> Result<Connection, LinkError> {
@@ -160,8 +172,9 @@ impl Sender {
         connection: &mut Connection,
         reader: &mut dyn EpochReader,
         at: EpochRef,
+        held: u64,
     ) -> Result<Outcome, SendError> {
-        let (options, manifest) = (reader.options()?, reader.manifest()?);
+        let (options, manifest) = (reader.options()?, reader.manifest(held)?);
         if options.len() > OPTIONS_BYTES_MAX || manifest.len() as u64 > MANIFEST_BYTES_MAX {
             return Err(SendError::Limit("its options or manifest are too large".to_owned()));
         }

@@ -231,7 +231,7 @@ impl EpochReader for Reader {
         Ok(b"options".to_vec())
     }
 
-    fn manifest(&mut self) -> Result<Vec<u8>, StoreError> {
+    fn manifest(&mut self, _held: u64) -> Result<Vec<u8>, StoreError> {
         Ok(self.1.concat())
     }
 

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, io::ErrorKind, time::Duration};
 
-use super::{Content, memory, open};
+use super::{Content, changes::open, memory};
 use crate::{
     AppStore, EpochMeta, Error, PageKey, Result, Retention,
     disk::sim::{Fault, SimDisk, Survival},
@@ -83,11 +83,11 @@ fn foreign(epoch: u64) -> (Vec<u8>, Vec<(PageKey, Vec<u8>)>) {
         reader.read_page(key, &mut page).unwrap();
         (key, page.to_vec())
     });
-    (reader.export_manifest(), pages.collect())
+    (reader.export_manifest().unwrap(), pages.collect())
 }
 
 fn import(app: &AppStore, manifest: &[u8], pages: &[(PageKey, Vec<u8>)], seal: bool) -> Result<()> {
-    let mut import = app.begin_import(manifest.to_vec())?;
+    let mut import = app.begin_import(manifest)?;
     let missing = import.missing();
     let mut wanted = pages.iter().filter(|(key, _)| missing.contains(key));
     let count = if seal { missing.len() } else { missing.len() / 2 };

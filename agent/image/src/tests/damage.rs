@@ -146,7 +146,7 @@ fn a_bad_page_is_named_and_mended() {
     assert!(error.to_string().contains(PAGES), "{error}");
     assert!(matches!(Content::read(&reader), Err(Error::BadPage { .. })));
     // Neighbours are not affected.
-    let run = reader.pages().next().unwrap();
+    let run = &reader.pages()[0];
     let mut two = vec![0; 2 * PAGE_BYTES];
     reader.read_run(run, 2, &mut two).unwrap();
     assert!(two == memory(&[2, 3]));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod ahead;
+mod changes;
 mod crash;
 mod damage;
 mod hostile;
@@ -49,7 +50,7 @@ impl Content {
     }
 
     pub(crate) fn read(reader: &EpochReader) -> Result<(Vec<u8>, Vec<u8>)> {
-        let run = reader.pages().next().unwrap();
+        let run = &reader.pages()[0];
         let mut bytes = vec![1; run.keys.len() * PAGE_BYTES];
         reader.read_run(run, 0, &mut bytes)?;
         let blob: Blob = wire::decode(reader.section("file").unwrap().1, Kind::STATE, 1 << 20).unwrap();

@@ -68,6 +68,8 @@ impl Kind {
     pub const SLOTS: Kind = Kind::new(3, 1);
     /// What became known of an epoch after it was sealed.
     pub const SIDE: Kind = Kind::new(4, 1);
+    /// An epoch as a change of another one.
+    pub const DELTA: Kind = Kind::new(5, 1);
     /// Conversation of the command line with its agent.
     pub const LOCAL: Kind = Kind::new(16, 3);
     /// Conversation between agents.

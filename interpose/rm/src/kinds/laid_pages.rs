@@ -11,7 +11,7 @@ const PART_PAGES: usize = 256;
 
 /// Pages of a space, in rising order.
 pub(crate) fn runs(image: &EpochReader, space: u64) -> &[PageRun] {
-    let all = &image.manifest().runs;
+    let all = image.pages();
     let from = all.partition_point(|run| run.space < space);
     let to = all.partition_point(|run| run.space <= space);
     &all[from..to]
