@@ -185,13 +185,13 @@ impl AppStore {
             state.bases.insert(id);
         }
         // Whether it is gone is not known after an error: nothing is to be a change of it.
-        state.head.take_if(|head| epochs.contains(&head.id.epoch));
+        if state.head.as_ref().is_some_and(|head| epochs.contains(&head.id.epoch)) {
+            state.end_line();
+        }
         for epoch in epochs {
             epochs::remove(disk, dir, *epoch)?;
             state.damaged.retain(|file| file.epoch != *epoch);
-            if let Some(entry) = state.epochs.remove(epoch) {
-                state.leaving.extend(entry.slots);
-            }
+            state.take_entry(*epoch);
         }
         Ok(())
     }

@@ -127,7 +127,7 @@ impl State {
     fn aside_key(&mut self, at: u64, epoch: u64) -> (AsideKey, bool) {
         let entry = self.epochs.get(&epoch);
         let same = |aside: &Aside| match (&aside.entry, entry) {
-            (Ok(aside), Some(entry)) => aside.meta == entry.meta && aside.slots == entry.slots,
+            (Ok(aside), Some(entry)) => aside.meta == entry.meta && aside.own() == entry.own(),
             (Ok(_) | Err(_), _) => false,
         };
         let known = self.aside.iter().find(|(key, aside)| key.1 == epoch && same(aside));
@@ -138,7 +138,7 @@ impl State {
             Some(entry) => Ok(Entry {
                 meta: entry.meta.clone(),
                 side: entry.side.clone(),
-                slots: entry.slots.clone(),
+                holding: entry.holding.clone(),
                 base: None,
                 pin: entry.pin.clone(),
             }),
@@ -148,7 +148,7 @@ impl State {
                 Err(bad.map_or_else(gone, |file| file.reason.clone()))
             }
         };
-        for slot in entry.iter().flat_map(|entry| &entry.slots) {
+        for slot in entry.iter().flat_map(Entry::own) {
             self.slots.hold(*slot);
         }
         self.aside.insert((at, epoch), Aside { entry, sure: false });
@@ -181,6 +181,7 @@ impl AppStore {
         if beyond.is_empty() && !state.unsettled {
             return Ok(beyond);
         }
+        state.end_line();
         let last = state.aside.keys().next_back().map_or(0, |key| key.0);
         let at = now_unix_ms.max(last + 1);
         let mut keys = Vec::new();
@@ -274,7 +275,7 @@ impl AppStore {
                 }
             }
             if let Some(Aside { entry: Ok(entry), .. }) = state.aside.remove(key) {
-                state.leaving_aside.extend(entry.slots);
+                state.leaving_aside.extend(entry.own());
             }
         }
         // As with epochs: no page is overwritten that a name which comes back would name.

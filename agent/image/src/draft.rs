@@ -6,7 +6,7 @@ use crate::{
     delta::Made,
     epochs,
     error::{Error, Result},
-    head::{Head, Written},
+    head::{Head, Next},
     key::{PAGE_BYTES, Page, PageKey},
     keymap::KeyMap,
     manifest::EpochSide,
@@ -22,7 +22,9 @@ const EXTENT_SLOTS: u32 = if cfg!(test) { 4 } else { 256 };
 pub(crate) struct Draft {
     pub(crate) app: Arc<AppInner>,
     pub(crate) epoch: u64,
-    /// Where the pages of the epoch so far lie; this draft holds each slot once.
+    /// The newest epoch when this began: what it has is found fastest.
+    before: Option<Arc<Head>>,
+    /// Where those of the pages so far lie that the newest epoch has not; this draft holds each slot once.
     pub(crate) held: SlotSet,
     /// Pages that were not in the store before, in the order of their coming.
     pub(crate) fresh: Vec<(PageKey, u32)>,
@@ -43,7 +45,27 @@ impl Draft {
         let (held, fresh, unpublished) = (SlotSet::default(), Vec::new(), KeyMap::default());
         let buffer = Vec::with_capacity(EXTENT_SLOTS as usize * PAGE_BYTES);
         let (near, next, end) = (0, 0, 0);
-        Draft { app, epoch, held, fresh, unpublished, near, next, end, buffer, failed: false, sealed: false }
+        let before = {
+            let mut state = app.state();
+            if state.is_line_full() {
+                state.end_line();
+            }
+            state.head.clone()
+        };
+        Draft {
+            app,
+            epoch,
+            before,
+            held,
+            fresh,
+            unpublished,
+            near,
+            next,
+            end,
+            buffer,
+            failed: false,
+            sealed: false,
+        }
     }
 
     /// Adds a page that is in the store already. False: it is not.
@@ -58,25 +80,45 @@ impl Draft {
         keys.filter(|key| !key.is_zero() && self.find(&mut state, *key).is_none()).collect()
     }
 
-    /// Adds pages that are in the store or in this draft already; where they lie.
-    pub(crate) fn keep_all(&mut self, keys: &[PageKey]) -> Result<Vec<u32>> {
+    /// Adds a run of pages that are in the store or in this draft already; where they lie.
+    pub(crate) fn keep_run(&mut self, space: u64, address: u64, keys: &[PageKey]) -> Result<Vec<u32>> {
         let app = self.app.clone();
         let mut state = app.state();
-        let mut out = Vec::with_capacity(keys.len());
-        while let Some(key) = keys.get(out.len()) {
-            // They mostly lie as they did in the epoch before.
-            let count = state.slots.follow(&keys[out.len()..], self.near);
-            for slot in self.near..self.near + count {
-                self.hold(&mut state, slot);
-            }
-            out.extend(self.near..self.near + count);
-            self.near += count;
-            if count == 0 {
-                let slot = if key.is_zero() { Some(NOWHERE) } else { self.find(&mut state, *key) };
-                out.push(slot.ok_or(Error::UnknownPage { key: *key })?);
+        let before = self.before.clone().filter(|_| state.slots.is_sound());
+        let mut find = |keys: &[PageKey], out: &mut Vec<u32>| self.find_all(&mut state, keys, out);
+        match before {
+            Some(before) => before.memory.slots_of((space, address), keys, find),
+            None => {
+                let mut out = Vec::with_capacity(keys.len());
+                find(keys, &mut out)?;
+                Ok(out)
             }
         }
+    }
+
+    /// Adds further pages that are in the store or in this draft already, in rising order; where they lie.
+    pub(crate) fn keep_extra(&mut self, keys: &[PageKey]) -> Result<Vec<(PageKey, u32)>> {
+        let app = self.app.clone();
+        let mut state = app.state();
+        let before = self.before.clone().filter(|_| state.slots.is_sound());
+        let mut known = before.as_ref().map_or(&[][..], |before| &before.extra);
+        let mut out = Vec::with_capacity(keys.len());
+        for key in keys {
+            let smaller = known.iter().take_while(|(other, _)| other < key).count();
+            known = &known[smaller..];
+            let slot = known.first().filter(|(other, _)| other == key).map(|(_, slot)| *slot);
+            let slot = slot.or_else(|| self.find(&mut state, *key));
+            out.push((*key, slot.ok_or(Error::UnknownPage { key: *key })?));
+        }
         Ok(out)
+    }
+
+    fn find_all(&mut self, state: &mut State, keys: &[PageKey], out: &mut Vec<u32>) -> Result<()> {
+        for key in keys {
+            let slot = if key.is_zero() { Some(NOWHERE) } else { self.find(state, *key) };
+            out.push(slot.ok_or(Error::UnknownPage { key: *key })?);
+        }
+        Ok(())
     }
 
     /// Those of these pages that `memory` has not, in rising order, and where they lie; not those of zeros.
@@ -84,28 +126,35 @@ impl Draft {
         keys.retain(|key| !key.is_zero());
         keys.sort_unstable();
         keys.dedup();
-        if keys.is_empty() {
-            return Ok(Vec::new());
+        let mut found = self.keep_extra(&keys)?;
+        let mut others = SlotSet::default();
+        for (_, slot) in &found {
+            others.insert(*slot);
         }
-        let mut named = SlotSet::default();
-        for (slot, _) in memory.places() {
-            named.insert(slot);
+        if !found.is_empty() {
+            for slot in memory.slots() {
+                others.remove(slot);
+            }
         }
-        let slots = self.keep_all(&keys)?;
-        Ok(keys.into_iter().zip(slots).filter(|(_, slot)| !named.contains(*slot)).collect())
+        found.retain(|(_, slot)| others.contains(*slot));
+        Ok(found)
     }
 
     fn hold(&mut self, state: &mut State, slot: u32) {
-        if self.held.insert(slot) {
+        // What the newest epoch has stays as long as that is the newest one.
+        let stays = self.before.is_some() && state.slots.is_named(slot);
+        if !stays && self.held.insert(slot) {
             state.slots.hold(slot);
         }
     }
 
     /// Has it this page?
     pub(crate) fn has(&self, key: PageKey) -> bool {
-        let unpublished = self.unpublished.get(&key).copied();
-        let slot = unpublished.or_else(|| self.app.state().slots.find(key));
-        slot.is_some_and(|slot| self.held.contains(slot))
+        if self.unpublished.contains_key(&key) {
+            return true;
+        }
+        let state = self.app.state();
+        state.slots.find(key).is_some_and(|slot| self.held.contains(slot) || state.slots.is_named(slot))
     }
 
     /// The slot of a page that is in the store or in this draft, which holds it from now on.
@@ -169,13 +218,23 @@ impl Draft {
         let app = self.app.clone();
         let (disk, dir) = (&*app.disk, &app.epochs_dir);
         let meta = made.meta.clone();
-        let before = {
+        {
             let mut state = app.state();
-            state.sealing = state.head.as_ref().map(|head| head.base());
-            state.head.clone()
-        };
-        let (head, Written { bytes, base }) = Head::follow(before.as_ref(), made, app.whole_max)
-            .map_err(|source| Error::File { path: dir.join(&name), source })?;
+            // Put aside meanwhile, or removed: then nobody holds what this draft has of it.
+            let same = match (&state.head, &self.before) {
+                (Some(head), Some(before)) => Arc::ptr_eq(head, before),
+                (None, None) => true,
+                (_, None) | (None, _) => false,
+            };
+            if !same {
+                self.failed = true;
+                return Err(Error::Failed { app: app.name.clone(), epoch: self.epoch });
+            }
+            state.sealing = self.before.as_ref().map(|before| before.base());
+        }
+        let next = Head::follow(self.before.as_ref(), made, app.whole_max);
+        let Next { head, bytes, base, came, went } =
+            next.map_err(|source| Error::File { path: dir.join(&name), source })?;
         let written = epochs::write_atomic(disk, dir, &name, &bytes);
         // Held while the outcome is decided.
         let mut state = app.state();
@@ -183,20 +242,26 @@ impl Draft {
             self.failed = true;
             // The name may be there or not, now or after a power loss. While it may come back, its pages
             // must not be overwritten.
+            let mut pages = SlotSet::default();
+            for slot in head.slots() {
+                if pages.insert(slot) {
+                    state.slots.hold(slot);
+                }
+            }
             if epochs::remove(disk, dir, self.epoch).is_err() {
                 state.doubtful = self.epoch;
-                self.held.take();
             } else if disk.sync_dir(dir).is_err() {
-                state.leaving.extend(self.held.take());
+                state.leaving.extend(pages.take());
+            } else {
+                pages.take().into_iter().for_each(|slot| state.slots.release(slot));
             }
             return Err(error);
         }
         for (key, slot) in self.fresh.drain(..) {
             state.slots.publish(slot, key);
         }
-        // The epoch takes over what the draft held.
-        let slots = self.held.take();
-        let entry = Entry { meta, side: EpochSide::default(), slots, base, pin: Arc::default() };
+        let holding = state.advance(&came, &went);
+        let entry = Entry { meta, side: EpochSide::default(), holding, base, pin: Arc::default() };
         state.epochs.insert(self.epoch, entry);
         state.head = Some(Arc::new(head));
         state.settle();

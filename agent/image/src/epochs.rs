@@ -16,6 +16,7 @@ use crate::{
     error::{Error, ManifestError, Result},
     head::Head,
     key::{PAGE_BYTES, PageKey},
+    line::Holding,
     manifest::{EpochMeta, EpochSide, MANIFEST_BYTES_MAX, Manifest, PAGES_MAX, SlotRun, check_count},
     pages::PageFiles,
     slots::{SEGMENT_SLOTS, Slots},
@@ -333,9 +334,9 @@ pub(crate) fn enter(
         return Err(malformed(ManifestError::SlotConflict { slot: pair[0].0 }));
     }
     state.slots.hold_all(&places).map_err(malformed)?;
-    let slots = places.into_iter().map(|(slot, _)| slot).collect();
+    let holding = Holding::Own(places.into_iter().map(|(slot, _)| slot).collect());
     let base = change.map(|(base, _)| base);
-    Ok(Entry { meta: made.meta, side: EpochSide::default(), slots, base, pin: Arc::default() })
+    Ok(Entry { meta: made.meta, side: EpochSide::default(), holding, base, pin: Arc::default() })
 }
 
 /// What became known of an epoch; a damaged file is worth no more than none.

@@ -6,7 +6,7 @@ use crate::{
     delta::{BaseId, Delta, Made, Sum},
     key::{PAGE_BYTES, PageKey},
     manifest::{EpochMeta, Section, push_all},
-    memory::{Memory, Range},
+    memory::{Memory, NOWHERE, Range},
     wire::{self, Kind, WireError},
 };
 
@@ -27,7 +27,7 @@ pub(crate) struct Head {
 }
 
 /// What the next epochs are changes of, and what has changed since.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Base {
     id: BaseId,
     /// What its names take, and those of all changes of it so far.
@@ -39,11 +39,15 @@ struct Base {
     names: Vec<PageKey>,
 }
 
-/// An epoch's file.
-pub(crate) struct Written {
+/// The epoch that becomes the newest.
+pub(crate) struct Next {
+    pub(crate) head: Head,
+    /// Its file, and what that is a change of.
     pub(crate) bytes: Vec<u8>,
-    /// What it is a change of.
     pub(crate) base: Option<BaseId>,
+    /// Slots that it names and the one before did not, and the other way round, as often as they do.
+    pub(crate) came: Vec<u32>,
+    pub(crate) went: Vec<u32>,
 }
 
 impl Base {
@@ -56,6 +60,11 @@ impl Base {
 }
 
 impl Head {
+    /// Where its pages lie, as often as it names them.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = u32> {
+        self.memory.places().map(|(slot, _)| slot).chain(self.extra.iter().map(|(_, slot)| *slot))
+    }
+
     /// What the next epoch may be a change of.
     pub(crate) fn base(&self) -> BaseId {
         self.base.id
@@ -63,48 +72,65 @@ impl Head {
 
     /// The epoch that becomes the newest, and how it is written: as a change of the base of the one before as long as all changes of that
     /// base together take less than it does, as a whole else.
-    pub(crate) fn follow(
-        before: Option<&Arc<Head>>,
-        made: Made,
-        whole_max: u64,
-    ) -> Result<(Head, Written), WireError> {
+    pub(crate) fn follow(before: Option<&Arc<Head>>, made: Made, whole_max: u64) -> Result<Next, WireError> {
         let id = BaseId { epoch: made.meta.epoch, at_unix_ns: made.meta.at_unix_ns };
-        if let Some(before) = before
-            && names_bytes(&made) > whole_max
-        {
-            let Made { meta, sections, memory, extra } = made;
-            let mut head = before.next(id, memory, extra);
-            head.base.spent += head.base.touched_bytes();
-            if head.base.spent <= head.base.bytes {
-                let bytes = head.change(meta, sections)?;
-                let base = Some(head.base.id);
-                return Ok((head, Written { bytes, base }));
-            }
-            let Head { memory, extra, sum, .. } = head;
-            return Head::whole(id, Made { meta, sections, memory, extra }, sum);
+        let names = names_bytes(&made);
+        let Made { meta, sections, memory, extra } = made;
+        let (mut came, mut went) = (Vec::new(), Vec::new());
+        let mut head = match before {
+            Some(before) => before.next(id, memory, extra, &mut came, &mut went),
+            None => Head::first(id, memory, extra, &mut came),
+        };
+        head.base.spent += head.base.touched_bytes();
+        if before.is_some() && names > whole_max && head.base.spent <= head.base.bytes {
+            let bytes = head.change(meta, sections)?;
+            let base = Some(head.base.id);
+            return Ok(Next { head, bytes, base, came, went });
         }
-        let sum = Sum::of(made.memory.runs(), made.extra.iter().map(|(key, _)| key));
-        Head::whole(id, made, sum)
-    }
-
-    fn whole(id: BaseId, made: Made, sum: Sum) -> Result<(Head, Written), WireError> {
+        let Head { memory, extra, sum, .. } = head;
+        let made = Made { meta, sections, memory, extra };
         let bytes = made.whole()?;
-        let base = Base { id, bytes: names_bytes(&made), spent: 0, touched: Vec::new(), names: Vec::new() };
+        let base = Base { id, bytes: names, ..Base::default() };
         let Made { memory, extra, .. } = made;
-        Ok((Head { id, memory, extra, sum, base }, Written { bytes, base: None }))
+        let head = Head { id, memory, extra, sum, base };
+        Ok(Next { head, bytes, base: None, came, went })
     }
 
-    fn next(&self, id: BaseId, memory: Memory, extra: Vec<(PageKey, u32)>) -> Head {
+    fn first(id: BaseId, memory: Memory, extra: Vec<(PageKey, u32)>, came: &mut Vec<u32>) -> Head {
+        let sum = Sum::of(memory.runs(), extra.iter().map(|(key, _)| key));
+        let head = Head { id, memory, extra, sum, base: Base::default() };
+        came.extend(head.slots());
+        head
+    }
+
+    fn next(
+        &self,
+        id: BaseId,
+        memory: Memory,
+        extra: Vec<(PageKey, u32)>,
+        came: &mut Vec<u32>,
+        went: &mut Vec<u32>,
+    ) -> Head {
+        let lies = |slot: &u32| *slot != NOWHERE;
         let (mut sum, mut touched) = (self.sum, Vec::new());
         self.memory.compare(&memory, |change| {
             sum.remove(change.space, change.address, change.old);
             sum.add(change.space, change.address, change.new);
             touched.push(change.range());
+            came.extend(change.new_slots.iter().copied().filter(lies));
+            went.extend(change.old_slots.iter().copied().filter(lies));
         });
         let mut names = Vec::new();
-        let gone = differing(&self.extra, &extra, &mut names);
-        gone.into_iter().for_each(|key| sum.remove_extra(key));
-        differing(&extra, &self.extra, &mut names).into_iter().for_each(|key| sum.add_extra(key));
+        for (key, slot) in differing(&self.extra, &extra) {
+            sum.remove_extra(key);
+            names.push(key);
+            went.push(slot);
+        }
+        for (key, slot) in differing(&extra, &self.extra) {
+            sum.add_extra(key);
+            names.push(key);
+            came.push(slot);
+        }
         let mut base = self.base.clone();
         base.touched = union(&base.touched, &touched);
         base.names.extend(names);
@@ -149,18 +175,17 @@ fn names_bytes(made: &Made) -> u64 {
     KEY_BYTES * count + RUN_BYTES * made.memory.runs().len() as u64
 }
 
-/// Those of `these` that are not among `those`, or lie elsewhere there; both in rising order. Also adds them to `names`.
-fn differing(these: &[(PageKey, u32)], those: &[(PageKey, u32)], names: &mut Vec<PageKey>) -> Vec<PageKey> {
+/// Those of `these` that are not among `those`, or lie elsewhere there; both in rising order.
+fn differing(these: &[(PageKey, u32)], those: &[(PageKey, u32)]) -> Vec<(PageKey, u32)> {
     let mut rest = those;
     let mut out = Vec::new();
     for one in these {
         let before = rest.iter().take_while(|other| other.0 < one.0).count();
         rest = &rest[before..];
         if rest.first() != Some(one) {
-            out.push(one.0);
+            out.push(*one);
         }
     }
-    names.extend(&out);
     out
 }
 

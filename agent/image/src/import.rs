@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     key::{Page, PageKey},
     keymap::KeySet,
-    manifest::{EpochMeta, Manifest},
+    manifest::{EpochMeta, Manifest, PageRun},
     memory::{Memory, NOWHERE},
     state::AppInner,
     store::check_app_name,
@@ -31,14 +31,22 @@ pub struct Import {
 
 impl Import {
     pub(crate) fn begin(app: &Arc<AppInner>, frame: &[u8]) -> Result<Import> {
-        let manifest = match wire::peek(frame).map(|header| header.kind.id) {
-            Ok(id) if id == Kind::DELTA.id => made_here(app, Delta::parse(frame)?)?,
-            _ => Manifest::parse(frame)?,
+        let (manifest, names) = match wire::peek(frame).map(|header| header.kind.id) {
+            Ok(id) if id == Kind::DELTA.id => {
+                let delta = Delta::parse(frame)?;
+                // All others are the newest epoch's here.
+                let names: Vec<PageKey> = delta.references().collect();
+                (made_here(app, delta)?, Some(names))
+            }
+            _ => (Manifest::parse(frame)?, None),
         };
         check_app_name(&manifest.meta.app)?;
         check_identity(&manifest.meta, &app.name, manifest.meta.epoch)?;
         let mut draft = app.begin(manifest.meta.epoch)?;
-        let mut wanted = draft.missing(manifest.references());
+        let mut wanted = match names {
+            Some(names) => draft.missing(names.into_iter()),
+            None => draft.missing(manifest.references()),
+        };
         let mut open = KeySet::default();
         wanted.retain(|key| open.insert(*key));
         // What an earlier try left is this one's now, or of no use any more.
@@ -89,9 +97,9 @@ impl Import {
             return Err(Error::Incomplete { count: self.open.len(), first: *first });
         }
         let Manifest { meta, sections, runs, extra } = std::mem::take(&mut self.manifest);
-        let slots = runs.iter().map(|run| self.draft.keep_all(&run.keys)).collect::<Result<Vec<_>>>()?;
-        let places = self.draft.keep_all(&extra)?;
-        let extra = extra.into_iter().zip(places).collect();
+        let keep = |run: &PageRun| self.draft.keep_run(run.space, run.address, &run.keys);
+        let slots = runs.iter().map(keep).collect::<Result<Vec<_>>>()?;
+        let extra = self.draft.keep_extra(&extra)?;
         self.draft.seal(Made { meta: meta.clone(), sections, memory: Memory::of(runs, slots), extra })?;
         Ok(meta)
     }

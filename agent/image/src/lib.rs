@@ -20,6 +20,7 @@ mod head;
 mod import;
 mod key;
 mod keymap;
+mod line;
 mod manifest;
 mod memory;
 mod pages;

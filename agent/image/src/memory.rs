@@ -95,9 +95,16 @@ pub(crate) struct Change<'a> {
     pub(crate) address: u64,
     pub(crate) old: &'a [PageKey],
     pub(crate) new: &'a [PageKey],
+    pub(crate) old_slots: &'a [u32],
+    pub(crate) new_slots: &'a [u32],
 }
 
 impl Change<'_> {
+    fn at(piece: &Piece) -> Self {
+        let (space, address) = piece.at();
+        Change { space, address, old: &[], new: &[], old_slots: &[], new_slots: &[] }
+    }
+
     pub(crate) fn range(&self) -> Range {
         let count = self.old.len().max(self.new.len()) as u64;
         Range { space: self.space, start: self.address, end: self.address + count * PAGE }
@@ -172,6 +179,11 @@ impl Memory {
         all.filter(|(_, key)| !key.is_zero())
     }
 
+    /// Slots of all pages, in order.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = u32> {
+        self.slots.iter().flatten().copied()
+    }
+
     /// Slots of all pages but those of zeros, in order.
     pub(crate) fn slot_runs(&self) -> Vec<SlotRun> {
         let mut out = Vec::new();
@@ -179,14 +191,61 @@ impl Memory {
         out
     }
 
+    /// Gives the slot of each page at a place that is called so there, and asks for those of others.
+    pub(crate) fn slots_of<E>(
+        &self,
+        (space, address): (u64, u64),
+        keys: &[PageKey],
+        mut other: impl FnMut(&[PageKey], &mut Vec<u32>) -> Result<(), E>,
+    ) -> Result<Vec<u32>, E> {
+        let mut out = Vec::with_capacity(keys.len());
+        let end = address + keys.len() as u64 * PAGE;
+        let first = self.first_at(space, address);
+        for (run, slots) in self.runs[first..].iter().zip(&self.slots[first..]) {
+            let whole = Piece { space: run.space, address: run.address, keys: &run.keys, slots };
+            if whole.at() >= (space, end) {
+                break;
+            }
+            let piece = if whole.address < address { whole.until((space, address)).1 } else { Some(whole) };
+            let Some(piece) = piece.map(|piece| piece.until((space, end)).0) else { continue };
+            let from = ((piece.address - address) / PAGE) as usize;
+            other(&keys[out.len()..from], &mut out)?;
+            let same = Piece {
+                space,
+                address: piece.address,
+                keys: &keys[from..from + piece.keys.len()],
+                slots: piece.slots,
+            };
+            let mut at = from;
+            let mut differing: Vec<(usize, usize)> = Vec::new();
+            differences(piece, same, &mut |change| {
+                let start = ((change.address - address) / PAGE) as usize;
+                differing.push((start, start + change.old.len()));
+            });
+            for (start, end) in differing {
+                out.extend_from_slice(&piece.slots[at - from..start - from]);
+                other(&keys[start..end], &mut out)?;
+                at = end;
+            }
+            out.extend_from_slice(&piece.slots[at - from..]);
+        }
+        other(&keys[out.len()..], &mut out)?;
+        Ok(out)
+    }
+
+    /// The first run that ends behind a place.
+    fn first_at(&self, space: u64, address: u64) -> usize {
+        self.runs.partition_point(|run| {
+            (run.space, run.address + run.keys.len() as u64 * PAGE) <= (space, address)
+        })
+    }
+
     /// The pages in these ranges, and the ranges in which there are none.
     pub(crate) fn parts(&self, ranges: &[Range]) -> (Memory, Vec<Range>) {
         let (mut parts, mut gaps) = (Memory::default(), Vec::new());
         for range in ranges {
             let mut at = range.start;
-            let first = self.runs.partition_point(|run| {
-                (run.space, run.address + run.keys.len() as u64 * PAGE) <= (range.space, range.start)
-            });
+            let first = self.first_at(range.space, range.start);
             for (run, slots) in self.runs[first..].iter().zip(&self.slots[first..]) {
                 let whole = Piece { space: run.space, address: run.address, keys: &run.keys, slots };
                 if whole.at() >= (range.space, range.end) {
@@ -238,12 +297,12 @@ impl Memory {
             match (old, now) {
                 (Some(was), is) if is.is_none_or(|is| was.at() < is.at()) => {
                     let (gone, rest) = is.map_or((was, None), |is| was.until(is.at()));
-                    give(Change { space: gone.space, address: gone.address, old: gone.keys, new: &[] });
+                    give(Change { old: gone.keys, old_slots: gone.slots, ..Change::at(&gone) });
                     old = rest.or_else(|| olds.next());
                 }
                 (was, Some(is)) if was.is_none_or(|was| is.at() < was.at()) => {
                     let (fresh, rest) = was.map_or((is, None), |was| is.until(was.at()));
-                    give(Change { space: fresh.space, address: fresh.address, old: &[], new: fresh.keys });
+                    give(Change { new: fresh.keys, new_slots: fresh.slots, ..Change::at(&fresh) });
                     now = rest.or_else(|| news.next());
                 }
                 (Some(was), Some(is)) => {
@@ -274,8 +333,14 @@ fn differences<'a>(was: Piece<'a>, is: Piece<'a>, give: &mut impl FnMut(Change<'
             at += (at..part.end).take_while(|at| !differs(at)).count();
             let end = at + (at..part.end).take_while(|at| differs(at)).count();
             if at < end {
-                let (old, new) = (&was.keys[at..end], &is.keys[at..end]);
-                give(Change { space: was.space, address: was.address + at as u64 * PAGE, old, new });
+                give(Change {
+                    space: was.space,
+                    address: was.address + at as u64 * PAGE,
+                    old: &was.keys[at..end],
+                    new: &is.keys[at..end],
+                    old_slots: &was.slots[at..end],
+                    new_slots: &is.slots[at..end],
+                });
             }
             at = end;
         }
@@ -342,6 +407,24 @@ mod tests {
             let places = old.keys().chain(new.keys()).filter(|at| old.get(at) != new.get(at));
             prop_assert_eq!(found.len(), places.collect::<std::collections::BTreeSet<_>>().len());
             prop_assert!(ranges.is_sorted_by_key(|range| (range.space, range.start)));
+            let mut asked = 0;
+            for (run, slots) in is.runs.iter().zip(&is.slots) {
+                let found = was.slots_of((run.space, run.address), &run.keys, |keys, out| {
+                    asked += keys.len();
+                    let place = out.len();
+                    out.extend_from_slice(&slots[place..place + keys.len()]);
+                    Ok::<(), ()>(())
+                });
+                let found = found.unwrap();
+                for (number, slot) in found.iter().enumerate() {
+                    let place = (run.space, run.address + number as u64 * PAGE);
+                    let known = old.get(&place).filter(|(key, _)| *key == run.keys[number]);
+                    prop_assert_eq!(*slot, known.map_or(slots[number], |(_, slot)| *slot));
+                }
+                prop_assert_eq!(found.len(), slots.len());
+            }
+            let same_name = new.iter().filter(|(at, page)| old.get(at).map(|page| page.0) == Some(page.0)).count();
+            prop_assert_eq!(asked, new.len() - same_name);
             let (fresh, gone) = is.parts(&ranges);
             let made = was.changed(&gone, &fresh);
             prop_assert_eq!(model(&made), new);

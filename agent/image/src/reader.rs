@@ -156,7 +156,7 @@ impl EpochReader {
         let other = {
             let mut state = self.app.state();
             if error.is_bad_image() {
-                state.slots.forget(slot, key);
+                state.slots.damage(slot, key);
             }
             state.slots.find(key).filter(|other| *other != slot)
         };

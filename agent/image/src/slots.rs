@@ -23,6 +23,10 @@ const SLOTS_END: u32 = u32::MAX - u32::MAX % SEGMENT_SLOTS;
 struct Slot {
     key: PageKey,
     holders: u32,
+    /// How often the newest epoch names it.
+    named: u32,
+    /// Since which epoch of the line it is named, if it is.
+    born: u32,
     /// Its page may be found here.
     good: bool,
 }
@@ -40,6 +44,8 @@ pub(crate) struct Slots {
     index: KeyMap<u32>,
     /// Slots below this are not given out, since an epoch that cannot be read may have them.
     floor: u32,
+    /// A page of a held slot was found damaged.
+    damaged: bool,
 }
 
 impl Slots {
@@ -90,14 +96,6 @@ impl Slots {
         slot.good && slot.key == key
     }
 
-    /// How many of these pages lie one after another from `near` on: [`Slots::is_at`] for many.
-    pub(crate) fn follow(&self, keys: &[PageKey], near: u32) -> u32 {
-        let segment = self.segments.get((near / SEGMENT_SLOTS) as usize).map_or(&[][..], Vec::as_slice);
-        let slots = segment.get((near % SEGMENT_SLOTS) as usize..).unwrap_or_default();
-        let known = keys.iter().zip(slots).take_while(|(key, slot)| slot.good && slot.key == **key);
-        known.count() as u32
-    }
-
     /// Says which slots have which pages, for one more holder. Of two slots with one page, the one that came
     /// first is found. Fails, and changes nothing, if a slot is said to have another page than before.
     ///
@@ -143,7 +141,44 @@ impl Slots {
     }
 
     /// Makes a page be stored again when it comes again, since this slot's content is damaged.
-    pub(crate) fn forget(&mut self, slot: u32, key: PageKey) {
+    pub(crate) fn damage(&mut self, slot: u32, key: PageKey) {
+        self.damaged = true;
+        self.forget(slot, key);
+    }
+
+    /// Can every page be found that is in a held slot?
+    pub(crate) fn is_sound(&self) -> bool {
+        !self.damaged
+    }
+
+    /// Does the newest epoch name it?
+    pub(crate) fn is_named(&self, slot: u32) -> bool {
+        self.slot(slot).named > 0
+    }
+
+    /// Since which epoch of the line it is named.
+    pub(crate) fn born(&self, slot: u32) -> u32 {
+        self.slot(slot).born
+    }
+
+    /// The newest epoch, `serial`, names it once more; the first time holds it.
+    pub(crate) fn name(&mut self, slot: u32, serial: u32) {
+        if self.slot(slot).named == 0 {
+            self.hold(slot);
+            self.slot_mut(slot).born = serial;
+        }
+        self.slot_mut(slot).named += 1;
+    }
+
+    /// The newest epoch names it once less; whether that was the last time. It stays held.
+    pub(crate) fn unname(&mut self, slot: u32) -> bool {
+        let entry = self.slot_mut(slot);
+        assert!(entry.named > 0, "slot {slot} is not named");
+        entry.named -= 1;
+        entry.named == 0
+    }
+
+    fn forget(&mut self, slot: u32, key: PageKey) {
         self.slot_mut(slot).good = false;
         if self.index.get(&key) == Some(&slot) {
             self.index.remove(&key);
@@ -176,7 +211,7 @@ impl Slots {
             self.free.insert(first + count, length - count);
         }
         for slot in first..first + count {
-            *self.slot_mut(slot) = Slot { key: PageKey::ZERO, holders: 1, good: false };
+            *self.slot_mut(slot) = Slot { holders: 1, ..Slot::default() };
         }
         Some((first, count))
     }

@@ -23,6 +23,7 @@ use crate::{
     error::{Error, Result},
     head::Head,
     keymap::KeyMap,
+    line::Holding,
     lock,
     manifest::{EpochMeta, EpochSide},
     pages::PageFiles,
@@ -44,8 +45,7 @@ struct AppRecord {
 pub(crate) struct Entry {
     pub(crate) meta: EpochMeta,
     pub(crate) side: EpochSide,
-    /// Slots that it holds, each once.
-    pub(crate) slots: Vec<u32>,
+    pub(crate) holding: Holding,
     /// What its file is a change of.
     pub(crate) base: Option<BaseId>,
     /// Readers.
@@ -67,8 +67,9 @@ impl Drop for Pin {
 pub(crate) struct State {
     pub(crate) slots: Slots,
     pub(crate) epochs: BTreeMap<u64, Entry>,
-    /// The newest of them, if it was sealed since the application was opened.
+    /// The newest of them, if it was sealed since the application was opened, and its place in the line.
     pub(crate) head: Option<Arc<Head>>,
+    pub(crate) serial: u32,
     /// Epochs that are none any more, and of which others are changes.
     pub(crate) bases: BTreeSet<BaseId>,
     /// What the epoch that is being sealed may be a change of.

@@ -134,7 +134,7 @@ impl EpochWriter {
     /// Runs may come in any order but must not overlap within a space.
     pub fn put_pages(&mut self, space: u64, address: u64, keys: Vec<PageKey>) -> Result<()> {
         check_run(space, address, &keys)?;
-        self.places.push(self.draft.keep_all(&keys)?);
+        self.places.push(self.draft.keep_run(space, address, &keys)?);
         self.runs.push(PageRun { space, address, keys });
         Ok(())
     }

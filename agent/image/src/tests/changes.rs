@@ -116,7 +116,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #[test]
-    fn histories(steps in steps()) {
+    fn histories(steps in steps(), open_again: bool) {
         let (disk, other) = (SimDisk::default(), SimDisk::default());
         let (mut store, mut app) = open(&disk).unwrap();
         let (_other_store, to) = open(&other).unwrap();
@@ -183,14 +183,17 @@ proptest! {
         for epoch in aside {
             app.open_aside(epoch.aside_unix_ms, epoch.epoch).unwrap().verify().unwrap();
         }
-        drop((app, store));
-        let (_store, app) = open(&disk).unwrap();
+        if open_again {
+            drop((app, store));
+            (store, app) = open(&disk).unwrap();
+        }
         prop_assert!(app.damaged().is_empty(), "{:?}", app.damaged());
         known.iter().for_each(|(epoch, content)| content.assert_in(&app, *epoch));
         app.set_aside_at(0, clock + 1).unwrap();
         app.retain_aside_at(&Retention { keep_count: 0, keep_age: Duration::ZERO }, u64::MAX).unwrap();
         // Nothing is left behind.
         prop_assert_eq!((app.stored_bytes(), bases(&disk)), (0, 0));
+        drop(store);
     }
 }
 
