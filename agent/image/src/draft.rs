@@ -10,7 +10,7 @@ use crate::{
     key::{PAGE_BYTES, Page, PageKey},
     keymap::KeyMap,
     manifest::EpochSide,
-    memory::{Memory, NOWHERE},
+    memory::NOWHERE,
     slotset::SlotSet,
     state::{AppInner, Entry, State},
 };
@@ -26,6 +26,8 @@ pub(crate) struct Draft {
     before: Option<Arc<Head>>,
     /// Where those of the pages so far lie that the newest epoch has not; this draft holds each slot once.
     pub(crate) held: SlotSet,
+    /// Where those lie that runs have and the newest epoch has not at the same place.
+    in_runs: SlotSet,
     /// Pages that were not in the store before, in the order of their coming.
     pub(crate) fresh: Vec<(PageKey, u32)>,
     /// Where those are that cannot be found in the store yet.
@@ -42,7 +44,8 @@ pub(crate) struct Draft {
 
 impl Draft {
     pub(crate) fn new(app: Arc<AppInner>, epoch: u64) -> Draft {
-        let (held, fresh, unpublished) = (SlotSet::default(), Vec::new(), KeyMap::default());
+        let (held, in_runs) = (SlotSet::default(), SlotSet::default());
+        let (fresh, unpublished) = (Vec::new(), KeyMap::default());
         let buffer = Vec::with_capacity(EXTENT_SLOTS as usize * PAGE_BYTES);
         let (near, next, end) = (0, 0, 0);
         let before = {
@@ -57,6 +60,7 @@ impl Draft {
             epoch,
             before,
             held,
+            in_runs,
             fresh,
             unpublished,
             near,
@@ -116,27 +120,22 @@ impl Draft {
     fn find_all(&mut self, state: &mut State, keys: &[PageKey], out: &mut Vec<u32>) -> Result<()> {
         for key in keys {
             let slot = if key.is_zero() { Some(NOWHERE) } else { self.find(state, *key) };
-            out.push(slot.ok_or(Error::UnknownPage { key: *key })?);
+            let slot = slot.ok_or(Error::UnknownPage { key: *key })?;
+            if slot != NOWHERE {
+                self.in_runs.insert(slot);
+            }
+            out.push(slot);
         }
         Ok(())
     }
 
-    /// Those of these pages that `memory` has not, in rising order, and where they lie; not those of zeros.
-    pub(crate) fn others(&mut self, mut keys: Vec<PageKey>, memory: &Memory) -> Result<Vec<(PageKey, u32)>> {
+    /// Those of these pages that are not in runs which were added, in rising order, and where they lie; not those of zeros.
+    pub(crate) fn others(&mut self, mut keys: Vec<PageKey>) -> Result<Vec<(PageKey, u32)>> {
         keys.retain(|key| !key.is_zero());
         keys.sort_unstable();
         keys.dedup();
         let mut found = self.keep_extra(&keys)?;
-        let mut others = SlotSet::default();
-        for (_, slot) in &found {
-            others.insert(*slot);
-        }
-        if !found.is_empty() {
-            for slot in memory.slots() {
-                others.remove(slot);
-            }
-        }
-        found.retain(|(_, slot)| others.contains(*slot));
+        found.retain(|(_, slot)| !self.in_runs.contains(*slot));
         Ok(found)
     }
 

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Names of an epoch that take less than this are written out: it is not worth a second file that must be there.
-pub(crate) const WHOLE_BYTES_MAX: u64 = 64 << 10;
+pub(crate) const WHOLE_BYTES_MAX: u64 = 4 << 10;
 /// What a run of pages takes besides their names.
 const RUN_BYTES: u64 = 24;
 const KEY_BYTES: u64 = 16;

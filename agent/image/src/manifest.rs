@@ -98,7 +98,7 @@ pub struct Manifest {
     pub sections: Vec<Section>,
     /// Memory, in rising order of space and address, without overlaps.
     pub runs: Vec<PageRun>,
-    /// Pages that only sections name (contents of files and pipes), in rising order.
+    /// Pages that sections name (contents of files and pipes), in rising order.
     pub extra: Vec<PageKey>,
 }
 

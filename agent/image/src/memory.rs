@@ -115,13 +115,23 @@ impl Memory {
     /// Out of runs in rising order and a slot for each of their pages.
     pub(crate) fn of(runs: Vec<PageRun>, slots: impl IntoIterator<Item = Vec<u32>>) -> Memory {
         let mut out = Memory::default();
+        let mut rest: usize = runs.iter().map(|run| run.keys.len()).sum();
         for (run, slots) in runs.into_iter().zip(slots) {
+            let count = run.keys.len();
             if out.goes_on_at(run.space, run.address) {
+                // The rest is perhaps all of that run: room is made once.
+                if let (Some(run), Some(slots)) = (out.runs.last_mut(), out.slots.last_mut())
+                    && run.keys.capacity() < run.keys.len() + count
+                {
+                    run.keys.reserve(rest);
+                    slots.reserve(rest);
+                }
                 out.push(Piece { space: run.space, address: run.address, keys: &run.keys, slots: &slots });
             } else {
                 out.runs.push(run);
                 out.slots.push(slots);
             }
+            rest -= count;
         }
         out
     }
@@ -177,11 +187,6 @@ impl Memory {
     pub(crate) fn places(&self) -> impl Iterator<Item = (u32, PageKey)> {
         let all = self.pieces().flat_map(|piece| piece.slots.iter().copied().zip(piece.keys.iter().copied()));
         all.filter(|(_, key)| !key.is_zero())
-    }
-
-    /// Slots of all pages, in order.
-    pub(crate) fn slots(&self) -> impl Iterator<Item = u32> {
-        self.slots.iter().flatten().copied()
     }
 
     /// Slots of all pages but those of zeros, in order.

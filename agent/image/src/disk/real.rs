@@ -25,6 +25,9 @@ pub struct RealDisk;
 const LOCK_TRIES_MAX: usize = 100;
 /// The kernel's bound on buffers in one call.
 const BUFFERS_MAX: usize = 1024;
+/// Bytes that are written with one call. The page cache keeps what one call wrote as one folio where it can, and some file systems go
+/// through all blocks of a folio whenever one of them is written again.
+const WRITE_BYTES: usize = 64 << 10;
 
 impl DiskFile for File {
     fn read_vectored_at(&self, into: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
@@ -34,7 +37,12 @@ impl DiskFile for File {
     }
 
     fn write_all_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
-        FileExt::write_all_at(self, from, offset)
+        let mut offset = offset;
+        from.chunks(WRITE_BYTES).try_for_each(|part| {
+            let written = FileExt::write_all_at(self, part, offset);
+            offset += part.len() as u64;
+            written
+        })
     }
 
     fn sync(&self) -> io::Result<()> {
