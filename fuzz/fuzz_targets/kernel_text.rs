@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(mut all) = zones::parse(bytes) {
         all.sort_by_key(|zone| zone.start);
-        zones::add_flags(&mut all, bytes);
+        zones::add_flags(&mut all.iter_mut().collect::<Vec<_>>(), bytes);
     }
     let _ = vdso::functions(bytes);
     let (old, new) = bytes.split_at(bytes.len() / 2);

@@ -30,7 +30,7 @@ fuzz_target!(|input: (u8, u8, &[u8], &[u8])| {
     let which = usize::from(which) % FILES.len();
     let path = format!("/s/apps/a/{}", FILES[which]);
     let old = disk.read(&path).expect("written above");
-    let bytes = match how % 4 {
+    let bytes = match how % 5 {
         // Any bytes; correct frames around any bytes; the old file up to somewhere and then any bytes.
         0 => first.to_vec(),
         1 => [
@@ -42,6 +42,9 @@ fuzz_target!(|input: (u8, u8, &[u8], &[u8])| {
             let (_, rest) = wire::split(&old, wire::Kind::MANIFEST, 1 << 20).unwrap_or((&[], &[]));
             let manifest = &old[..old.len() - rest.len()];
             [manifest, &wire::encode_raw(second, wire::Kind::SLOTS)].concat()
+        }
+        3 => {
+            [wire::encode_raw(first, wire::Kind::DELTA), wire::encode_raw(second, wire::Kind::SLOTS)].concat()
         }
         _ => [&old[..first.len().min(old.len())], second].concat(),
     };

@@ -10,7 +10,7 @@ use crate::{
     key::{PAGE_BYTES, Page, PageKey},
     keymap::KeyMap,
     manifest::EpochSide,
-    memory::NOWHERE,
+    memory::{Memory, NOWHERE},
     slotset::SlotSet,
     state::{AppInner, Entry, State},
 };
@@ -129,13 +129,23 @@ impl Draft {
         Ok(())
     }
 
-    /// Those of these pages that are not in runs which were added, in rising order, and where they lie; not those of zeros.
-    pub(crate) fn others(&mut self, mut keys: Vec<PageKey>) -> Result<Vec<(PageKey, u32)>> {
+    /// Those of these pages that `memory`, all runs that were added, has not, in rising order, and where they lie; not those of zeros.
+    pub(crate) fn others(&mut self, mut keys: Vec<PageKey>, memory: &Memory) -> Result<Vec<(PageKey, u32)>> {
         keys.retain(|key| !key.is_zero());
         keys.sort_unstable();
         keys.dedup();
         let mut found = self.keep_extra(&keys)?;
         found.retain(|(_, slot)| !self.in_runs.contains(*slot));
+        if !found.is_empty() {
+            let mut others = SlotSet::default();
+            for (_, slot) in &found {
+                others.insert(*slot);
+            }
+            for (slot, _) in memory.places() {
+                others.remove(slot);
+            }
+            found.retain(|(_, slot)| others.contains(*slot));
+        }
         Ok(found)
     }
 

@@ -303,7 +303,7 @@ impl EpochWriter {
         let (runs, slots): (Vec<_>, Vec<_>) = runs.into_iter().unzip();
         check_runs(&runs)?;
         let memory = Memory::of(runs, slots);
-        let extra = self.draft.others(std::mem::take(&mut self.named))?;
+        let extra = self.draft.others(std::mem::take(&mut self.named), &memory)?;
         check_count(memory.page_count() + extra.len() as u64)?;
         let sections = std::mem::take(&mut self.sections);
         let manifest_bytes = self.draft.seal(Made { meta: meta.clone(), sections, memory, extra })?;

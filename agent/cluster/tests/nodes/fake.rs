@@ -147,6 +147,8 @@ pub struct Store {
     damaged: AtomicBool,
     refusing: AtomicBool,
     keeping: AtomicBool,
+    changes: AtomicUsize,
+    forgetting: AtomicBool,
 }
 
 fn key_of(block: &[u8], serial: u64) -> Key {
@@ -200,6 +202,16 @@ impl Store {
         self.puts.load(Ordering::Relaxed)
     }
 
+    /// Epochs that came as a change of another one.
+    pub fn changes(&self) -> usize {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Nothing can be made of a change.
+    pub fn forget(&self, on: bool) {
+        self.forgetting.store(on, Ordering::Relaxed);
+    }
+
     pub fn damage(&self, on: bool) {
         self.damaged.store(on, Ordering::Relaxed);
     }
@@ -231,8 +243,10 @@ impl EpochReader for Reader {
         Ok(b"options".to_vec())
     }
 
-    fn manifest(&mut self, _held: u64) -> Result<Vec<u8>, StoreError> {
-        Ok(self.1.concat())
+    /// The keys; of a change the number of the epoch comes before.
+    fn manifest(&mut self, held: u64) -> Result<Vec<u8>, StoreError> {
+        let base = if held > 0 { held.to_le_bytes().to_vec() } else { Vec::new() };
+        Ok([base, self.1.concat()].concat())
     }
 
     fn read(&mut self, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError> {
@@ -274,7 +288,15 @@ impl EpochSink for StorePort {
             return Err(error("the store is full", true));
         }
         assert_eq!(offered.options, b"options");
-        if !manifest.len().is_multiple_of(32) {
+        let (base, manifest) = manifest.split_at(manifest.len() % 32);
+        if let Ok(base) = base.try_into() {
+            if self.0.forgetting.load(Ordering::Relaxed)
+                || self.newest(&offered.app) != u64::from_le_bytes(base)
+            {
+                return Err(error("of another epoch", true));
+            }
+            self.0.changes.fetch_add(1, Ordering::Relaxed);
+        } else if !base.is_empty() {
             return Err(error("damaged manifest", false));
         }
         let keys = manifest.chunks_exact(32).map(|c| c.try_into().unwrap()).collect();

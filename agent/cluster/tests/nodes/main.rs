@@ -156,6 +156,24 @@ fn slow_standby_slows_the_sender_and_epochs_are_skipped() {
     assert_eq!(a.apps.fences("app"), 0);
 }
 
+/// Goal: a stand-by is sent what an epoch changes of the one that it has, and all of it where it cannot use that. Method: a store that
+/// tells how an epoch came, and one that can make nothing of changes.
+#[test]
+fn changes_are_sent_where_they_are_of_use() {
+    let mut set = Set::new(&["a", "b"]);
+    let (a, b) = (set.start("a"), set.start("b"));
+    a.launch("app", &["b"]);
+    for (epoch, forgets, changes) in [(1, false, 0), (2, false, 1), (3, true, 1), (4, true, 1), (5, false, 2)]
+    {
+        b.store.forget(forgets);
+        a.epoch("app", epoch, 3);
+        a.sealed("app", epoch);
+        b.until("has it", |n| n.store.newest_of("app") == epoch);
+        assert_eq!(b.store.changes(), changes, "epoch {epoch}");
+        assert_eq!(a.store.content("app", epoch), b.store.content("app", epoch));
+    }
+}
+
 #[test]
 fn damaged_epoch_is_refused_and_the_next_is_taken() {
     let mut set = Set::new(&["a", "b"]);

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::page;
 use crate::{
-    AppStore, EpochMeta, Error, PAGE_BYTES, Result, Retention, Store,
+    AppStore, BaseId, Delta, EpochMeta, Error, PAGE_BYTES, PageKey, PageRun, Range, Result, Retention,
+    Section, Store, Sum,
     disk::sim::SimDisk,
     wire::{self, HEADER_BYTES, Kind},
 };
@@ -54,7 +55,7 @@ impl Epoch {
         assert!(found == wanted.collect(), "memory of epoch {epoch}");
         for seed in self.named.iter().filter(|seed| **seed > 0) {
             let mut bytes = [1; PAGE_BYTES];
-            reader.read_page(crate::PageKey::of(&page(*seed)), &mut bytes).unwrap();
+            reader.read_page(PageKey::of(&page(*seed)), &mut bytes).unwrap();
             assert!(bytes == page(*seed));
         }
     }
@@ -195,6 +196,85 @@ proptest! {
         prop_assert_eq!((app.stored_bytes(), bases(&disk)), (0, 0));
         drop(store);
     }
+}
+
+/// The bytes of a change must not change within a version: stores and peers have them.
+#[test]
+fn golden_change() {
+    let key = |n: u8| PageKey::from_bytes([n; 16]);
+    let delta = Delta {
+        meta: EpochMeta { epoch: 9, app: "a".into(), ..EpochMeta::default() },
+        sections: vec![Section { kind: "s".into(), version: 3, bytes: vec![0xaa] }],
+        base: BaseId { epoch: 7, at_unix_ns: 5 },
+        sum: Sum::default(),
+        gone: vec![Range { space: 1, start: 0x1000, end: 0x3000 }],
+        runs: vec![PageRun { space: 1, address: 0x5000, keys: vec![key(1)] }],
+        gone_extra: vec![key(2)],
+        extra: vec![key(3)],
+    };
+    let number = |n: u64| n.to_le_bytes().to_vec();
+    let golden = [
+        // meta: epoch, time, app, node, stop and dump time, processes, threads, four counts, engine, parts of the stop, bytes by
+        // kind, nodes
+        number(9),
+        number(0),
+        [number(1), vec![b'a']].concat(),
+        number(0),
+        vec![0; 16],
+        vec![0; 8],
+        vec![0; 32],
+        [number(0), number(0), number(0), number(0)].concat(),
+        // sections
+        [number(1), number(1), vec![b's', 3, 0], number(1), vec![0xaa]].concat(),
+        // base, sum
+        [number(7), number(5), vec![0; 16]].concat(),
+        // what is gone, runs, further pages that are gone, and new ones
+        [number(1), number(1), number(0x1000), number(0x3000)].concat(),
+        [number(1), number(1), number(0x5000), number(1), vec![1; 16]].concat(),
+        [number(1), vec![2; 16]].concat(),
+        [number(1), vec![3; 16]].concat(),
+    ];
+    let frame = wire::encode(&delta, Kind::DELTA).unwrap();
+    assert_eq!(frame[HEADER_BYTES..], golden.concat());
+    assert_eq!(Delta::parse(&frame).unwrap(), delta);
+    // A sum is of what it was of yesterday, too.
+    let sum = Sum::of(&delta.runs, delta.extra.iter());
+    let bytes = wire::encode(&sum, Kind::STATE).unwrap();
+    assert_eq!(bytes[HEADER_BYTES..], GOLDEN_SUM);
+    let mut other = sum;
+    other.remove_extra(key(3));
+    assert_eq!(other, Sum::of(&delta.runs, [].iter()));
+}
+
+const GOLDEN_SUM: [u8; 16] = [57, 199, 20, 88, 145, 32, 124, 216, 49, 47, 73, 78, 0, 59, 119, 156];
+
+/// A change says nothing impossible.
+#[test]
+fn changes_that_lie() {
+    let key = |n: u8| PageKey::from_bytes([n; 16]);
+    let run = |address| PageRun { space: 1, address, keys: vec![key(1), key(2)] };
+    let range = |start, end| Range { space: 1, start, end };
+    let good = Delta {
+        meta: EpochMeta { epoch: 2, ..EpochMeta::default() },
+        base: BaseId { epoch: 1, at_unix_ns: 0 },
+        gone: vec![range(0x1000, 0x2000)],
+        runs: vec![run(0x2000)],
+        ..Delta::default()
+    };
+    let said = |change: fn(&mut Delta)| {
+        let mut delta = good.clone();
+        change(&mut delta);
+        delta.check().map_or_else(|error| error.to_string(), |()| String::new())
+    };
+    assert_eq!(said(|_| {}), "");
+    assert!(said(|delta| delta.base.epoch = 2).contains("change of epoch 2"));
+    assert!(said(|delta| delta.gone[0].end = 0x3000).contains("overlap"));
+    assert!(said(|delta| delta.gone[0].end = 0x1000).contains("unaligned"));
+    assert!(said(|delta| delta.gone[0].end = 0x1800).contains("unaligned"));
+    assert!(said(|delta| delta.gone.push(delta.gone[0])).contains("overlap"));
+    assert!(said(|delta| delta.runs.push(delta.runs[0].clone())).contains("overlap"));
+    assert!(said(|delta| delta.extra = vec![PageKey::ZERO]).contains("out of order"));
+    assert!(said(|delta| delta.gone_extra = vec![PageKey::from_bytes([1; 16]); 2]).contains("out of order"));
 }
 
 /// A large memory in which little changes.
