@@ -56,7 +56,7 @@ impl Sender {
         let mut hopeless = EpochRef::default();
         let mut trouble = String::new();
         let mut failures = 0u32;
-        // A change of what the peer has was refused: it has another one, or has forgotten it.
+        // A change of what the peer has was refused: it has another one, has forgotten it, or is too old to know changes.
         let mut whole = false;
         while !self.over() {
             let Some(at) = self.wait_work(hopeless, if connection.is_some() { IDLE } else { Duration::MAX })
@@ -74,7 +74,7 @@ impl Sender {
                     self.app.replicated.notify_all();
                     continue;
                 }
-                Ok(Outcome::Rejected(_, true)) if !whole => {
+                Ok(Outcome::Rejected(..)) if !whole => {
                     (connection, whole) = (None, true);
                     continue;
                 }

@@ -100,14 +100,14 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let store = prop::collection::vec((0u64..3, 0u64..40, 0u64..12), 0..5);
+    let store = prop::collection::vec((0u64..2, 0u64..6, 0u64..60), 0..5);
     let drop = prop::option::weighted(0.3, (0u64..3, 0u64..40, 1u64..10));
     let named = prop::collection::vec(0u64..16, 0..5);
     let epoch = (store, drop, named).prop_map(|(store, drop, named)| Step::Epoch { store, drop, named });
     let step = prop_oneof![
         12 => epoch,
-        3 => (1usize..5).prop_map(Step::Retain),
-        1 => (0usize..4).prop_map(Step::Remove),
+        1 => (1usize..5).prop_map(Step::Retain),
+        4 => (0usize..9).prop_map(Step::Remove),
         1 => (0usize..4).prop_map(Step::Aside),
         1 => Just(Step::Reopen),
         4 => Just(Step::Send),
