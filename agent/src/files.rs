@@ -5,6 +5,7 @@
 //! copied, others whole: after the stop where who writes can be made to wait (`awaited`), else in it.
 
 mod ahead;
+mod contents;
 mod written;
 
 use crate::app::ChangesCell;
@@ -13,22 +14,20 @@ use crate::inodes::{self, Inodes, Number};
 use crate::recorded::{Maps, Recorded};
 use crate::witness::{self, Witness};
 use ahead::Stored;
+use contents::{Sink, Source, take_apart};
 use holo_abi::changes::CHANGES_BYTES;
 use holo_abi::control::{INODE_CALLS, INODES_MAX};
 use holo_abi::sysno;
 use holo_api::files::{self as trees, SECTION as NAME, TREES, VERSION};
-use holo_cfor::{
-    Captured, ContentSink, ContentSource, Draft, Followed, Look, Part, Staged, Staging, Targets, Time,
-};
+use holo_cfor::{Captured, Draft, Followed, Look, Staged, Staging, Targets, Time};
 use holo_image::wire;
-use holo_image::{AppStore, Blob, BlobPart, EpochReader, EpochWriter};
+use holo_image::{AppStore, Blob};
 use holo_rm::install::{Install, install};
 use holo_rm::kinds::shared_pages::SharedPages;
 use holo_rm::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use holo_rm::tree::Process;
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -86,35 +85,6 @@ enum Taking {
     Kept(Staged<Blob>, Shut),
     /// They are being read.
     Reading(Reading),
-}
-
-struct Sink<'a>(&'a mut EpochWriter);
-
-impl ContentSink for Sink<'_> {
-    type Content = Blob;
-
-    fn put(&mut self, mut data: &mut dyn Read, _len: u64) -> io::Result<Blob> {
-        self.0.put_blob(&mut data).map_err(io::Error::other)
-    }
-
-    fn patch(&mut self, base: &Blob, parts: &[Part], mut fresh: &mut dyn Read) -> io::Result<Blob> {
-        let part = |part: &Part| match *part {
-            Part::Base { at, len } => BlobPart::Base { at, len },
-            Part::Fresh { len } => BlobPart::Fresh { len },
-        };
-        let parts: Vec<BlobPart> = parts.iter().map(part).collect();
-        self.0.patch_blob(base, &parts, &mut fresh).map_err(io::Error::other)
-    }
-}
-
-struct Source<'a>(&'a EpochReader);
-
-impl ContentSource for Source<'_> {
-    type Content = Blob;
-
-    fn open<'a>(&'a mut self, content: &'a Blob) -> io::Result<Box<dyn Read + 'a>> {
-        Ok(Box::new(self.0.blob_reader(content).map_err(io::Error::other)?))
-    }
 }
 
 impl Files {
@@ -396,11 +366,15 @@ impl ResourceManager for Files {
             cx.files_changed = all;
             ahead.add_to(writer.figures_mut());
         }
+        let mut captured = captured;
         // What the store still has need not be read again; what it has dropped is stored anew.
-        if !captured.contents.values().all(|blob| writer.keep_blob(blob).is_ok()) {
+        let Ok(apart) = take_apart(writer, &mut captured) else {
             return Err(bad("contents of the epoch before are gone; the next epoch stores them again"));
-        }
+        };
         let encoded = wire::encode(&captured, TREES).map_err(|cause| bad(&cause.to_string()))?;
+        for (at, runs) in apart {
+            captured.contents.entry(at).and_modify(|blob| blob.runs = runs);
+        }
         let blob = writer.put_blob(&mut encoded.as_slice())?;
         cx.put(NAME, VERSION, &blob)?;
         let inodes = self.identities(cx, &captured);
@@ -428,8 +402,13 @@ impl ResourceManager for Files {
     }
 
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
-        let captured: Captured<Blob> = trees::trees(cx.image)
+        let mut captured: Captured<Blob> = trees::trees(cx.image)
             .map_err(|cause| RmError::BadSection { kind: NAME, what: cause.to_string() })?;
+        for (at, blob) in &mut captured.contents {
+            if let Some(inode) = captured.tree.inodes.get(*at as usize) {
+                trees::complete(cx.image, inode.identity.dev, inode.identity.ino, blob);
+            }
+        }
         let targets = Targets {
             replaced: self.replaced.clone(),
             excludes: self.excludes.clone(),

@@ -7,6 +7,7 @@ use crate::app::{App, Failure};
 use crate::dump::{files, roots};
 use crate::kinds::registry;
 use crate::restore::{forget_pages, page, with_order};
+use holo_api::files::is_file;
 use holo_api::local::{CloneInfo, ErrorKind};
 use holo_image::{EpochReader, PAGE_BYTES};
 use holo_rm::clone::{Prepared, Warm};
@@ -125,7 +126,8 @@ fn failed(cause: &RmError) -> Failure {
 
 /// Refuses what would not fit beside all else.
 fn check_room(image: &EpochReader) -> Result<(), Failure> {
-    let needed = image.pages().iter().map(|run| run.keys.len() as u64).sum::<u64>() * PAGE_BYTES as u64;
+    let memory = image.pages().iter().filter(|run| !is_file(run.space));
+    let needed = memory.map(|run| run.keys.len() as u64).sum::<u64>() * PAGE_BYTES as u64;
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = text.lines().find_map(|line| {
         let rest = line.strip_prefix("MemAvailable:")?;

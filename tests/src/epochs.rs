@@ -1,8 +1,8 @@
 //! What is in a node's store: epochs read from its files, whether or not its agent runs.
 
 use crate::node::Node;
+use holo_api::files;
 use holo_cfor::{Captured, ContentSource, Difference, Targets};
-use holo_image::wire::{self, Kind};
 use holo_image::{AppStore, Blob, EpochReader, Store};
 use std::collections::HashMap;
 use std::fs;
@@ -10,9 +10,6 @@ use std::io::{self, Cursor, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-
-const TREES: Kind = Kind::new(40, 1);
-const TREES_BYTES_MAX: u64 = 1 << 30;
 
 struct Source<'a>(&'a EpochReader);
 
@@ -60,12 +57,11 @@ pub fn sealed(node: &Node, app: &str) -> Vec<u64> {
 /// # Panics
 /// When the root is not in the epoch, or something of it cannot be put there.
 pub fn apply(epoch: &EpochReader, root: &Path, into: &Path) {
-    let (_, bytes) = epoch.section("files").unwrap_or_else(|| panic!("no files"));
-    let blob: Blob = wire::decode(bytes, Kind::STATE, 1 << 24).unwrap_or_else(|e| panic!("files: {e}"));
-    let mut trees = Vec::new();
-    epoch.read_blob(&blob, &mut trees).unwrap_or_else(|e| panic!("trees: {e}"));
-    let captured: Captured<Blob> =
-        wire::decode(&trees, TREES, TREES_BYTES_MAX).unwrap_or_else(|e| panic!("trees: {e}"));
+    let mut captured: Captured<Blob> = files::trees(epoch).unwrap_or_else(|e| panic!("trees: {e}"));
+    for (at, blob) in &mut captured.contents {
+        let identity = captured.tree.inodes[*at as usize].identity;
+        files::complete(epoch, identity.dev, identity.ino, blob);
+    }
     let root = root.as_os_str().as_encoded_bytes().to_vec();
     assert!(captured.tree.roots.iter().any(|one| one.path == root), "the root is in the epoch");
     let targets = Targets { map: HashMap::from([(root, into.to_owned())]), ..Targets::default() };

@@ -6,12 +6,16 @@ use serde::de::DeserializeOwned;
 
 /// Section that names the content with the trees.
 pub const SECTION: &str = "files";
-/// Since 2 the trees are a content of their own: what did not change of them is not stored again.
-pub const VERSION: u16 = 2;
+/// Since 2 the trees are a content of their own: what did not change of them is not stored again. Since 3 so are files: a content
+/// without pages in the trees has those of its space, see [`space`].
+pub const VERSION: u16 = 3;
+const VERSION_2: u16 = 2;
 /// Envelope of the trees.
 pub const TREES: Kind = Kind::new(40, 1);
 /// Bytes of encoded trees; 16 bytes for each page of content and some 100 for each name.
 pub const TREES_BYTES_MAX: u64 = 4 << 30;
+/// The first space of files.
+const SPACES: u64 = 1 << 63;
 /// Bytes of the section.
 const SECTION_BYTES_MAX: u64 = 64 << 20;
 
@@ -32,12 +36,33 @@ pub enum TreesError {
     TooLong(u64),
 }
 
-/// The trees of an epoch: a `holo_cfor::Captured<Blob>`.
+/// The space of a file's content; of memory is none that is so high. Two files may have one, if rarely.
+#[must_use]
+pub fn space(dev: u64, ino: u64) -> u64 {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mixed = (dev.wrapping_mul(ODD).rotate_left(29) ^ ino).wrapping_mul(ODD);
+    (mixed ^ (mixed >> 32)) | SPACES
+}
+
+/// Is this the space of a file's content?
+#[must_use]
+pub fn is_file(space: u64) -> bool {
+    space & SPACES != 0
+}
+
+/// Gives a content of the trees of an epoch its pages, if they are in a space.
+pub fn complete(epoch: &EpochReader, dev: u64, ino: u64, content: &mut Blob) {
+    if content.runs.is_empty() {
+        *content = epoch.content(space(dev, ino), content.len);
+    }
+}
+
+/// The trees of an epoch: a `holo_cfor::Captured<Blob>`, of which contents are to be completed ([`complete`]).
 ///
 /// # Errors
 /// Why there are none.
 pub fn trees<T: DeserializeOwned>(epoch: &EpochReader) -> Result<T, TreesError> {
-    let (VERSION, bytes) = epoch.section(SECTION).ok_or(TreesError::None)? else {
+    let (VERSION | VERSION_2, bytes) = epoch.section(SECTION).ok_or(TreesError::None)? else {
         return Err(TreesError::None);
     };
     let blob: Blob = wire::decode(bytes, Kind::STATE, SECTION_BYTES_MAX)?;

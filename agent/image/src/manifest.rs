@@ -18,7 +18,7 @@ pub const MANIFEST_BYTES_MAX: u64 = 32 * PAGES_MAX;
 /// Bound on a section's kind.
 const SECTION_NAME_BYTES_MAX: usize = 64;
 /// End of what a user's pages can have (57-bit addresses).
-const ADDRESS_END: u64 = 1 << 56;
+pub(crate) const ADDRESS_END: u64 = 1 << 56;
 
 /// Figures of an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,7 +19,8 @@ use crate::{
     error::{Error, ManifestError, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages},
     manifest::{
-        EpochMeta, EpochSide, PageRun, Section, check_count, check_run, check_runs, check_section_name,
+        ADDRESS_END, EpochMeta, EpochSide, PageRun, Section, check_count, check_run, check_runs,
+        check_section_name,
     },
     memory::Memory,
 };
@@ -158,6 +159,19 @@ impl EpochWriter {
     pub fn keep_blob(&mut self, blob: &Blob) -> Result<()> {
         blob.check()?;
         blob.keys().try_for_each(|key| self.keep_page(key))
+    }
+
+    /// Enters a content as a space of its own, so that of its names only those are written that change; to be found again by
+    /// [`EpochReader::content`](crate::EpochReader::content). False: it goes beyond the addresses of a space, and nothing was entered.
+    pub fn put_content(&mut self, space: u64, blob: &Blob) -> Result<bool> {
+        blob.check()?;
+        if blob.len > ADDRESS_END {
+            return Ok(false);
+        }
+        for run in &blob.runs {
+            self.put_pages(space, run.page * PAGE_BYTES as u64, run.keys.clone())?;
+        }
+        Ok(true)
     }
 
     /// Stores a file's content, up to its end.

@@ -85,11 +85,13 @@ impl Held {
                     return Err(CforError::NoEpoch(name.clone()).into());
                 };
                 let reader = Box::new(app.open_epoch(epoch)?);
-                let captured = files::trees(&reader).map_err(|source| CforError::Trees {
-                    name: name.clone(),
-                    epoch,
-                    source,
-                })?;
+                let mut captured: Captured<Blob> = files::trees(&reader)
+                    .map_err(|source| CforError::Trees { name: name.clone(), epoch, source })?;
+                for (at, blob) in &mut captured.contents {
+                    if let Some(inode) = captured.tree.inodes.get(*at as usize) {
+                        files::complete(&reader, inode.identity.dev, inode.identity.ino, blob);
+                    }
+                }
                 Ok(Self::Epoch { name: name.clone(), epoch, reader, captured })
             }
         }
