@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Which epoch others are changes of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BaseId {
     /// Its number.
     pub epoch: u64,
@@ -41,12 +41,6 @@ pub struct Delta {
     pub gone_extra: Vec<PageKey>,
     /// Further pages that are new since the base, in rising order.
     pub extra: Vec<PageKey>,
-}
-
-impl Default for BaseId {
-    fn default() -> BaseId {
-        BaseId { epoch: 0, at_unix_ns: 0 }
-    }
 }
 
 /// A check over the names of all pages and their places, which changes with them: names are added and taken out one by one. It

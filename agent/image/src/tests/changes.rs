@@ -360,7 +360,7 @@ fn a_damaged_base_is_named() {
     large(9).assert_in(&app, 9);
 }
 
-fn change(bytes: &mut Vec<u8>, changes: &[(usize, u8)]) {
+fn change(bytes: &mut [u8], changes: &[(usize, u8)]) {
     for (place, value) in changes {
         let place = place % bytes.len();
         bytes[place] ^= value;
