@@ -5,7 +5,9 @@
 //! copied, others whole: after the stop where who writes can be made to wait (`awaited`), else in it.
 
 mod ahead;
+mod check;
 mod contents;
+mod leases;
 mod written;
 
 use crate::app::ChangesCell;
@@ -31,7 +33,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(crate) use written::Written;
 
@@ -41,8 +43,6 @@ const INODES_VERSION: u16 = 1;
 /// Section with the address of the table of file changes in each process.
 const CHANGES: &str = "changes";
 const CHANGES_VERSION: u16 = 1;
-/// How often all files are looked at while the application runs.
-const CHECK_EVERY: Duration = Duration::from_secs(60);
 /// The gate's class of calls that go to the dispatcher.
 const SLOW: u8 = 1;
 
@@ -146,6 +146,7 @@ impl Files {
             extra_files: &written.extra,
             excludes: &self.excludes,
             suspects: &suspects,
+            leases: &written.leased,
         };
         let hint = |inode: &holo_cfor::Inode| recorded.hint(inode);
         let goes_by_records = self.previous.as_ref().is_some_and(|previous| {
@@ -155,8 +156,8 @@ impl Files {
             recorded.is_complete(dirs.map(|inode| inode.identity.dev))
         });
         if let Some(draft) = self.draft.take().filter(|_| goes_by_records) {
-            let staging =
-                Staging { dir: cx.staging_dir, keeper: keeping.as_mut().map(|keeping| keeping as _) };
+            let keeper = keeping.as_mut().map(|keeping| keeping as _);
+            let staging = Staging { dir: cx.staging_dir, keeper, leases: &written.leased };
             let staged = draft.stage(&mut self.followed, &look, &hint, staging).map_err(failed)?;
             if let Some(staged) = staged {
                 return Ok(staged);
@@ -170,26 +171,9 @@ impl Files {
         let tree = tree.map_err(failed)?;
         self.parts_us.push(("all".into(), start.elapsed().as_micros() as u64));
         cx.remote.page.keep_alive();
-        let staging = Staging { dir: cx.staging_dir, keeper: keeping.as_mut().map(|keeping| keeping as _) };
+        let keeper = keeping.as_mut().map(|keeping| keeping as _);
+        let staging = Staging { dir: cx.staging_dir, keeper, leases: &written.leased };
         holo_cfor::stage(tree, previous, &hint, staging).map_err(failed)
-    }
-
-    /// Looks at all files now and then while the application runs: somebody may have changed some who was not heard of.
-    fn check(&mut self) {
-        let is_due = self.followed.all_at().is_some_and(|at| at.elapsed() >= CHECK_EVERY);
-        let Some(previous) = self.previous.as_ref().filter(|_| is_due) else { return };
-        let suspects = self.recorded.suspects(&Maps::default());
-        let look =
-            Look { roots: &self.roots, extra_files: &[], excludes: &self.excludes, suspects: &suspects };
-        let table = self.recorded.table();
-        let late = || table.as_ref().map(|table| table.peek().files).unwrap_or_default();
-        let files = std::cell::OnceCell::new();
-        let is_suspect = |number| suspects.contains(&number) || files.get_or_init(late).contains_key(&number);
-        match self.followed.check(&look, &previous.tree, &is_suspect) {
-            Ok(0) => {}
-            Ok(count) => eprintln!("holod: {count} files were changed by others who were not heard of"),
-            Err(cause) => eprintln!("holod: looking at all files: {cause}"),
-        }
     }
 }
 

@@ -11,7 +11,8 @@ use crate::capture::{Captured, ContentSink, Here};
 use crate::change::{Change, Hint, Previous};
 use crate::error::Error;
 use crate::follow::{Followed, Look};
-use crate::scan;
+use crate::leases::{Leases, Opening};
+use crate::scan::{self, Avoided, Scanner};
 use crate::tree::{Inode, Kind, Tree};
 use crate::watch::Number;
 
@@ -24,7 +25,7 @@ pub struct Ahead<C> {
     pub unread: BTreeSet<Number>,
 }
 
-/// Stores all contents, while others may write. None: `goes_on`, which is asked before each file, said no.
+/// Stores all contents, while others may write. None: `goes_on`, which is asked before each file, said no, or somebody takes a lease.
 ///
 /// # Errors
 /// As for [`crate::scan()`]; [`Error::Io`] with the file that the sink refused.
@@ -34,9 +35,10 @@ pub fn ahead<S: ContentSink>(
     sink: &mut S,
     goes_on: &dyn Fn() -> bool,
 ) -> Result<Option<Ahead<S::Content>>, Error> {
-    let first = scan::scan(look.roots, &[], look.excludes)?;
+    let (avoided, nothing) = (Avoided::of(look), Tree::default());
+    let (first, _) = scan::all(Scanner::new(&avoided, Previous::new(&nothing), None), look.roots, &[])?;
     let everything = |_: u32, _: &Inode| None;
-    let Some(contents) = read(&first, &everything, sink, goes_on)? else { return Ok(None) };
+    let Some(contents) = read(&first, &everything, sink, (look.leases, goes_on))? else { return Ok(None) };
     let tree = followed.scan(&Look { extra_files: &[], ..*look }, &first)?;
     let index = Previous::new(&first);
     let as_before = |_: u32, inode: &Inode| {
@@ -44,7 +46,7 @@ pub fn ahead<S: ContentSink>(
         let is_same = index.change(inode, Hint::Attributes) == Change::Same;
         contents.get(&old).filter(|_| is_same).cloned()
     };
-    let Some(contents) = read(&tree, &as_before, sink, goes_on)? else { return Ok(None) };
+    let Some(contents) = read(&tree, &as_before, sink, (look.leases, goes_on))? else { return Ok(None) };
     followed.settle();
     let is_unread =
         |(inode, at): &(&Inode, u32)| matches!(inode.kind, Kind::File { .. }) && !contents.contains_key(at);
@@ -58,7 +60,7 @@ fn read<S: ContentSink>(
     tree: &Tree,
     known: &dyn Fn(u32, &Inode) -> Option<S::Content>,
     sink: &mut S,
-    goes_on: &dyn Fn() -> bool,
+    (leases, goes_on): (&dyn Leases, &dyn Fn() -> bool),
 ) -> Result<Option<BTreeMap<u32, S::Content>>, Error> {
     let mut here = Here::new(tree);
     let mut contents = BTreeMap::new();
@@ -74,12 +76,10 @@ fn read<S: ContentSink>(
             contents.insert(at, content);
             continue;
         }
-        if !goes_on() {
-            return Ok(None);
-        }
+        let Some(opening) = Opening::begin(leases).filter(|_| goes_on()) else { return Ok(None) };
         // Gone since, or not ours to read: found out, and said, when it is looked at.
         let Ok(file) = here.open(at) else { continue };
-        let mut file = Failing { inner: file, failed: false };
+        let mut file = Failing { inner: file, opening: &opening, failed: false };
         let len = inode.data().iter().map(|extent| extent.len).sum();
         match sink.put(&mut file, len) {
             Ok(content) => {
@@ -93,13 +93,19 @@ fn read<S: ContentSink>(
 }
 
 /// Tells a file that cannot be read from a store that cannot be written to.
-struct Failing<R> {
+struct Failing<'a, R> {
     inner: R,
+    opening: &'a Opening<'a>,
     failed: bool,
 }
 
-impl<R: io::Read> io::Read for Failing<R> {
+impl<R: io::Read> io::Read for Failing<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.inner.read(buffer).inspect_err(|_| self.failed = true)
+        let read = if self.opening.is_wanted() {
+            Err(io::Error::other("a lease is taken"))
+        } else {
+            self.inner.read(buffer)
+        };
+        read.inspect_err(|_| self.failed = true)
     }
 }

@@ -13,7 +13,8 @@ use crate::access::{Dir, SELF, number};
 use crate::change::{Change, Hint, Previous};
 use crate::copy;
 use crate::error::{Error, failed, to_path};
-use crate::hold::{Held, Holder, Refused};
+use crate::hold::{Held, Holder, Refused, Source};
+use crate::leases::{Leases, NoLeases};
 use crate::patch::{Part, Plan};
 use crate::path::RelPath;
 use crate::rest::{Keeper, Rest};
@@ -150,11 +151,13 @@ pub struct Staging<'a> {
     pub dir: &'a Path,
     /// Who keeps files as they are, so that they can be read later ([`Staged::read_rest`]).
     pub keeper: Option<&'a mut dyn Keeper>,
+    /// Who has leases.
+    pub leases: &'a dyn Leases,
 }
 
 impl<'a, P: AsRef<Path> + ?Sized> From<&'a P> for Staging<'a> {
     fn from(dir: &'a P) -> Self {
-        Self { dir: dir.as_ref(), keeper: None }
+        Self { dir: dir.as_ref(), keeper: None, leases: &NoLeases }
     }
 }
 
@@ -198,6 +201,7 @@ pub fn stage<'a, 's, C: Clone>(
 pub(crate) struct Stager<'k, C> {
     holder: Holder,
     keeper: Option<&'k mut dyn Keeper>,
+    leases: &'k dyn Leases,
     rest: Vec<Rest>,
     opener: Opener,
     pieces: BTreeMap<u32, Piece<C>>,
@@ -211,6 +215,7 @@ impl<'k, C: Clone> Stager<'k, C> {
         Ok(Self {
             holder: Holder::new(staging.dir)?,
             keeper: staging.keeper,
+            leases: staging.leases,
             rest: Vec::new(),
             opener: Opener::default(),
             pieces: BTreeMap::new(),
@@ -240,7 +245,9 @@ impl<'k, C: Clone> Stager<'k, C> {
             (Change::Same | Change::Written(_) | Change::Any, _) => None,
         };
         let inode = &tree.inodes[at as usize];
-        if let Some(keeper) = self.keeper.as_deref_mut() {
+        let leased = self.leases.descriptor((inode.identity.dev, inode.identity.ino));
+        // Whoever has a lease may give it up, and take another one, as soon as it runs again.
+        if let Some(keeper) = self.keeper.as_deref_mut().filter(|_| leased.is_none()) {
             let fresh = patch.as_ref().map(|(plan, _)| plan.fresh.as_slice());
             let file = self.opener.open(&root, &path, Dir::refer).ok();
             if let Some(one) = file.and_then(|file| Rest::keep(at, file, inode, fresh, keeper)) {
@@ -257,7 +264,11 @@ impl<'k, C: Clone> Stager<'k, C> {
             }
         }
         let holder = &mut self.holder;
-        let held = self.opener.open(&root, &path, Dir::read).and_then(|file| {
+        let opened = match leased {
+            Some(file) => Ok(Source::Holder(file)),
+            None => self.opener.open(&root, &path, Dir::read).map(Source::Own),
+        };
+        let held = opened.and_then(|file| {
             let Some((plan, base)) = patch else { return holder.take(&file, inode).map(whole) };
             match holder.take_ranges(&file, inode, &plan.fresh)? {
                 Some(held) => Ok((

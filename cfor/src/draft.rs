@@ -23,7 +23,7 @@ use crate::change::{Change, Hint, Index, Previous, change, index};
 use crate::error::{Error, to_path};
 use crate::follow::{Followed, Look};
 use crate::path::RelPath;
-use crate::scan::{self, Scanned, Scanner, is_scanned};
+use crate::scan::{self, Avoided, Scanned, Scanner, is_scanned};
 use crate::tree::{Entry, Inode, Kind, Remark, Root, Time, Tree};
 use crate::validate::{ENTRIES_MAX, ROOTS_MAX};
 use crate::watch::Number;
@@ -131,7 +131,7 @@ impl<C: Clone> Draft<C> {
 
     fn bring_up(&mut self, followed: &mut Followed, look: &Look<'_>) -> Result<(), All> {
         let tops = self.tops(look)?;
-        let excludes = scan::excluded(look.excludes);
+        let avoided = Avoided::of(look);
         let mut names: BTreeMap<(usize, RelPath), bool> = BTreeMap::new();
         let mut suspects: BTreeSet<Number> = look.suspects.iter().copied().collect();
         suspects.extend(followed.linked.iter().chain(&followed.others));
@@ -148,7 +148,7 @@ impl<C: Clone> Draft<C> {
         let mut linked = HashSet::new();
         for ((root, path), listed) in names {
             if !self.is_taken_out(root, &path) {
-                self.by_name(root, path, listed, &mut parents, &excludes, followed, &mut linked)?;
+                self.by_name(root, path, listed, &mut parents, &avoided, followed, &mut linked)?;
             }
         }
         let unseen: BTreeSet<(usize, RelPath)> = suspects
@@ -159,13 +159,13 @@ impl<C: Clone> Draft<C> {
             })
             .collect();
         for (root, path) in unseen {
-            self.by_number(root, &path, &mut parents, &excludes, &mut linked)?;
+            self.by_number(root, &path, &mut parents, &avoided, &mut linked)?;
         }
         if self.has_seconds(look) {
             return Err(All);
         }
         let is_renamed = self.merge() | tops.iter().any(Option::is_none) | !look.extra_files.is_empty();
-        self.singles(look, &excludes, &tops, &mut linked)?;
+        self.singles(look, &avoided, &tops, &mut linked)?;
         if is_renamed {
             self.compact(followed);
         }
@@ -248,7 +248,7 @@ impl<C: Clone> Draft<C> {
         path: RelPath,
         listed: bool,
         parents: &mut Parents<'_>,
-        excludes: &HashSet<Vec<u8>>,
+        avoided: &Avoided<'_>,
         followed: &Followed,
         linked: &mut HashSet<Number>,
     ) -> Result<(), All> {
@@ -275,7 +275,7 @@ impl<C: Clone> Draft<C> {
             (inode.identity.dev, inode.identity.ino) == number(&stat) && is_kind && !is_changed_dir
         });
         let previous = Previous::of(&self.tree, &self.index);
-        let mut scanner = Scanner::new(excludes, previous, followed.watch());
+        let mut scanner = Scanner::new(avoided, previous, followed.watch());
         scanner.name(dir, (name, &stat), home, full, !is_same).map_err(|_| All)?;
         let found = scanner.finish();
         let entries = self.adopt(found, root, &path, linked)?;
@@ -291,7 +291,7 @@ impl<C: Clone> Draft<C> {
         root: usize,
         path: &RelPath,
         parents: &mut Parents<'_>,
-        excludes: &HashSet<Vec<u8>>,
+        avoided: &Avoided<'_>,
         linked: &mut HashSet<Number>,
     ) -> Result<(), All> {
         let at = self.tree.roots[root].find(path).ok_or(All)?;
@@ -305,7 +305,7 @@ impl<C: Clone> Draft<C> {
             return Err(All);
         }
         let full = path.under(&self.tree.roots[root].path);
-        let mut scanner = Scanner::new(excludes, Previous::of(&self.tree, &self.index), None);
+        let mut scanner = Scanner::new(avoided, Previous::of(&self.tree, &self.index), None);
         scanner.name(dir, (name, &stat), home, full, false).map_err(|_| All)?;
         let found = scanner.finish();
         self.adopt(found, root, path, linked).map(drop)
@@ -351,7 +351,7 @@ impl<C: Clone> Draft<C> {
     fn singles(
         &mut self,
         look: &Look<'_>,
-        excludes: &HashSet<Vec<u8>>,
+        avoided: &Avoided<'_>,
         tops: &[Option<(Dir, u64)>],
         linked: &mut HashSet<Number>,
     ) -> Result<(), All> {
@@ -374,7 +374,7 @@ impl<C: Clone> Draft<C> {
             if is_scanned(&self.tree, &path) {
                 continue;
             }
-            let mut scanner = Scanner::new(excludes, Previous::of(&self.tree, &self.index), None);
+            let mut scanner = Scanner::new(avoided, Previous::of(&self.tree, &self.index), None);
             scanner.root(path).map_err(|_| All)?;
             let (found, several) = scanner.finish();
             linked.extend(several.into_keys());

@@ -13,7 +13,8 @@ use nix::sys::statfs::{
 
 use crate::change::Previous;
 use crate::error::Error;
-use crate::scan::{self, Scanner};
+use crate::leases::Leases;
+use crate::scan::{self, Avoided, Scanner};
 use crate::tree::{Inode, Kind, Tree};
 use crate::watch::{Notes, Number, Watch};
 
@@ -36,6 +37,8 @@ pub struct Look<'a> {
     /// Device and inode numbers of files that may have other content or attributes: all that were written to, are mapped
     /// or were open since the look before.
     pub suspects: &'a BTreeSet<(u64, u64)>,
+    /// Who must not be told that files are opened.
+    pub leases: &'a dyn Leases,
 }
 
 /// What was heard of trees since the last look that was [settled](Self::settle).
@@ -66,8 +69,8 @@ impl Followed {
         self.begin(look.roots);
         // Until there is an epoch of it, it has to be done again.
         self.pending = Notes { is_lost: true, ..Notes::default() };
-        let excludes = scan::excluded(look.excludes);
-        let scanner = Scanner::new(&excludes, Previous::new(previous), self.watch.as_ref());
+        let avoided = Avoided::of(look);
+        let scanner = Scanner::new(&avoided, Previous::new(previous), self.watch.as_ref());
         let (tree, linked) = scan::all(scanner, look.roots, look.extra_files)?;
         self.linked = linked.into_keys().collect();
         if self.others.len() > OTHERS_MAX {
@@ -148,7 +151,8 @@ impl Followed {
         known: &Tree,
         is_suspect: &dyn Fn((u64, u64)) -> bool,
     ) -> Result<usize, Error> {
-        let now = scan::scan_since(look.roots, &[], look.excludes, known)?;
+        let (now, _) =
+            scan::all(Scanner::new(&Avoided::of(look), Previous::new(known), None), look.roots, &[])?;
         self.all_at = Some(Instant::now());
         if !self.hear() {
             return Ok(0);

@@ -24,6 +24,29 @@ pub(crate) enum Held {
     Rest,
 }
 
+/// Where a file is read.
+pub(crate) enum Source<'a> {
+    Own(File),
+    /// The descriptor of who has a lease on it, of which the position must stay.
+    Holder(&'a File),
+}
+
+impl Source<'_> {
+    fn file(&self) -> &File {
+        match self {
+            Self::Own(file) => file,
+            Self::Holder(file) => file,
+        }
+    }
+
+    fn extents(&self, size: u64) -> nix::Result<Vec<Extent>> {
+        match self {
+            Self::Own(file) => copy::extents(file, size),
+            Self::Holder(_) => Ok(copy::whole(size)),
+        }
+    }
+}
+
 /// Why a file was not staged.
 pub(crate) enum Refused {
     /// The file itself cannot be read.
@@ -50,7 +73,8 @@ impl Holder {
     }
 
     /// Copies a file; returns it as it was found when opened.
-    pub(crate) fn take(&mut self, file: &File, inode: &Inode) -> Result<(Held, Inode), Refused> {
+    pub(crate) fn take(&mut self, source: &Source<'_>, inode: &Inode) -> Result<(Held, Inode), Refused> {
+        let file = source.file();
         let refused = |what: &'static str| move |cause| Refused::Source(failed(what, cause));
         let stat = fstat(file).map_err(refused("cannot be looked at"))?;
         if number(&stat) != (inode.identity.dev, inode.identity.ino) {
@@ -60,7 +84,7 @@ impl Holder {
         if identity(&stat) != inode.identity {
             // Somebody else writes to it: what is held is what counts.
             let size = u64::try_from(stat.st_size).unwrap_or(0);
-            let data = copy::extents(file, size).map_err(refused("holes cannot be found"))?;
+            let data = source.extents(size).map_err(refused("holes cannot be found"))?;
             now.kind = Kind::File { size, data };
             (now.identity, now.mtime) = (identity(&stat), times(&stat).1);
         }
@@ -71,10 +95,11 @@ impl Holder {
     /// Copies ranges of a file; `None` if it is not as it was scanned.
     pub(crate) fn take_ranges(
         &mut self,
-        file: &File,
+        source: &Source<'_>,
         inode: &Inode,
         ranges: &[Extent],
     ) -> Result<Option<Held>, Refused> {
+        let file = source.file();
         let stat = fstat(file).map_err(|cause| Refused::Source(failed("cannot be looked at", cause)))?;
         if identity(&stat) != inode.identity {
             return Ok(None);

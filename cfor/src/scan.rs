@@ -13,6 +13,8 @@ use crate::apply::is_temporary;
 use crate::change::{Index, Previous, is_untouched};
 use crate::copy;
 use crate::error::{Error, failed, to_path};
+use crate::follow::Look;
+use crate::leases::{Leases, NoLeases, Opening};
 use crate::path::RelPath;
 use crate::tree::{Entry, Extent, Inode, Kind, Remarks, Root, Time, Tree, Xattr};
 use crate::validate::{ENTRIES_MAX, ROOTS_MAX};
@@ -41,13 +43,25 @@ pub fn scan_since(
     excludes: &[PathBuf],
     previous: &Tree,
 ) -> Result<Tree, Error> {
-    let excludes = excluded(excludes);
-    all(Scanner::new(&excludes, Previous::new(previous), None), roots, extra_files).map(|(tree, _)| tree)
+    let avoided = Avoided::new(excludes, &NoLeases);
+    all(Scanner::new(&avoided, Previous::new(previous), None), roots, extra_files).map(|(tree, _)| tree)
 }
 
-/// Excludes as bytes.
-pub(crate) fn excluded(excludes: &[PathBuf]) -> HashSet<Vec<u8>> {
-    excludes.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect()
+/// What is not looked at, and what must not be opened.
+pub(crate) struct Avoided<'a> {
+    excludes: HashSet<Vec<u8>>,
+    leases: &'a dyn Leases,
+}
+
+impl<'a> Avoided<'a> {
+    pub(crate) fn new(excludes: &[PathBuf], leases: &'a dyn Leases) -> Self {
+        let excludes = excludes.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
+        Self { excludes, leases }
+    }
+
+    pub(crate) fn of(look: &Look<'a>) -> Self {
+        Self::new(look.excludes, look.leases)
+    }
 }
 
 /// Scans all, and gives the inodes of several names, too.
@@ -97,7 +111,7 @@ pub(crate) type Scanned = (Tree, Index);
 
 pub(crate) struct Scanner<'a> {
     tree: Tree,
-    excludes: &'a HashSet<Vec<u8>>,
+    avoided: &'a Avoided<'a>,
     /// Inodes with several names.
     linked: Index,
     previous: Previous<'a>,
@@ -108,14 +122,10 @@ pub(crate) struct Scanner<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    pub(crate) fn new(
-        excludes: &'a HashSet<Vec<u8>>,
-        previous: Previous<'a>,
-        watch: Option<&'a Watch>,
-    ) -> Self {
+    pub(crate) fn new(avoided: &'a Avoided<'a>, previous: Previous<'a>, watch: Option<&'a Watch>) -> Self {
         Self {
             tree: Tree { taken_at: Time::now(), ..Tree::default() },
-            excludes,
+            avoided,
             linked: HashMap::new(),
             previous,
             remarks: Remarks::default(),
@@ -158,7 +168,7 @@ impl<'a> Scanner<'a> {
             return Ok(());
         }
         let known = to_path(&path);
-        if known.ancestors().any(|above| self.excludes.contains(above.as_os_str().as_bytes())) {
+        if known.ancestors().any(|above| self.avoided.excludes.contains(above.as_os_str().as_bytes())) {
             self.remarks.add(&path, "excluded");
             return Ok(());
         }
@@ -246,7 +256,7 @@ impl<'a> Scanner<'a> {
             xattrs: Vec::new(),
             identity: identity(stat),
         };
-        if self.excludes.contains(full) {
+        if self.avoided.excludes.contains(full) {
             // On purpose, so no remark.
         } else if stat.st_dev != home {
             self.remarks.add(full, "is a mount point: left as it is on each node");
@@ -285,8 +295,8 @@ impl<'a> Scanner<'a> {
         };
         match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
             SFlag::S_IFREG => {
-                let data =
-                    data(dir, name, stat, size).map_err(|e| failed("holes cannot be found: left out", e))?;
+                let data = data(dir, name, stat, size, self.avoided.leases);
+                let data = data.map_err(|e| failed("holes cannot be found: left out", e))?;
                 Ok((Kind::File { size, data }, xattrs()?))
             }
             SFlag::S_IFDIR => Ok((Kind::Dir, xattrs()?)),
@@ -312,11 +322,20 @@ pub(crate) fn is_scanned(tree: &Tree, path: &[u8]) -> bool {
     })
 }
 
-/// Where a file has data. Only one with fewer blocks than its size asks for can have holes.
-pub(crate) fn data(dir: &Dir, name: &[u8], stat: &FileStat, size: u64) -> nix::Result<Vec<Extent>> {
-    if size == 0 || u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) >= size {
+/// Where a file has data. Only one with fewer blocks than its size asks for can have holes, and of one with a lease they are not
+/// asked for.
+pub(crate) fn data(
+    dir: &Dir,
+    name: &[u8],
+    stat: &FileStat,
+    size: u64,
+    leases: &dyn Leases,
+) -> nix::Result<Vec<Extent>> {
+    let is_leased = leases.descriptor(number(stat)).is_some();
+    if is_leased || size == 0 || u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) >= size {
         return Ok(copy::whole(size));
     }
+    let Some(_opening) = Opening::begin(leases) else { return Ok(copy::whole(size)) };
     match dir.read(name) {
         Ok(file) => copy::extents(&file, size),
         // Found out, and said, when its content is read.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{Bench, Content};
-use holo_cfor::{ContentSink, Draft, Followed, Hint, Inode, Look, ahead, apply, verify};
+use holo_cfor::{ContentSink, Draft, Followed, Hint, Inode, Look, NoLeases, ahead, apply, verify};
 
 const FILES: usize = 60;
 const BYTES: usize = 5000;
@@ -71,7 +71,7 @@ fn what_was_stored_ahead_is_brought_up_to_date() {
     }
     std::thread::sleep(TICKS);
     let (roots, none) = (vec![top.clone()], BTreeSet::new());
-    let look = Look { roots: &roots, extra_files: &[], excludes: &[], suspects: &none };
+    let look = Look { roots: &roots, extra_files: &[], excludes: &[], suspects: &none, leases: &NoLeases };
     let mut followed = Followed::default();
     let mut sink = Disturbing { bench: &mut bench, top: top.clone(), puts: 0 };
     let found = ahead(&mut followed, &look, &mut sink, &|| true).unwrap().unwrap();
@@ -103,7 +103,7 @@ fn it_can_be_called_off() {
     let top = bench.path("a");
     fs::write(top.join("file"), b"content").unwrap();
     let (roots, none) = (vec![top], BTreeSet::new());
-    let look = Look { roots: &roots, extra_files: &[], excludes: &[], suspects: &none };
+    let look = Look { roots: &roots, extra_files: &[], excludes: &[], suspects: &none, leases: &NoLeases };
     let found = ahead(&mut Followed::default(), &look, &mut bench.store, &|| false).unwrap();
     assert!(found.is_none() && bench.store.parts.is_empty());
 }

@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use common::{Content, Store};
 use holo_cfor::{
-    Captured, ContentSource, Draft, Followed, Here, Hint, Inode, Kind, Look, Staged, Tree, scan, stage,
+    Captured, ContentSource, Draft, Followed, Here, Hint, Inode, Kind, Look, NoLeases, Staged, Tree, scan,
+    stage,
 };
 
 type Number = (u64, u64);
@@ -187,7 +188,8 @@ struct Trial {
 
 impl Trial {
     fn look(&mut self, suspects: &BTreeSet<Number>, extra: &[PathBuf]) -> Staged<Content> {
-        let look = Look { roots: &self.roots, extra_files: extra, excludes: &[], suspects };
+        let look =
+            Look { roots: &self.roots, extra_files: extra, excludes: &[], suspects, leases: &NoLeases };
         let hint = |inode: &Inode| {
             // Anything may have happened to what was told of.
             let key = (inode.identity.dev, inode.identity.ino);
@@ -292,7 +294,8 @@ fn what_others_write_is_found_later_and_followed_from_then_on() {
     others.write_all(b"two").unwrap();
     assert!(!epoch(&mut trial), "nobody has told of it");
     let check = |trial: &mut Trial| {
-        let look = Look { roots: &trial.roots, extra_files: &[], excludes: &[], suspects: &none };
+        let look =
+            Look { roots: &trial.roots, extra_files: &[], excludes: &[], suspects: &none, leases: &NoLeases };
         trial.followed.check(&look, &trial.captured.as_ref().unwrap().tree, &|_| false).unwrap()
     };
     assert_eq!(check(&mut trial), 1);

@@ -5,7 +5,9 @@
 mod common;
 
 use common::Bench;
-use holo_cfor::{Extent, Hint, Inode, Keeper, Kept, Staging, Waiting, apply, log::Ranges, scan_since, stage};
+use holo_cfor::{
+    Extent, Hint, Inode, Keeper, Kept, NoLeases, Staging, Waiting, apply, log::Ranges, scan_since, stage,
+};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
@@ -92,9 +94,13 @@ fn what_is_read_later_is_what_was_there() {
     let mut keeper = All::default();
     let staging = bench.path("staging");
     let tree = bench.scan();
-    let mut staged =
-        stage(tree, None, &|_| Hint::Attributes, Staging { dir: &staging, keeper: Some(&mut keeper) })
-            .unwrap();
+    let mut staged = stage(
+        tree,
+        None,
+        &|_| Hint::Attributes,
+        Staging { dir: &staging, keeper: Some(&mut keeper), leases: &NoLeases },
+    )
+    .unwrap();
     assert_eq!((staged.rest(), keeper.kept.len()), (3, 3), "not the empty one");
     let large = keeper.kept.iter().position(|(_, data)| data[0].len > 10 * PIECE).unwrap();
     let mut writers =
@@ -132,8 +138,13 @@ fn only_what_was_written_to_is_awaited() {
     let staging = bench.path("staging");
     let tree = scan_since(&[bench.path("a")], &[], &[], &first.tree).unwrap();
     let hint = |_: &Inode| Hint::Written(&ranges);
-    let mut staged =
-        stage(tree, Some(&first), &hint, Staging { dir: &staging, keeper: Some(&mut keeper) }).unwrap();
+    let mut staged = stage(
+        tree,
+        Some(&first),
+        &hint,
+        Staging { dir: &staging, keeper: Some(&mut keeper), leases: &NoLeases },
+    )
+    .unwrap();
     assert_eq!(keeper.kept[0].1, [Extent { at: 299_008, len: 4096 }]);
     // All else may change at once.
     file.write_all_at(&[9; 100_000], 0).unwrap();
@@ -159,7 +170,7 @@ fn reading_can_be_called_off() {
         bench.scan(),
         None,
         &|_| Hint::Attributes,
-        Staging { dir: &staging, keeper: Some(&mut keeper) },
+        Staging { dir: &staging, keeper: Some(&mut keeper), leases: &NoLeases },
     )
     .unwrap();
     let mut writers = writers(&bench, &keeper, Vec::new());

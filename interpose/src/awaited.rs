@@ -53,6 +53,20 @@ pub(crate) fn pass(table: &Changes, key: Option<u64>, at: u64, end: u64) {
     }
 }
 
+/// A write lease is about to be taken: from now on the agent opens no file while the application runs; waits until it has none open.
+/// It would break the lease, of which the application is told, or there would be none.
+#[cold]
+pub(crate) fn lease(table: &Changes) {
+    table.leased.store(1, Ordering::SeqCst);
+    let since = vdso::monotonic_ns();
+    // One that was killed has none open, whatever it said.
+    while table.opened.load(Ordering::SeqCst) != 0 && vdso::monotonic_ns() - since < WAIT_NS_MAX {
+        let moment = [0u64, TICK_NS];
+        // SAFETY: a word of the table, and a time-out on our stack.
+        unsafe { sys!(sysno::futex, table.opened.as_ptr(), FUTEX_WAIT, 1u64, moment.as_ptr()) };
+    }
+}
+
 /// The file that a descriptor leads to has other times from now on, as if it was written to.
 #[cold]
 pub(crate) fn touch(table: &Changes, key: Option<u64>) {

@@ -57,6 +57,7 @@ const AT_FDCWD: u64 = (-100i64).cast_unsigned();
 const O_TRUNC: u64 = 0o1000;
 const F_SETFL: u64 = 4;
 const F_SETLEASE: u64 = 1024;
+const F_WRLCK: u32 = 1;
 const SEEK_CUR: u64 = 1;
 /// Also a bit of `MAP_SHARED_VALIDATE`.
 const MAP_SHARED: u64 = 1;
@@ -157,10 +158,7 @@ pub(crate) fn on_fcntl(regs: &Regs) -> Verdict {
         return Verdict::Forward;
     };
     if operation == F_SETLEASE {
-        // There is none on a file that somebody has open, as the agent may have it.
-        if is_shut(table) {
-            awaited::pass(table, awaited::of_descriptor(table, fd), 0, u64::MAX);
-        }
+        lease(table, fd, wanted);
         return Verdict::Forward;
     }
     if descriptors::target(table, fd) == Target::Other {
@@ -240,11 +238,23 @@ fn note(table: &Changes, nr: i64, args: &[u64; 6], rsp: u64) {
         sysno::mmap if fourth & (MAP_SHARED | MAP_ANONYMOUS) == MAP_SHARED => {
             mark(table, fifth, flags::MAPPED)
         }
+        sysno::fcntl if second as u32 == F_SETLEASE as u32 => lease(table, fd, third),
         sysno::io_submit => submitted(table, second, third, rsp),
         sysno::utimensat | sysno::futimesat | sysno::utimes | sysno::utime if is_shut(table) => {
             times(table, nr, args);
         }
         _ => {}
+    }
+}
+
+/// There is no write lease on a file that somebody has open, as the agent may have it; and to open it breaks the lease.
+fn lease(table: &Changes, fd: u64, sort: u64) {
+    if sort as u32 != F_WRLCK {
+        return;
+    }
+    awaited::lease(table);
+    if is_shut(table) {
+        awaited::pass(table, awaited::of_descriptor(table, fd), 0, u64::MAX);
     }
 }
 

@@ -15,6 +15,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 holo_tests::workloads! {
     random: Workload::new("file_changes.c").arg("1");
     mapped: Workload::new("mapped_file.c").agent_env("HOLO_FILES_CHECK", "1").checkpoints(40);
+    leases: Workload::new("leases.c");
     closes: Workload::new("file_closes.c").agent_env("HOLO_FILES_CHECK", "1").checkpoints(12);
 }
 

@@ -2,6 +2,7 @@
 //!
 //! It is done by a thread that leaves the processors to others, and what it writes goes to the disk as it comes, not all at the end.
 
+use super::leases::Running;
 use super::{Files, Sink};
 use crate::inodes::Number;
 use holo_cfor::{Ahead, ContentSink, Look, Time};
@@ -112,7 +113,14 @@ impl Files {
         let text = |cause: &dyn std::fmt::Display| cause.to_string();
         let mut writer = self.store.begin(self.store.newest_number() + 1).map_err(|cause| text(&cause))?;
         let none = BTreeSet::new();
-        let look = Look { roots: &self.roots, extra_files: &[], excludes: &self.excludes, suspects: &none };
+        let leases = Running(self.recorded.table());
+        let look = Look {
+            roots: &self.roots,
+            extra_files: &[],
+            excludes: &self.excludes,
+            suspects: &none,
+            leases: &leases,
+        };
         let mut sink = Synced { writer: &mut writer, bytes: 0 };
         let ahead = holo_cfor::ahead(&mut self.followed, &look, &mut sink, lives);
         let ahead = ahead.map_err(|cause| text(&cause))?;

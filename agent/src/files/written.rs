@@ -1,6 +1,7 @@
 //! What an application may write to: open and mapped files, of all its processes.
 
 use super::Files;
+use super::leases::Leased;
 use crate::inodes::Number;
 use crate::recorded::Maps;
 use holo_rm::at_once;
@@ -13,12 +14,14 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::SeqCst;
 
 /// Files that the application writes outside the roots, and inodes that it has mapped shared.
 pub(crate) struct Written {
     pub(crate) extra: Vec<PathBuf>,
     pub(super) open: Vec<(u32, i32, Number)>,
     pub(super) maps: Maps,
+    pub(super) leased: Leased,
 }
 
 impl Files {
@@ -36,6 +39,11 @@ impl Files {
         let mut extra = BTreeSet::new();
         let mut open = Vec::new();
         let mut maps = Maps::default();
+        let leased = Leased(holo_rm::leases::held(cx.processes)?);
+        if let Some(table) = table.as_ref().filter(|_| !leased.0.is_empty()) {
+            // It was restored with them.
+            table.table().leased.store(1, SeqCst);
+        }
         for (index, process) in cx.processes.iter().enumerate() {
             // It says why, where nobody may look at a process.
             process.remote.maps().on("reading", "maps")?;
@@ -49,7 +57,7 @@ impl Files {
         extra
             .retain(|path| path.is_absolute() && (!path.starts_with("/dev") || path.starts_with("/dev/shm")));
         extra.retain(|path| !path.starts_with("/proc") && !path.starts_with("/sys") && !pages.contains(path));
-        Ok(Written { extra: extra.into_iter().collect(), open, maps })
+        Ok(Written { extra: extra.into_iter().collect(), open, maps, leased })
     }
 
     fn written_by(

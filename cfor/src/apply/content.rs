@@ -12,6 +12,7 @@ use crate::access::{identity, times};
 use crate::capture::ContentSource;
 use crate::change::is_untouched;
 use crate::copy::{self, RangeReader, fill};
+use crate::leases::NoLeases;
 use crate::scan;
 use crate::tree::{Extent, Inode, Kind};
 
@@ -35,7 +36,7 @@ impl<S: ContentSource> Applier<'_, S> {
         let Kind::File { size, data } = &inode.kind else { return Ok(false) };
         let Some(content) = self.captured.contents.get(&at) else { return Ok(false) };
         let file = place.dir.read(place.name)?;
-        if scan::data(place.dir, place.name, stat, *size)? != *data {
+        if scan::data(place.dir, place.name, stat, *size, &NoLeases)? != *data {
             return Ok(false);
         }
         let mut here = RangeReader::new(&file, data);

@@ -105,6 +105,10 @@ pub struct Changes {
     pub joined: AtomicU32,
     /// Entries of `files` in use.
     pub files_used: AtomicU32,
+    /// 1: somebody takes, or took, a write lease. Set before that is asked of the kernel.
+    pub leased: AtomicU32,
+    /// 1: the agent has a file open that it opened while the application runs; who takes a write lease waits until it is 0.
+    pub opened: AtomicU32,
     /// See [`file_key`]; 0: free.
     pub files: [AtomicU64; FILES_MAX],
     /// See `bank`.
@@ -170,4 +174,4 @@ const _: () = assert!(size_of::<State>() == 16 && size_of::<Group>() == 16);
 const _: () = assert!(FILES_MAX.is_power_of_two() && FILES_MAX <= 0x8000);
 const _: () = assert!(GROUPS_MAX.is_power_of_two() && LEVELS <= 4);
 const _: () = assert!(unit_shift(LEVELS - 1) == 30);
-const _: () = assert!(core::mem::offset_of!(Changes, files) == 104);
+const _: () = assert!(core::mem::offset_of!(Changes, files) == 112);

@@ -15,6 +15,7 @@ pub mod filters;
 mod grow;
 pub mod install;
 pub mod kinds;
+pub mod leases;
 pub mod manager;
 pub mod page;
 pub(crate) mod proc_file;

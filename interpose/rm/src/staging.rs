@@ -1,6 +1,7 @@
 //! Copies of file contents made in the stop: a reflink, or the kernel's own copying of what is no hole.
 
 use crate::kinds::kernel::reopen;
+use crate::leases;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -21,8 +22,9 @@ pub fn copy(dir: &Path, file: &File) -> io::Result<File> {
         return Ok(to);
     }
     to.set_len(bytes)?;
-    // Looking for holes moves the offset.
-    let Ok(own) = reopen(file, libc::O_RDONLY).map(File::from) else {
+    // Looking for holes moves the offset, and to open it again would break a lease.
+    let own = if leases::is_held_by(file) { None } else { reopen(file, libc::O_RDONLY).map(File::from).ok() };
+    let Some(own) = own else {
         return part(file, &to, 0, bytes).map(|()| to);
     };
     let mut at = 0;

@@ -42,7 +42,7 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Name of the kind and of its section.
 pub const NAME: &str = "descriptors";
 /// Version of the section.
-const VERSION: u16 = 7;
+const VERSION: u16 = 8;
 
 /// A descriptor number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -295,6 +295,8 @@ impl ResourceManager for Descriptors {
                 install(&cx.way(), &cx.tree[one.process as usize], &list)?;
             }
         }
+        // Nobody has a write lease on a file that somebody else has open to write.
+        self.shared.clear();
         place::lock(&self.state, cx)?;
         mqueue::notify(&self.state.queues, cx)?;
         // Last, since time runs from here.
@@ -304,7 +306,6 @@ impl ResourceManager for Descriptors {
             }
         }
         self.made.clear();
-        self.shared.clear();
         Ok(())
     }
 

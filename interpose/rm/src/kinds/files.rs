@@ -6,6 +6,7 @@ use super::open::{Dumping, Each, Making, Open, path_of, reads};
 use super::shared::content_name;
 use crate::barrier::inner_tid;
 use crate::grow::{any_child, end};
+use crate::leases;
 use crate::manager::{Context, RmResult};
 use crate::remote::Remote;
 use serde::{Deserialize, Serialize};
@@ -211,8 +212,13 @@ pub(crate) fn recreate(all: &Each<FileState>, making: &mut Making) -> RmResult<(
 
 /// A readable handle of the same file without moving its offset.
 pub(crate) fn readable(open: &Open) -> io::Result<File> {
-    let fd = if reads(open.info.flags) { open.fd.try_clone()? } else { reopen(&open.fd, libc::O_RDONLY)? };
-    Ok(File::from(fd))
+    if reads(open.info.flags) {
+        return Ok(File::from(open.fd.try_clone()?));
+    }
+    if leases::is_held_by(&open.fd) {
+        return Err(io::Error::other("it has a write lease, and cannot be read through"));
+    }
+    Ok(File::from(reopen(&open.fd, libc::O_RDONLY)?))
 }
 
 fn is_shared_memory(path: &[u8]) -> bool {

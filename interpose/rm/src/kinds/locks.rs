@@ -50,6 +50,10 @@ impl Lock {
         all.filter(|lock| lock.holder == Holder::Process).collect()
     }
 
+    pub(crate) fn is_lease(&self) -> bool {
+        self.holder == Holder::Lease
+    }
+
     /// `1: POSIX  ADVISORY  WRITE 4711 fd:01:1234 0 EOF`. A lease that is being broken is none of these: its holder has
     /// been told, and is to give it up.
     fn parse(line: &str) -> Option<Self> {
@@ -108,7 +112,7 @@ impl Lock {
     /// Takes a lease, if it is one, in the process, whose number for the file is told with the signal. To be done after
     /// its owner is set, and when nobody opens the file any more.
     pub(crate) fn take_lease(&self, remote: &Remote, number: i32) -> RmResult<()> {
-        if self.holder != Holder::Lease {
+        if !self.is_lease() {
             return Ok(());
         }
         let args = [number as u64, libc::F_SETLEASE as u64, u64::from(self.range().l_type.cast_unsigned())];

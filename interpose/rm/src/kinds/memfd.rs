@@ -2,6 +2,7 @@
 
 use super::files::readable;
 use super::kernel::{self, Bytes, checked, reopen};
+use super::locks::Lock;
 use super::open::{Dumping, Each, Making, Open};
 use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ pub(crate) struct MemfdState {
     pub(crate) seals: i32,
     /// Base-2 logarithm of the huge page size, 0 for ordinary pages.
     huge_shift: u32,
+    /// Held through this description.
+    pub(crate) locks: Vec<Lock>,
 }
 
 impl MemfdState {
@@ -45,6 +48,7 @@ impl MemfdState {
             mode: open.stat.st_mode & 0o7777,
             seals: kernel::fcntl(open, libc::F_GET_SEALS, 0).on("reading the seals of", open.named())?,
             huge_shift: if huge { (fs.f_bsize as u64).trailing_zeros() } else { 0 },
+            locks: Lock::of(open)?,
         })
     }
 
@@ -62,8 +66,10 @@ pub(crate) fn recreate(all: &Each<MemfdState>, making: &mut Making) -> RmResult<
     for (index, state) in all {
         let object = making.shared.memfd(state.key, &state.name.0, state.make_flags(), making.contents)?;
         let flags = making.flags(*index);
-        // Who made it is no writer to the kernel, which executes no file that has one.
-        let made = flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDWR && first.insert(state.key);
+        // Who made it is no writer to the kernel, which executes no file that has one, and gives no lease to who is none.
+        let made = !state.locks.iter().any(Lock::is_lease)
+            && flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDWR
+            && first.insert(state.key);
         let fd = if made { object.try_clone() } else { reopen(&object, flags) };
         let fd = fd.on("opening memory file of", making.common(*index).number)?;
         // SAFETY: no memory is passed.
@@ -71,6 +77,9 @@ pub(crate) fn recreate(all: &Each<MemfdState>, making: &mut Making) -> RmResult<
             checked(libc::lseek(fd.as_raw_fd(), state.pos, libc::SEEK_SET))
                 .on("positioning", "memory file")?;
             checked(libc::fchmod(object.as_raw_fd(), state.mode)).on("setting the mode of", "memory file")?;
+        }
+        for lock in &state.locks {
+            lock.take_for_description(&fd).on("locking", "memory file")?;
         }
         making.put(*index, fd)?;
     }

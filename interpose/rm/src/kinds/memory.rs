@@ -16,6 +16,7 @@ use crate::kinds::shared_pages::SharedPages;
 use crate::kinds::vdso::VdsoState;
 use crate::kinds::zone_flags::Flags;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
+use crate::leases;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::proc_file;
 use crate::remote::{Remote, call, outcome, read_guarded};
@@ -250,7 +251,8 @@ impl Memory {
         if let Some(hash) = self.hashes.get(&key) {
             return Some((meta.size(), *hash));
         }
-        let hash = hash_file(path)?;
+        // Whoever has a lease would be told; its content may change anyway.
+        let hash = if leases::is_any_on(meta.ino()) { None } else { hash_file(path) }?;
         self.hashes.insert(key, hash);
         Some((meta.size(), hash))
     }

@@ -106,10 +106,11 @@ pub(crate) fn place(
 /// Takes the locks of processes, and leases. When memory is there: to map a file it is opened and closed, which ends a process's locks
 /// of that file.
 pub(crate) fn lock(state: &State, cx: &SwitchCx) -> RmResult<()> {
-    for (index, file) in &state.files {
+    let files = state.files.iter().map(|(index, file)| (index, &file.locks));
+    for (index, locks) in files.chain(state.memfds.iter().map(|(index, memory)| (index, &memory.locks))) {
         let common = &state.common[*index as usize];
         let holder = &cx.tree[common.process as usize];
-        file.locks.iter().try_for_each(|lock| lock.take_lease(holder, common.number))?;
+        locks.iter().try_for_each(|lock| lock.take_lease(holder, common.number))?;
     }
     for ((process, number), lock) in &state.locks {
         lock.take_in_process(&cx.tree[*process as usize], *number)?;
