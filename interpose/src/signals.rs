@@ -298,7 +298,7 @@ unsafe extern "C" fn signal_before(
         saved.shown_rsp = context.rsp;
     }
     if action.flags & SA_RESETHAND != 0 {
-        reset(signal);
+        reset(signal, action);
     }
     words.handlers = words.handlers.wrapping_add(1);
     // The handler may make calls, or never come back.
@@ -376,9 +376,9 @@ fn unsafe_copy(info: &SigInfo) -> [u64; 16] {
     unsafe { core::mem::transmute_copy(info) }
 }
 
-/// `SA_RESETHAND`, which the kernel was not told of.
-fn reset(signal: i32) {
-    install(signal, &Action::default());
+/// `SA_RESETHAND`, which the kernel was not told of: as there, all but the handler stays.
+fn reset(signal: i32, action: Action) {
+    install(signal, &Action { handler: SIG_DFL, ..action });
 }
 
 /// Makes sure that the kernel has the default action too.

@@ -27,6 +27,7 @@ static void on_once(int n) {
     struct sigaction now;
     OK(sigaction(n, NULL, &now));
     CHECK(now.sa_handler == SIG_DFL, "SA_RESETHAND");
+    CHECK(now.sa_flags & SA_SIGINFO && sigismember(&now.sa_mask, SIGUSR2), "SA_RESETHAND took more than the handler: flags %x", now.sa_flags);
     once++;
 }
 static void on_queued(int n, siginfo_t *info, void *context) {
@@ -61,7 +62,7 @@ static void *worker(void *arg) {
         CHECK(deepest == 3 && depth == 0, "SA_NODEFER nested %d deep", deepest);
         unsigned before = once;
         struct sigaction now;
-        install(first, on_once, SA_RESETHAND, 0);
+        install(first, on_once, SA_RESETHAND | SA_SIGINFO, SIGUSR2);
         PT(pthread_kill(pthread_self(), first));
         CHECK(once == before + 1, "SA_RESETHAND ran %u times", once - before);
         OK(sigaction(first, NULL, &now));
