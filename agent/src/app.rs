@@ -30,7 +30,8 @@ use holo_rm::tree::start_time;
 use parking_lot::{Mutex, MutexGuard};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -234,6 +235,13 @@ impl App {
             return Err(cause);
         }
         Ok(())
+    }
+
+    /// Is it in a user namespace that a restore made? What it starts is, too.
+    #[must_use]
+    pub(crate) fn is_lone(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.page.as_ref().is_some_and(|page| page.control().header.lone.load(Relaxed) != 0)
     }
 
     /// The living instance, even one whose control page cannot be used: nothing can be done to it but to stop it.

@@ -19,6 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// All of them.
 pub struct Apps {
@@ -340,6 +341,8 @@ impl Apps {
             Placed::Again(app) | Placed::Member(app) => app.changes.lock().clone(),
         };
         // Before the process goes on: from then on it may make others.
+        let is_lone = !matches!(placed, Placed::First(_)) && app.is_lone();
+        page.control().header.lone.store(u32::from(is_lone), Relaxed);
         match &placed {
             Placed::First(app) => app.adopt(instance, Arc::clone(&page), None, vec![process]),
             Placed::Again(app) => app.adopt_again(instance, Arc::clone(&page)),

@@ -1,8 +1,8 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
 use crate::{
-    aio, altstack, changes, clones, exec, filters, inodes, ipc, members, moves, signals, socket_waits, start,
-    trace, transfers, traps, user, waits,
+    aio, altstack, changes, clones, exec, filters, inodes, ipc, members, moves, owners, signals,
+    socket_waits, start, trace, transfers, traps, user, waits,
 };
 use core::sync::atomic::Ordering;
 use holo_abi::control::exiting;
@@ -32,6 +32,16 @@ pub(crate) enum Verdict {
 
 /// Calls that need the dispatcher; all others are made in place at once.
 const SLOW_CALLS: &[i64] = &[
+    sysno::chown,
+    sysno::lchown,
+    sysno::fchown,
+    sysno::fchownat,
+    sysno::setuid,
+    sysno::setgid,
+    sysno::setreuid,
+    sysno::setregid,
+    sysno::setresuid,
+    sysno::setresgid,
     sysno::rt_sigaction,
     sysno::rt_sigprocmask,
     sysno::rt_sigsuspend,
@@ -167,6 +177,16 @@ fn decide(regs: &mut Regs) -> Verdict {
         sysno::io_destroy => aio::on_destroy(regs),
         sysno::semget | sysno::msgget => ipc::on_get(regs),
         sysno::mq_notify if !filters::on() => ipc::on_notify(regs),
+        sysno::chown
+        | sysno::lchown
+        | sysno::fchown
+        | sysno::fchownat
+        | sysno::setuid
+        | sysno::setgid
+        | sysno::setreuid
+        | sysno::setregid
+        | sysno::setresuid
+        | sysno::setresgid => owners::on_call(regs),
         sysno::execve => exec::on_exec(regs, 2),
         sysno::execveat => exec::on_exec(regs, 3),
         sysno::exit_group => {

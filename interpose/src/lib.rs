@@ -41,6 +41,7 @@ mod ipc;
 mod mem;
 mod members;
 mod moves;
+mod owners;
 mod park;
 mod signals;
 mod socket_waits;

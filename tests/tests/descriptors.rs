@@ -25,4 +25,5 @@ holo_tests::workloads! {
     gone: Workload::new("fd_gone.c");
     kernel: Workload::new("fd_kernel.c");
     credentials: Workload::new("credentials.c");
+    strangers: Workload::new("owners.c");
 }

@@ -24,6 +24,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 /// Ticks of patience while a clone is made: longer than any step.
@@ -197,6 +198,8 @@ fn prepare_page(address: u64, path: &Path) -> io::Result<Page> {
     unsafe {
         (*header).address = address;
         (*header).ticks_max = TICKS_RESTORE;
+        // See `spawn`.
+        (*header).lone = AtomicU32::new(u32::from(libc::geteuid() != 0));
     }
     Ok(page)
 }
