@@ -30,8 +30,11 @@ pub(crate) enum Verdict {
     Handled(i64),
 }
 
+const PTRACE_TRACEME: u64 = 0;
+
 /// Calls that need the dispatcher; all others are made in place at once.
 const SLOW_CALLS: &[i64] = &[
+    sysno::ptrace,
     sysno::chown,
     sysno::lchown,
     sysno::fchown,
@@ -235,6 +238,7 @@ fn decide(regs: &mut Regs) -> Verdict {
         sysno::socket if regs.args[2] == IPPROTO_MPTCP => Verdict::Handled(EPROTONOSUPPORT),
         // As a kernel without it answers: there is one range per thread, but libc's calls are made from two places.
         sysno::prctl if regs.args[0] == traps::PR_DISPATCH => Verdict::Handled(EINVAL),
+        sysno::ptrace if regs.args[0] == PTRACE_TRACEME && !filters::on() => filters::on_trace_me(regs),
         sysno::prctl | sysno::seccomp if filters::concerns(regs) => filters::on_filter(regs),
         sysno::io_uring_setup => {
             // Its rings hold requests in flight that cannot be captured; programs fall back to epoll.

@@ -13,7 +13,7 @@
 use crate::dispatch::Verdict;
 use crate::{start, waits};
 use core::sync::atomic::{AtomicBool, Ordering};
-use holo_abi::control::{cut, filters};
+use holo_abi::control::{Control, cut, filters};
 use holo_abi::sysno;
 use holo_sys::gate::Regs;
 use holo_track::timeout::Timespec;
@@ -46,9 +46,31 @@ pub(crate) fn concerns(regs: &Regs) -> bool {
 /// Makes such a call.
 pub(crate) fn on_filter(regs: &Regs) -> Verdict {
     let Some(page) = start::control() else { return Verdict::Forward };
-    let word = &page.header.filters;
-    let nr = regs.rax.cast_signed();
+    let (nr, args) = (regs.rax.cast_signed(), regs.args);
+    let ret = announced(page, || waits::until_done(nr, || args));
+    let flags = if nr == sysno::seccomp { args[1] } else { 0 };
+    // Threads that could not be given it: the result is one's id.
+    let refused = ret > 0 && flags & (FLAG_TSYNC | FLAG_NEW_LISTENER) == FLAG_TSYNC;
+    if ret >= 0 && !refused {
+        ON.store(true, Ordering::Relaxed);
+    }
+    page.header.filters.fetch_sub(filters::MAKING, Ordering::SeqCst);
+    Verdict::Handled(ret)
+}
+
+/// `ptrace(PTRACE_TRACEME)`: from then on a park signal would stop the thread, and its tracer be told. The agent sees the tracer, as it
+/// sees filters.
+pub(crate) fn on_trace_me(regs: &Regs) -> Verdict {
+    let Some(page) = start::control() else { return Verdict::Forward };
     let args = regs.args;
+    let ret = announced(page, || waits::until_done(sysno::ptrace, || args));
+    page.header.filters.fetch_sub(filters::MAKING, Ordering::SeqCst);
+    Verdict::Handled(ret)
+}
+
+/// Makes a call while no cut is under way; `MAKING` is the caller's to take back.
+fn announced(page: &Control, make: impl Fn() -> i64) -> i64 {
+    let word = &page.header.filters;
     for left in (0..YIELDS_MAX).rev() {
         word.fetch_add(filters::MAKING, Ordering::SeqCst);
         word.fetch_or(filters::EVER, Ordering::SeqCst);
@@ -59,13 +81,5 @@ pub(crate) fn on_filter(regs: &Regs) -> Verdict {
         // Parked meanwhile.
         waits::until_done(sysno::nanosleep, || [(&raw const YIELD) as u64, 0, 0, 0, 0, 0]);
     }
-    let ret = waits::until_done(nr, || args);
-    let flags = if nr == sysno::seccomp { args[1] } else { 0 };
-    // Threads that could not be given it: the result is one's id.
-    let refused = ret > 0 && flags & (FLAG_TSYNC | FLAG_NEW_LISTENER) == FLAG_TSYNC;
-    if ret >= 0 && !refused {
-        ON.store(true, Ordering::Relaxed);
-    }
-    word.fetch_sub(filters::MAKING, Ordering::SeqCst);
-    Verdict::Handled(ret)
+    make()
 }

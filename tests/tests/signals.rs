@@ -14,4 +14,5 @@ holo_tests::workloads! {
 // Filters are not in epochs yet.
 holo_tests::workloads_unprotected! {
     seccomp: Workload::new("seccomp.c").checkpoints(60);
+    traced: Workload::new("traced.c").checkpoints(60);
 }

@@ -293,7 +293,7 @@ pub const fn exiting(code: u8) -> u32 {
     0x100 | code as u32
 }
 
-/// Values of [`Header::filters`]: whether a process of the page has laid a filter on its system calls (`seccomp`).
+/// Values of [`Header::filters`]: whether a process of the page has laid a filter on its system calls (`seccomp`), or let itself be traced.
 pub mod filters {
     /// One did, or tried to.
     pub const EVER: u32 = 1;

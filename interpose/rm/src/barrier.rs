@@ -3,7 +3,7 @@
 mod cut;
 mod thread;
 
-use crate::filters;
+use crate::filters::{self, Hindrance};
 use crate::page::{Page, wait};
 use crate::proc_file;
 use crate::starters::{is_loading, is_starting, wait_for_starters};
@@ -70,8 +70,18 @@ pub enum BarrierError {
         /// Its name.
         name: String,
     },
+    /// It would be stopped by our signals, and its tracer told.
+    #[error("process {pid} ({name}) is traced by {tracer}")]
+    Traced {
+        /// Its pid.
+        pid: i32,
+        /// Its name.
+        name: String,
+        /// Whose.
+        tracer: i32,
+    },
     /// Its calls are filtered, and ours could end it.
-    #[error("process {pid} ({name}) has a seccomp filter of its own, or makes one")]
+    #[error("process {pid} ({name}) has a seccomp filter of its own, or is about to have one, or a tracer")]
     Filtered {
         /// Its pid.
         pid: i32,
@@ -155,8 +165,13 @@ fn park_once(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierE
                     parked.cuts.len() - 1
                 }
             };
-            if filters::hinders(page, seat.pid) {
-                return Err(BarrierError::Filtered { pid: seat.pid, name: name_of(seat.pid) });
+            let (pid, name) = (seat.pid, || name_of(seat.pid));
+            match filters::hindrance(page, pid) {
+                Some(Hindrance::Filter) => return Err(BarrierError::Filtered { pid, name: name() }),
+                Some(Hindrance::Tracer(tracer)) => {
+                    return Err(BarrierError::Traced { pid, name: name(), tracer });
+                }
+                None => {}
             }
             // Looked at after they had parked: it has no others.
             let slots = parked.cuts[cut].arrived(seat.inner);
@@ -285,7 +300,7 @@ impl Missing {
     }
 }
 
-fn name_of(pid: i32) -> String {
+pub(crate) fn name_of(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 

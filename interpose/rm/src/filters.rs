@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use crate::page::Page;
+use crate::traced;
 
 /// Mode and number of filters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,19 +42,29 @@ pub fn has_own(status: &str) -> bool {
     more(parse(status), ours())
 }
 
-/// Whether a process that used `page` may be signalled: no thread has a filter, and none is about to get one. Asked
-/// after the cut was ordered in the page, see `filters` of libholo.
-#[must_use]
-pub fn hinders(page: &Page, pid: i32) -> bool {
+/// Why a process must not be signalled.
+pub(crate) enum Hindrance {
+    /// A thread has a filter, or is about to get one, or a tracer.
+    Filter,
+    /// A thread is traced, by this process.
+    Tracer(i32),
+}
+
+/// Whether a process that used `page` must not be signalled. Asked after the cut was ordered in the page, see `filters` of libholo.
+pub(crate) fn hindrance(page: &Page, pid: i32) -> Option<Hindrance> {
     let word = page.control().header.filters.load(Ordering::SeqCst);
     if word == 0 {
-        return false;
+        return None;
     }
     if word >= filters::MAKING {
-        return true;
+        return Some(Hindrance::Filter);
     }
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
-    tasks.flatten().any(|task| fs::read_to_string(task.path().join("status")).is_ok_and(|s| has_own(&s)))
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    tasks.flatten().find_map(|task| {
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        let tracer = traced::tracer(&status).map(Hindrance::Tracer);
+        if has_own(&status) { Some(Hindrance::Filter) } else { tracer }
+    })
 }
 
 #[cfg(test)]

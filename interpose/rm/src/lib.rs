@@ -26,5 +26,6 @@ pub mod staging;
 mod starters;
 mod stopped;
 pub mod tasks;
+mod traced;
 pub mod track;
 pub mod tree;

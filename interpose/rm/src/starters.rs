@@ -1,8 +1,9 @@
 //! Processes that are on their way into an application: between `exec`, or `fork`, and their join.
 
-use crate::barrier::{BarrierError, not_ready};
+use crate::barrier::{BarrierError, name_of, not_ready};
 use crate::proc_file;
-use crate::tree::{Census, Seat, state_and_parent};
+use crate::traced;
+use crate::tree::{Census, Seat};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,10 +12,20 @@ use std::time::{Duration, Instant};
 /// machine.
 const LOADING: Duration = Duration::from_secs(2);
 
-/// Processes that are stopped by job control.
-fn stopped_of(seats: &[Seat]) -> HashSet<i32> {
-    let stopped = |pid: &i32| state_and_parent(*pid).is_some_and(|(state, _)| state == 'T');
-    seats.iter().map(|seat| seat.pid).filter(stopped).collect()
+/// Processes that are stopped by job control. None may be traced: it would be stopped by our signal.
+fn stopped_of(seats: &[Seat]) -> Result<HashSet<i32>, BarrierError> {
+    let mut stopped = HashSet::new();
+    for pid in seats.iter().map(|seat| seat.pid) {
+        let status = proc_file::read(format!("/proc/{pid}/status")).unwrap_or_default();
+        let status = String::from_utf8_lossy(&status);
+        if let Some(tracer) = traced::tracer(&status) {
+            return Err(BarrierError::Traced { pid, name: name_of(pid), tracer });
+        }
+        if status.lines().any(|line| line.starts_with("State:\tT")) {
+            stopped.insert(pid);
+        }
+    }
+    Ok(stopped)
 }
 
 /// Whether libholo is not ready in a process: without its handler our signal would end it.
@@ -49,7 +60,7 @@ pub(crate) fn wait_for_starters(
         let starting: Vec<i32> = seats.iter().filter(|seat| is_starting(seat)).map(|seat| seat.pid).collect();
         seen.retain(|pid, _| starting.contains(pid));
         if starting.is_empty() {
-            return Ok(stopped_of(&seats));
+            return stopped_of(&seats);
         }
         for pid in &starting {
             if now - *seen.entry(*pid).or_insert(now) < patience {
@@ -63,7 +74,7 @@ pub(crate) fn wait_for_starters(
         // None of the first is left, and there are others. Not where one takes longer than all that are parked would wait for it.
         if !is_slow && now - since >= patience / 4 && seen.values().all(|first| *first > since + patience / 8)
         {
-            return Ok(stopped_of(&seats));
+            return stopped_of(&seats);
         }
         std::thread::sleep(Duration::from_millis(if is_slow { 5 } else { 1 }));
     }

@@ -6,6 +6,7 @@ use crate::asks::{Asked, Asking};
 use crate::filters::has_own;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::remote::{Remote, call, outcome};
+use crate::traced;
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -199,11 +200,7 @@ fn obstacles(cx: &DumpCx, status_text: &str) -> RmResult<()> {
     if has_own(status_text) {
         return Err(RmError::Unsupported(format!("process {pid} has a seccomp filter of its own")));
     }
-    if let Some(tracer) = status(status_text, "TracerPid")
-        && tracer != "0"
-        // One of our threads traces what is stopped, see `stopped.rs`.
-        && !fs::exists(format!("/proc/self/task/{tracer}")).unwrap_or(false)
-    {
+    if let Some(tracer) = traced::tracer(status_text) {
         return Err(RmError::Unsupported(format!("process {pid} is traced by {tracer}")));
     }
     Ok(())
