@@ -7,12 +7,13 @@
 //!
 //! A clone that is made at once is one update from nothing.
 
+use crate::kinds::laid_maps::map_all;
 use crate::kinds::laid_pages::{Within, delta, runs, without, write};
 use crate::kinds::memory::{MemoryState, NAME, control_zone};
 use crate::kinds::vdso;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, RmError, RmResult};
-use crate::remote::{Remote, call, outcome};
+use crate::remote::{Remote, call};
 use holo_abi::control::{CALL_JUMP, Call};
 use holo_abi::sysno;
 use holo_image::{EpochReader, PageRun};
@@ -27,11 +28,8 @@ const PROT_RW: u64 = 3;
 const MAP_PRIVATE: u64 = 0x02;
 const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
-const MAP_GROWSDOWN: u64 = 0x100;
-const MAP_NORESERVE: u64 = 0x4000;
 const MADV_DONTNEED: u64 = 4;
 const NOWHERE: u64 = u64::MAX;
-const O_CLOEXEC: u64 = 0o2_000_000;
 /// Room for the server code, and for the vdso while it moves.
 const HOLE_BYTES: u64 = 64 * PAGE;
 const VDSO_AT: u64 = 16 * PAGE;
@@ -43,9 +41,9 @@ pub(crate) const APART: &str = "zones that were mapped one after the other did n
 type Print = (u64, u64, u64, i64, i64);
 
 /// A zone as it is mapped in the clone: while it is filled it can be written.
-struct Piece {
-    zone: Zone,
-    writable: bool,
+pub(super) struct Piece {
+    pub(super) zone: Zone,
+    pub(super) writable: bool,
 }
 
 /// Private memory of a process of a clone.
@@ -111,11 +109,11 @@ fn print(path: &[u8]) -> Option<Print> {
     Some((meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()))
 }
 
-fn shows_file(zone: &Zone) -> bool {
+pub(super) fn shows_file(zone: &Zone) -> bool {
     zone.kind == ZoneKind::FilePrivate && !zone.deleted
 }
 
-fn grows(zone: &Zone) -> bool {
+pub(super) fn grows(zone: &Zone) -> bool {
     zone.kind == ZoneKind::Stack || zone.flags.contains(b"gd")
 }
 
@@ -227,12 +225,19 @@ impl Laid {
             return Ok(());
         }
         let open: BTreeSet<usize> = self.pieces.iter().filter(|piece| piece.writable).map(of_zone).collect();
-        for zone in fresh {
+        let of_fresh = |zone: Zone| {
             let index = owner(&state.zones, zone.start);
             let writable = touched.contains(&index) || open.contains(&index);
-            self.map(remote, &zone, writable)?;
-            self.pieces.push(Piece { zone, writable });
+            Piece { zone, writable }
+        };
+        let fresh: Vec<Piece> = fresh.into_iter().map(of_fresh).collect();
+        for piece in fresh.iter().filter(|piece| shows_file(&piece.zone)) {
+            if let Some(print) = print(&piece.zone.path) {
+                self.files.insert(piece.zone.path.clone(), print);
+            }
         }
+        map_all(remote, &fresh)?;
+        self.pieces.extend(fresh);
         self.pieces.sort_unstable_by_key(|piece| piece.zone.start);
         self.join(&state.zones);
         let old = self.image.as_ref().map_or(&[][..], |image| runs(image, space));
@@ -321,30 +326,6 @@ impl Laid {
         }
     }
 
-    fn map(&mut self, remote: &Remote, zone: &Zone, writable: bool) -> RmResult<()> {
-        let what =
-            || format!("zone {:#x}-{:#x} {}", zone.start, zone.end, String::from_utf8_lossy(&zone.path));
-        let prot = u64::from(zone.prot) | if writable { PROT_RW } else { 0 };
-        if shows_file(zone) {
-            if let Some(print) = print(&zone.path) {
-                self.files.insert(zone.path.clone(), print);
-            }
-            return map_file(remote, zone, 0, prot, MAP_PRIVATE | MAP_FIXED).on("mapping", what());
-        }
-        let anonymous = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | if grows(zone) { MAP_GROWSDOWN } else { 0 };
-        let map = |flags: u64| call(sysno::mmap, &[zone.start, zone.bytes(), prot, flags, NOWHERE, 0]);
-        let lazy = map(anonymous | MAP_NORESERVE);
-        // Reservations without access were never accounted. The others must not be where they were not, or a fork can fail.
-        let uncounted = zone.prot & 2 == 0 || zone.flags.contains(b"nr");
-        let mut calls = [if uncounted { lazy } else { map(anonymous) }];
-        remote.run(&mut calls, false).on("mapping", what())?;
-        if outcome(&calls[0]).is_err() {
-            calls[0] = lazy;
-            remote.run_all(&mut calls).on("mapping", what())?;
-        }
-        Ok(())
-    }
-
     /// Calls that give every piece its own protection again.
     pub(crate) fn protections(&self) -> Vec<Call> {
         let open = |piece: &&Piece| piece.writable && u64::from(piece.zone.prot) & PROT_RW != PROT_RW;
@@ -388,29 +369,6 @@ fn touched(zones: &[Zone], runs: &[PageRun]) -> RmResult<BTreeSet<usize>> {
         }
     }
     Ok(out)
-}
-
-/// Maps a file where the image has it.
-pub(crate) fn map_file(
-    remote: &Remote,
-    zone: &Zone,
-    flags: u64,
-    prot: u64,
-    map_flags: u64,
-) -> std::io::Result<()> {
-    let mut name = zone.path.clone();
-    name.push(0);
-    if name.len() > 4096 {
-        return Err(std::io::Error::from_raw_os_error(libc::ENAMETOOLONG));
-    }
-    let at = remote.page.put(0, &name);
-    let fd = remote.call(sysno::open, &[at, flags | O_CLOEXEC])?;
-    let mut calls = [
-        call(sysno::mmap, &[zone.start, zone.bytes(), prot, map_flags, fd, zone.offset]),
-        call(sysno::close, &[fd]),
-    ];
-    remote.run(&mut calls, false)?;
-    outcome(&calls[0]).map(|_| ())
 }
 
 #[cfg(test)]

@@ -6,17 +6,17 @@
 
 use crate::asks::{Asked, Asking};
 use crate::kinds::changing::Changing;
+use crate::kinds::hashes;
 use crate::kinds::increment::{self, Increment, Plan, Runs};
 use crate::kinds::left_out::LeftOut;
 use crate::kinds::memory_objects::Objects;
-use crate::kinds::memory_read::{check, hash_file, read_snapshot, wanted, whole};
+use crate::kinds::memory_read::{check, read_snapshot, wanted, whole};
 use crate::kinds::pagemap::Pagemap;
 use crate::kinds::shared::SharedObjects as Common;
 use crate::kinds::shared_pages::SharedPages;
 use crate::kinds::vdso::VdsoState;
 use crate::kinds::zone_flags::Flags;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
-use crate::leases;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::proc_file;
 use crate::remote::{Remote, call, outcome, read_guarded};
@@ -25,9 +25,9 @@ use crate::track::{Tracking, ranges};
 use holo_abi::control::CONTROL_BYTES;
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 /// Name of the kind and of its section.
@@ -96,8 +96,6 @@ pub struct Memory {
     staged: bool,
     /// It could not be forked: all was copied in the stop.
     unforked: bool,
-    /// Hashes of mapped files by device, inode, size, mtime.
-    hashes: BTreeMap<(u64, u64, u64, i64), [u8; 32]>,
     /// Times within the stop: name and microseconds.
     pub parts_us: Vec<(String, u64)>,
     /// Directories whose files come with the image.
@@ -240,21 +238,6 @@ impl Memory {
     fn mark(&mut self, name: &str, since: &mut std::time::Instant) {
         self.parts_us.push((name.into(), since.elapsed().as_micros() as u64));
         *since = std::time::Instant::now();
-    }
-
-    fn hash(&mut self, path: &[u8]) -> Option<(u64, [u8; 32])> {
-        use std::os::unix::fs::MetadataExt;
-        let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
-        // A device has no content that could differ, and /dev/zero no end.
-        let meta = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
-        let key = (meta.dev(), meta.ino(), meta.size(), meta.mtime_nsec() + meta.mtime() * 1_000_000_000);
-        if let Some(hash) = self.hashes.get(&key) {
-            return Some((meta.size(), *hash));
-        }
-        // Whoever has a lease would be told; its content may change anyway.
-        let hash = if leases::is_any_on(meta.ino()) { None } else { hash_file(path) }?;
-        self.hashes.insert(key, hash);
-        Some((meta.size(), hash))
     }
 }
 
@@ -408,7 +391,7 @@ impl ResourceManager for Memory {
         paths.dedup();
         let paths: Vec<Vec<u8>> = paths.into_iter().map(<[u8]>::to_vec).collect();
         for path in paths {
-            if let Some((bytes, hash)) = self.hash(&path) {
+            if let Some((bytes, hash)) = hashes::of(Path::new(std::ffi::OsStr::from_bytes(&path))) {
                 state.files.push((path, bytes, hash));
             }
         }
@@ -455,7 +438,7 @@ impl ResourceManager for Memory {
         }
         for (path, bytes, hash) in &state.files {
             let name = String::from_utf8_lossy(path).into_owned();
-            match self.hash(path) {
+            match hashes::of(Path::new(std::ffi::OsStr::from_bytes(path))) {
                 Some((found, same)) if found == *bytes && same == *hash => {}
                 Some(_) => {
                     return Err(RmError::Unsupported(format!(

@@ -183,14 +183,6 @@ pub(crate) fn whole(remote: &Remote, zone: &Zone) -> Vec<(u64, u64)> {
     if end > zone.start { vec![(zone.start, end)] } else { Vec::new() }
 }
 
-/// Hash of a file's content.
-pub(crate) fn hash_file(path: &std::path::Path) -> Option<[u8; 32]> {
-    let mut hasher = blake3::Hasher::new();
-    let mut file = std::fs::File::open(path).ok()?;
-    std::io::copy(&mut file, &mut hasher).ok()?;
-    Some(*hasher.finalize().as_bytes())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! Memory of a clone: an empty address space, then zones, contents, protections.
 
-use crate::kinds::laid::{APART, Laid, map_file, zones_of};
+use crate::kinds::laid::{APART, Laid, zones_of};
+use crate::kinds::laid_maps::map_file;
 use crate::kinds::memory::{MemoryState, NAME, VERSION, control_zone};
 use crate::kinds::process::{self, ProcessState};
 use crate::kinds::shared::SharedObjects;
