@@ -39,11 +39,6 @@ impl Files {
         let mut extra = BTreeSet::new();
         let mut open = Vec::new();
         let mut maps = Maps::default();
-        let leased = Leased(holo_rm::leases::held(cx.processes)?);
-        if let Some(table) = table.as_ref().filter(|_| !leased.0.is_empty()) {
-            // It was restored with them.
-            table.table().leased.store(1, SeqCst);
-        }
         for (index, process) in cx.processes.iter().enumerate() {
             // It says why, where nobody may look at a process.
             process.remote.maps().on("reading", "maps")?;
@@ -51,6 +46,11 @@ impl Files {
             self.written_by(index as u32, &process.remote, &mut extra, &mut open, reads)?;
             let own = table.as_ref().map(|table| (process.remote.page.changes_at(), table.number()));
             self.mapped_by(&process.remote, own, &mut extra, &mut maps)?;
+        }
+        let leased = Leased(holo_rm::leases::held(cx.processes)?);
+        if let Some(table) = table.as_ref().filter(|_| !leased.0.is_empty()) {
+            // It was restored with them.
+            table.table().leased.store(1, SeqCst);
         }
         let pages: Vec<PathBuf> = cx.processes.iter().map(|process| page_path(&process.remote)).collect();
         // Devices have neither content nor a place in a tree, maps of anonymous inodes no path; control pages are holo's.
