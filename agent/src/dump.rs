@@ -1,5 +1,6 @@
 //! DUMP: one epoch of one application.
 
+mod ahead;
 mod alive;
 mod asking;
 mod park;
@@ -291,6 +292,10 @@ fn phases<'a>(
         prepare(app, registry, out)?;
     }
     let mut parts = vec![("prepare".to_owned(), micros(since))];
+    let start = Instant::now();
+    let paused = ahead::ahead(app, registry, out)?;
+    parts.push(("ahead".into(), micros(start)));
+    parts.extend(paused.map(|stop| ("pause".to_owned(), stop.as_micros() as u64)));
     parts.extend(marked.map(|stop| ("mark".to_owned(), stop.as_micros() as u64)));
     let cut = fence(app)?;
     let (parked, processes, alert) = park(app)?;
@@ -331,7 +336,7 @@ fn phases<'a>(
     let mut meta = EpochMeta {
         at_unix_ns,
         node: app.node.clone(),
-        stop_us: (stop + marked.unwrap_or_default()).as_micros() as u64,
+        stop_us: (stop + marked.unwrap_or_default() + paused.unwrap_or_default()).as_micros() as u64,
         processes: processes.len() as u32,
         threads: threads as u32,
         engine: engines(registry, &pids),
@@ -420,6 +425,12 @@ fn store(
             Some((_, sum)) => *sum += bytes,
             None if bytes > 0 => bytes_by_kind.push((manager.name(), bytes)),
             None => {}
+        }
+        for (name, bytes) in manager.bytes() {
+            match bytes_by_kind.iter_mut().find(|(known, _)| known == name) {
+                Some((_, sum)) => *sum += bytes,
+                None => bytes_by_kind.push((name, *bytes)),
+            }
         }
         done
     });

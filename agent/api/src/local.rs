@@ -268,7 +268,9 @@ impl EpochInfo {
     pub fn split(&self) -> StopSplit {
         let part =
             |name: &str| self.stop_parts_us.iter().find(|(known, _)| known == name).map_or(0, |(_, us)| *us);
-        let (park, unpark, scan) = (part("park"), part("unpark"), part("memory.track"));
+        // With the stops in which nothing is captured.
+        let park = part("mark") + part("pause") + part("park");
+        let (unpark, scan) = (part("unpark"), part("memory.track"));
         let copy = part("memory.staging") + part("memory.fork");
         let kinds = self.stop_us.saturating_sub(park + unpark + scan + copy);
         StopSplit { park, scan, copy, kinds, unpark }

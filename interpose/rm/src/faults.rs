@@ -88,6 +88,26 @@ impl ResourceManager for Faulty {
         self.dumping("pre_dump", cx, |inner, cx| inner.pre_dump(cx))
     }
 
+    fn watch(&mut self, cx: &mut DumpCx) -> RmResult<bool> {
+        let last = cx.index + 1 == cx.processes.len();
+        self.fail("watch", "before", last)?;
+        let is_wanted = self.inner.watch(cx)?;
+        self.fail("watch", "after", last)?;
+        Ok(is_wanted)
+    }
+
+    fn ahead(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        self.dumping("ahead", cx, |inner, cx| inner.ahead(cx))
+    }
+
+    fn ahead_lost(&mut self) {
+        self.inner.ahead_lost();
+    }
+
+    fn bytes(&self) -> &[(&'static str, u64)] {
+        self.inner.bytes()
+    }
+
     fn ask(&mut self, remote: &Remote, asking: &mut Asking) {
         self.inner.ask(remote, asking);
     }

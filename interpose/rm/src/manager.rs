@@ -318,6 +318,26 @@ pub trait ResourceManager: Send {
         Ok(())
     }
 
+    /// The application runs, and will be parked: from now on is known what is changed of that which can be stored before. True: there is
+    /// such, to be stored by [`Self::ahead`] when all threads have parked once and run on. Comes again after that.
+    ///
+    /// # Errors
+    /// The epoch is not taken.
+    fn watch(&mut self, _: &mut DumpCx) -> RmResult<bool> {
+        Ok(false)
+    }
+
+    /// Stores that into [`DumpCx::writer`], where the epoch finds it.
+    ///
+    /// # Errors
+    /// The epoch is not taken.
+    fn ahead(&mut self, _: &mut DumpCx) -> RmResult<()> {
+        Ok(())
+    }
+
+    /// What was stored so is not in the store.
+    fn ahead_lost(&mut self) {}
+
     /// The application is parked: what [`Self::dump`] wants to know of the process by calls that change nothing, for kinds that
     /// are one for each process.
     fn ask(&mut self, _: &Remote, _: &mut Asking) {}
@@ -357,6 +377,11 @@ pub trait ResourceManager: Send {
 
     /// Parts of the time that `dump` took, by name, microseconds.
     fn parts_us(&self) -> &[(String, u64)] {
+        &[]
+    }
+
+    /// Further figures of the last stop, by name, bytes.
+    fn bytes(&self) -> &[(&'static str, u64)] {
         &[]
     }
 

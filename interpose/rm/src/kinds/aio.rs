@@ -112,11 +112,8 @@ pub(super) fn section(cx: &SwitchCx) -> RmResult<AioState> {
 
 /// The rings among `zones` of contexts that the process has: a child of `fork` inherits the mappings alone.
 pub(crate) fn owned(remote: &Remote, zones: &[Zone]) -> RmResult<Vec<u64>> {
-    let rings: Vec<u64> = zones
-        .iter()
-        .filter(|zone| zone.path == RING && zone.deleted && zone.offset == 0)
-        .map(|zone| zone.start)
-        .collect();
+    let rings: Vec<u64> =
+        zones.iter().filter(|zone| is_ring(zone) && zone.offset == 0).map(|zone| zone.start).collect();
     let mut calls: Vec<_> = rings.iter().map(|at| call(sysno::io_submit, &[*at, 0, 0])).collect();
     // No more than a slot holds: the long list is for one process at a time.
     for part in calls.chunks_mut(SLOT_CALLS) {
@@ -223,6 +220,11 @@ impl Aio {
         }
         Ok(ring)
     }
+}
+
+/// Is it a context's? Others may look like one.
+pub(crate) fn is_ring(zone: &Zone) -> bool {
+    zone.path == RING && zone.deleted
 }
 
 /// The lines of rings.

@@ -4,14 +4,17 @@
 //! take (in the stop) --> read + keep --> draft (pages named) --sealed--> known
 //!                                            --aborted--> what was to be read is carried to the next take
 //! ```
+//!
+//! What was stored before the stop (`ahead.rs`) was looked at: it is carried, too, until an epoch is sealed.
 
 use crate::at_once;
+use crate::kinds::ahead::Ahead;
 use crate::kinds::zones::{PAGE, Zone};
 use crate::manager::{DumpCx, RmResult};
 use crate::remote::{Remote, read_many};
 use crate::track::ranges::{self, Range};
 use crate::track::{Found, FullScan, Tracker, Tracking};
-use holo_image::PageKey;
+use holo_image::{Figures, PageKey};
 use std::collections::BTreeMap;
 
 /// Most that is copied in the stop, or an eighth of the process if that is more: it stays reserved.
@@ -64,6 +67,7 @@ pub(crate) struct Increment {
     known: Runs,
     draft: Option<Runs>,
     carried: Vec<Range>,
+    pub(crate) ahead: Ahead,
 }
 
 impl Increment {
@@ -104,9 +108,9 @@ impl Increment {
                 return Err(cause);
             }
         };
-        let known: Vec<Range> =
-            self.known.iter().map(|(at, keys)| (*at, at + keys.len() as u64 * PAGE)).collect();
+        let known = places(&self.known);
         let keep = ranges::without(&ranges::both(&same, &known), &self.carried);
+        let keep = ranges::normal([self.ahead.cut(&same, &written), keep].concat());
         let mut read = written;
         read.extend(ranges::without(&same, &keep));
         let read = ranges::normal(read);
@@ -116,6 +120,46 @@ impl Increment {
         Ok(Some(Plan { read, keep, lasting }))
     }
 
+    /// Before the first stop of a process with so much memory: is one more worth it, in which all of it begins to be watched?
+    pub(crate) fn wants_mark(&self, remote: &Remote, bytes: u64) -> bool {
+        self.tracking.watches() && !self.watches(remote) && self.ahead.is_worth_a_mark(bytes)
+    }
+
+    /// That stop.
+    pub(crate) fn mark(&mut self, cx: &mut DumpCx, start: u64, zones: &[Zone]) -> RmResult<()> {
+        self.begin((cx.remote.pid, start));
+        let mut tracker = self.tracking.choose(cx.remote, cx.remarks)?;
+        tracker.prepare(cx.remote, zones)?;
+        self.tracker = Some(tracker);
+        Ok(())
+    }
+
+    /// Is it this process that is watched?
+    pub(crate) fn watches(&self, remote: &Remote) -> bool {
+        self.tracker.is_some() && remote.stat().is_some_and(|stat| self.of == (remote.pid, stat.started))
+    }
+
+    /// What was written since the last look, while the process runs. `None`: it cannot be told.
+    pub(crate) fn look_ahead(&mut self, remote: &Remote, zones: &[Zone]) -> Option<Vec<Range>> {
+        match self.tracker.as_mut()?.ahead(remote, zones) {
+            Ok(written) => {
+                self.carried.extend(written.iter().flatten());
+                self.carried = ranges::normal(std::mem::take(&mut self.carried));
+                written
+            }
+            Err(_) => {
+                // Some pages may be protected now that nobody knows of.
+                self.begin(self.of);
+                None
+            }
+        }
+    }
+
+    /// What was looked at and is in no sealed epoch.
+    pub(crate) fn owed(&self) -> &[Range] {
+        &self.carried
+    }
+
     fn look(&mut self, remote: &Remote, zones: &[Zone], remarks: &mut Vec<String>) -> RmResult<Found> {
         if self.tracker.is_none() {
             self.tracker = Some(self.tracking.choose(remote, remarks)?);
@@ -123,9 +167,13 @@ impl Increment {
         self.tracker.as_mut().map_or(Ok(Found::All), |tracker| tracker.take(remote, zones, true))
     }
 
-    /// Names of the pages that are kept.
-    pub(crate) fn kept(&self, keep: &[Range]) -> Runs {
-        parts(&self.known, keep)
+    /// Names of the pages that are kept; what they cost before the stop counts for the epoch.
+    pub(crate) fn kept(&mut self, keep: &[Range], figures: &mut Figures) -> Runs {
+        let ahead = self.ahead.kept(keep);
+        self.ahead.add_to(&ahead, figures);
+        let mut runs = parts(&self.known, &ranges::without(keep, &places(&ahead)));
+        runs.extend(ahead);
+        runs
     }
 
     /// All pages of the epoch that is being written.
@@ -139,17 +187,25 @@ impl Increment {
             self.known = runs;
             self.carried.clear();
         }
+        self.ahead.sealed();
     }
 
     /// The epoch is not: what it was to read comes again.
     pub(crate) fn aborted(&mut self) {
+        self.ahead.aborted();
         self.draft = None;
     }
 
     /// The store has not what is known: the next epoch reads all.
     pub(crate) fn forget(&mut self) {
         self.known.clear();
+        self.ahead.forget();
     }
+}
+
+/// Where pages with names are.
+pub(crate) fn places(runs: &Runs) -> Vec<Range> {
+    ranges::normal(runs.iter().map(|(at, keys)| (*at, at + keys.len() as u64 * PAGE)).collect())
 }
 
 /// Names of the pages in these ranges.
@@ -204,15 +260,16 @@ mod tests {
     // Goal: kept pages have the names that they had, whatever part of a run is kept. Method: parts over run borders.
     #[test]
     fn parts_of_runs_are_kept() {
+        let figures = &mut Figures::default();
         let mut increment = Increment::default();
         increment.drafted(
             [(4 * PAGE, vec![key(4), key(5), key(6)]), (9 * PAGE, vec![key(9)]), (20 * PAGE, vec![key(20)])]
                 .into(),
         );
         increment.sealed();
-        let kept = increment.kept(&[(5 * PAGE, 7 * PAGE), (9 * PAGE, 10 * PAGE)]);
+        let kept = increment.kept(&[(5 * PAGE, 7 * PAGE), (9 * PAGE, 10 * PAGE)], figures);
         assert_eq!(kept, [(5 * PAGE, vec![key(5), key(6)]), (9 * PAGE, vec![key(9)])].into());
-        let across = increment.kept(&[(PAGE, 30 * PAGE)]);
+        let across = increment.kept(&[(PAGE, 30 * PAGE)], figures);
         assert_eq!(across.len(), 3);
         assert_eq!(joined([(PAGE, vec![key(1)]), (2 * PAGE, vec![key(2)])].into()).len(), 1);
     }

@@ -9,6 +9,7 @@ use crate::kinds::changing::Changing;
 use crate::kinds::hashes;
 use crate::kinds::increment::{self, Increment, Plan, Runs};
 use crate::kinds::left_out::LeftOut;
+use crate::kinds::memory_look::{advised, layout, own, own_bytes, parse_zones, read_zones};
 use crate::kinds::memory_objects::Objects;
 use crate::kinds::memory_read::{check, read_snapshot, wanted, whole};
 use crate::kinds::pagemap::Pagemap;
@@ -18,8 +19,7 @@ use crate::kinds::vdso::VdsoState;
 use crate::kinds::zone_flags::Flags;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use crate::proc_file;
-use crate::remote::{Remote, call, outcome, read_guarded};
+use crate::remote::{Remote, call, read_guarded};
 use crate::snapshot::{self, Snapshot};
 use crate::track::{Tracking, ranges};
 use holo_abi::control::CONTROL_BYTES;
@@ -104,35 +104,10 @@ pub struct Memory {
     objects: Objects,
     /// Files that changed while a snapshot was read.
     changing: Changing,
-}
-
-/// The end of the break among [`Layout::words`], which only the process itself can tell.
-const BREAK: usize = 5;
-
-/// Layout out of `/proc/<pid>/stat` and `brk`.
-///
-/// With it, the process's start time, which tells it from others of the same pid.
-fn layout(cx: &DumpCx, asked: &Asked) -> RmResult<(Layout, u64)> {
-    let gone = || std::io::Error::from_raw_os_error(libc::ESRCH);
-    let stat = cx.remote.stat().ok_or_else(gone).on("reading", "stat")?;
-    let brk = cx.remote.answers().and_then(|answers| outcome(&answers.of(asked)?.0[0]));
-    let brk = brk.on("asking for", "brk")?;
-    let mut words = stat.parts;
-    words[BREAK] = brk;
-    let auxv = cx.remote.auxv().on("reading", "auxv")?.to_vec();
-    Ok((Layout { words, auxv }, stat.started))
-}
-
-/// All but holo's own, which begin at `own`.
-fn read_zones(pid: i32, own: [u64; 2]) -> RmResult<Vec<Zone>> {
-    let path = format!("/proc/{pid}/maps");
-    parse_zones(&proc_file::read(&path).on("reading", &path)?, own)
-}
-
-fn parse_zones(text: &[u8], own: [u64; 2]) -> RmResult<Vec<Zone>> {
-    let mut all = zones::parse(text).map_err(RmError::Unsupported)?;
-    all.retain(|zone| !own.contains(&zone.start) && zone.kind != ZoneKind::Vsyscall);
-    Ok(all)
+    /// All of it is to begin to be watched in a stop of its own.
+    wants_mark: bool,
+    /// Since that stop flags were not read.
+    marked: bool,
 }
 
 impl Memory {
@@ -176,7 +151,7 @@ impl Memory {
 
     /// Takes a snapshot, and copies what fork left out or wiped, and what others may take from the snapshot.
     fn fork(&mut self, cx: &DumpCx, all: &mut [Zone]) -> RmResult<()> {
-        let own = [cx.remote.page.address(), cx.remote.page.changes_at()];
+        let own = own(cx.remote);
         // They are not in the snapshot, where the flags of all others are read.
         if all.iter().any(|zone| zone.kind == ZoneKind::SysV) {
             let mut flagged: Vec<&mut Zone> = all.iter_mut().filter(|zone| !zone.is_kernels()).collect();
@@ -246,6 +221,47 @@ impl ResourceManager for Memory {
         NAME
     }
 
+    fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        self.wants_mark = self.increment.wants_mark(cx.remote, own_bytes(cx.remote));
+        Ok(())
+    }
+
+    fn wants_mark(&self) -> bool {
+        self.wants_mark
+    }
+
+    fn mark(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        (self.wants_mark, self.marked, self.flags) = (false, true, Flags::default());
+        self.advised = advised(cx.remote);
+        let started = cx.remote.stat().map_or(0, |stat| stat.started);
+        self.increment.mark(cx, started, &read_zones(cx.remote.pid, own(cx.remote))?)
+    }
+
+    fn watch(&mut self, cx: &mut DumpCx) -> RmResult<bool> {
+        // It has ended, if they cannot be read.
+        let Ok(mut zones) = read_zones(cx.remote.pid, own(cx.remote)) else { return Ok(false) };
+        let is_wanted =
+            !zones.iter().any(super::aio::is_ring) && self.increment.watch_ahead(cx.remote, &zones);
+        if std::mem::take(&mut self.marked) {
+            // In the stop it would take long. What changes since the mark is known.
+            let mut zones: Vec<&mut Zone> = zones.iter_mut().filter(|zone| !zone.is_kernels()).collect();
+            self.flags.add(cx.remote.pid, self.advised, &mut zones);
+        }
+        Ok(is_wanted)
+    }
+
+    fn ahead(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        self.increment.store_ahead(cx)
+    }
+
+    fn ahead_lost(&mut self) {
+        self.increment.ahead.forget();
+    }
+
+    fn bytes(&self) -> &[(&'static str, u64)] {
+        self.increment.ahead.figures()
+    }
+
     fn ask(&mut self, _: &Remote, asking: &mut Asking) {
         self.asked = asking.add(0, |_| vec![call(sysno::brk, &[0])]);
     }
@@ -257,8 +273,8 @@ impl ResourceManager for Memory {
         self.objects.clear();
         self.by_hand.clear();
         (self.unforked, self.flagged) = (false, false);
-        let own = [cx.remote.page.address(), cx.remote.page.changes_at()];
-        self.advised = cx.remote.page.control().header.advised.load(Ordering::SeqCst);
+        let own = own(cx.remote);
+        self.advised = advised(cx.remote);
         let mut all = parse_zones(cx.remote.maps().on("reading", "maps")?, own)?;
         let rings = super::aio::owned(cx.remote, &all)?;
         all.retain(|zone| !rings.contains(&zone.start));
@@ -352,7 +368,7 @@ impl ResourceManager for Memory {
             runs.insert(*at, writer.put_page_bytes(bytes)?);
         }
         self.objects.store(writer, base)?;
-        runs.extend(self.increment.kept(&keep));
+        runs.extend(self.increment.kept(&keep, writer.figures_mut()));
         let runs = increment::joined(runs);
         for (at, keys) in &runs {
             if let Err(cause) = writer.put_pages(base, *at, keys.clone()) {

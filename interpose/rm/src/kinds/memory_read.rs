@@ -63,7 +63,7 @@ fn unreadable(at: u64, source: std::io::Error) -> RmError {
 }
 
 /// Ranges in groups of [`CHUNK_BYTES`], the last one of what is left.
-fn chunks(ranges: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
+pub(crate) fn chunks(ranges: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
     let (mut out, mut room) = (Vec::<Vec<_>>::new(), 0);
     for &(mut start, end) in ranges {
         while start < end {

@@ -1,5 +1,6 @@
 //! One file per kind of resource.
 
+mod ahead;
 pub mod aio;
 mod aio_restore;
 mod changing;
@@ -28,6 +29,7 @@ mod locks;
 mod makers;
 mod memfd;
 pub mod memory;
+mod memory_look;
 mod memory_objects;
 mod memory_read;
 mod memory_restore;
@@ -43,6 +45,7 @@ mod owner;
 mod packet_filter;
 pub mod pagemap;
 mod passed;
+mod payoff;
 mod pidfd;
 mod pipes;
 mod place;

@@ -26,6 +26,8 @@ const BUFFER_REGIONS: usize = 512;
 const PIECE_BYTES: u64 = 64 << 20;
 /// More is not divided.
 const PIECES_BYTES_MAX: u64 = 16 << 30;
+/// Memory of a running process is looked at in pieces of this size: it cannot map memory meanwhile.
+const RUNNING_PIECE_BYTES: u64 = 8 << 20;
 /// Calls that are made by another thread: fewer take no longer than to start it.
 const PART_CALLS_MIN: u64 = 200;
 const WP_MATCHING: u64 = 1;
@@ -153,6 +155,43 @@ impl Pagemap {
     /// [`Self::protect`] for many ranges, in all zones that can be protected.
     pub(crate) fn protect_watched(&self, ranges: &[(u64, u64)]) -> io::Result<Vec<Region>> {
         self.protect_with(ranges, WP_MATCHING)
+    }
+
+    /// Pages in these ranges that are there and were written since they were protected, which they are again in the same step;
+    /// for processes that run. In zones that cannot be protected nothing is found or changed.
+    pub(crate) fn protect_written(&self, ranges: &[(u64, u64)]) -> io::Result<Vec<(u64, u64)>> {
+        let arg = ScanArg {
+            flags: WP_MATCHING,
+            category_inverted: PFNZERO,
+            category_mask: PFNZERO | WRITTEN,
+            category_anyof_mask: THERE,
+            return_mask: WRITTEN,
+            ..ScanArg::default()
+        };
+        self.walk_running(ranges, arg)
+    }
+
+    /// [`Self::there`] for processes that run.
+    pub(crate) fn there_running(&self, ranges: &[(u64, u64)]) -> io::Result<Vec<(u64, u64)>> {
+        let arg = ScanArg {
+            category_inverted: PFNZERO,
+            category_mask: PFNZERO,
+            category_anyof_mask: THERE,
+            return_mask: THERE,
+            ..ScanArg::default()
+        };
+        self.walk_running(ranges, arg)
+    }
+
+    fn walk_running(&self, ranges: &[(u64, u64)], arg: ScanArg) -> io::Result<Vec<(u64, u64)>> {
+        let (mut out, mut buffer) = (Vec::new(), buffer());
+        for &(start, end) in ranges {
+            for first in (start..end).step_by(RUNNING_PIECE_BYTES as usize) {
+                let last = end.min(first + RUNNING_PIECE_BYTES);
+                self.walk(&mut buffer, first, last, arg, |region| push(&mut out, region.start, region.end))?;
+            }
+        }
+        Ok(out)
     }
 
     /// What in these ranges is there and is not the page of zeros. Nothing is changed; for memory that is no map of a file.

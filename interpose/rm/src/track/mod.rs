@@ -62,6 +62,14 @@ impl Tracking {
         self.checks
     }
 
+    /// Is anything to be watched?
+    pub(crate) fn watches(&self) -> bool {
+        match self.engine {
+            Engine::FullScan => false,
+            Engine::Userfaultfd | Engine::Auto => true,
+        }
+    }
+
     /// The best engine that works for a parked process, or the one that is forced.
     ///
     /// # Errors
@@ -117,6 +125,23 @@ pub trait Tracker: Send {
     /// # Errors
     /// The kernel's: the caller must take all pages as written then, and make another tracker.
     fn take(&mut self, remote: &Remote, zones: &[Zone], parked: bool) -> RmResult<Found>;
+
+    /// In a stop before the first look: large zones begin to be watched, such that [`Self::ahead`] can protect them.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    fn prepare(&mut self, _: &Remote, _: &[Zone]) -> RmResult<()> {
+        Ok(())
+    }
+
+    /// While the process runs: pages of private memory without a file, in zones that are watched, which were written since the last
+    /// look. They are protected from here on, so that this is the last look at them. `None`: it cannot tell.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    fn ahead(&mut self, _: &Remote, _: &[Zone]) -> RmResult<Option<Vec<Range>>> {
+        Ok(None)
+    }
 }
 
 /// All pages, at every epoch: works everywhere.

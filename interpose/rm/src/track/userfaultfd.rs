@@ -13,6 +13,7 @@ use super::lifts::{Holder, Lifts};
 use super::ranges::{self, Range};
 use super::youth::Youth;
 use super::{Found, Tracker};
+use crate::at_once;
 use crate::kinds::pagemap::{PFNZERO, PRESENT, Pagemap, Region, SWAPPED, WRITTEN};
 use crate::kinds::zones::zones_can_be_asked_for;
 use crate::kinds::zones::{PAGE, Zone, ZoneKind};
@@ -43,6 +44,12 @@ const HOLES_PART: u64 = 4;
 const HOLES_BYTES_MAX: u64 = 256 * PAGE;
 /// Memory whose pages are in one table, and go at once.
 const TABLE_BYTES: u64 = 512 * PAGE;
+/// Less is not watched before the first look.
+const LARGE_BYTES: u64 = 1 << 20;
+/// Memory of a running process that is protected at once.
+const FRESH_BYTES: u64 = 8 << 20;
+/// Tables that another thread looks for: fewer take no longer than to start it.
+const PART_TABLES_MIN: u64 = 100;
 /// End of what a process can have.
 const ADDRESS_END: u64 = 1 << 47;
 
@@ -94,6 +101,8 @@ pub struct Userfaultfd {
     /// Pages of watched zones that were the process's own at the last look.
     own: Vec<Range>,
     youth: Youth,
+    /// Watched already, and never protected: marks of an earlier protection may be there.
+    fresh: Vec<Range>,
 }
 
 fn ioctl(fd: &OwnedFd, request: libc::c_ulong, words: &mut [u64]) -> io::Result<()> {
@@ -136,6 +145,7 @@ impl Userfaultfd {
             lifts: lifts.clone(),
             own: Vec::new(),
             youth: Youth::default(),
+            fresh: Vec::new(),
         })
     }
 
@@ -166,13 +176,29 @@ impl Userfaultfd {
         if !self.watch(remote, zone)? {
             return Ok(false);
         }
-        for region in pagemap.protect(zone.start, zone.end)? {
-            if region.categories & WRITTEN == 0 {
-                self.held.unmark(region.start, region.end)?;
-                pagemap.protect(region.start, region.end)?;
-            }
-        }
+        self.mark_anew(pagemap, pagemap.protect(zone.start, zone.end)?)?;
         Ok(true)
+    }
+
+    /// Regions that were protected for the first time: those that had a mark before get a new one.
+    fn mark_anew(&self, pagemap: &Pagemap, regions: Vec<Region>) -> io::Result<()> {
+        for region in regions.iter().filter(|region| region.categories & WRITTEN == 0) {
+            self.held.unmark(region.start, region.end)?;
+            pagemap.protect(region.start, region.end)?;
+        }
+        Ok(())
+    }
+
+    /// Protects a part of a zone that is [`Self::fresh`], while the process runs; which pages of it are the process's own.
+    fn protect_fresh(&self, pagemap: &Pagemap, (start, end): Range) -> io::Result<Vec<Range>> {
+        let mut own = Vec::new();
+        for at in (start..end).step_by(FRESH_BYTES as usize) {
+            let regions = pagemap.protect(at, end.min(at + FRESH_BYTES))?;
+            let there = regions.iter().filter(|region| region.categories & PFNZERO == 0);
+            own.extend(there.map(|region| (region.start, region.end)));
+            self.mark_anew(pagemap, regions)?;
+        }
+        Ok(own)
     }
 
     /// [`Self::begin`]; after an `exec`, when the memory that the descriptor belonged to is gone, with another one.
@@ -213,6 +239,11 @@ fn is_tracked(zone: &Zone) -> bool {
     zone.is_private() && !zone.deleted
 }
 
+/// May its pages be protected while the process runs? In a map of a file marks do not tell enough.
+fn is_ahead(zone: &Zone) -> bool {
+    is_tracked(zone) && zone.kind != ZoneKind::FilePrivate
+}
+
 /// Ranges with no other zones than tracked ones.
 fn spans(zones: &[Zone]) -> Vec<Range> {
     let mut out: Vec<Range> = Vec::new();
@@ -231,7 +262,8 @@ fn spans(zones: &[Zone]) -> Vec<Range> {
 /// The parts whose table of pages is there: of a table that is gone some kernels do not say that nothing is marked in it.
 /// It is, where a page in it was `told` not to be marked.
 fn in_tables(pagemap: &Pagemap, quiet: &[Range], told: &[Range]) -> io::Result<Vec<Range>> {
-    let mut out: Vec<Range> = Vec::new();
+    // Of each table that is not told of, a page that is in it if it is there.
+    let (mut parts, mut asked): (Vec<(Range, Option<usize>)>, Vec<u64>) = (Vec::new(), Vec::new());
     let (mut next, mut known) = (0, None);
     for &(start, end) in quiet {
         let mut at = start;
@@ -241,20 +273,27 @@ fn in_tables(pagemap: &Pagemap, quiet: &[Range], told: &[Range]) -> io::Result<V
             while told.get(next).is_some_and(|range| range.1 <= table) {
                 next += 1;
             }
-            let is_there = match known {
-                Some((same, is_there)) if same == table => is_there,
-                _ => told.get(next).is_some_and(|range| range.0 < table + TABLE_BYTES) || pagemap.has(at)?,
+            let ask = match known {
+                Some((same, ask)) if same == table => ask,
+                _ if told.get(next).is_some_and(|range| range.0 < table + TABLE_BYTES) => None,
+                _ => {
+                    // The last one: the kernel looks at all in the table that are behind it.
+                    asked.push(until - PAGE);
+                    Some(asked.len() - 1)
+                }
             };
-            known = Some((table, is_there));
-            match out.last_mut() {
-                Some(last) if is_there && last.1 == at => last.1 = until,
-                _ if is_there => out.push((at, until)),
-                _ => {}
-            }
+            known = Some((table, ask));
+            parts.push(((at, until), ask));
             at = until;
         }
     }
-    Ok(out)
+    let answers = at_once::run(at_once::parts(&asked, |_| 1, PART_TABLES_MIN), |part| {
+        part.iter().map(|page| pagemap.has(*page)).collect::<io::Result<Vec<bool>>>()
+    });
+    let answers: io::Result<Vec<Vec<bool>>> = answers.into_iter().collect();
+    let answers = answers?.concat();
+    let there = parts.into_iter().filter(|(_, ask)| ask.is_none_or(|ask| answers[ask]));
+    Ok(ranges::normal(there.map(|(range, _)| range).collect()))
 }
 
 impl Tracker for Userfaultfd {
@@ -273,7 +312,9 @@ impl Tracker for Userfaultfd {
             *self = Self::new(remote, &self.lifts)?;
         }
         let mut pagemap = Pagemap::open(remote.pid).on("opening", "pagemap")?;
-        let spans = spans(zones);
+        // All of it is read.
+        let fresh = std::mem::take(&mut self.fresh);
+        let spans = ranges::without(&spans(zones), &fresh);
         let zones: Vec<&Zone> = zones.iter().filter(|zone| is_tracked(zone)).collect();
         remote.page.keep_alive();
         // In a map of a file a page that is gone keeps its mark: all of it is looked at.
@@ -281,7 +322,8 @@ impl Tracker for Userfaultfd {
             let place = |zone: &&Zone| (zone.start, zone.end);
             let (files, rest): (Vec<&Zone>, Vec<&Zone>) =
                 zones.iter().partition(|zone| zone.kind == ZoneKind::FilePrivate);
-            (files.iter().map(place).collect(), rest.iter().map(place).collect())
+            let rest: Vec<Range> = rest.iter().map(place).collect();
+            (files.iter().map(place).collect(), ranges::without(&rest, &fresh))
         };
         // Where there were no holes, what is not marked was written, or is a hole now, which few pages ever become: one look
         // finds and marks it.
@@ -322,17 +364,23 @@ impl Tracker for Userfaultfd {
             }
         }
         let own_before = std::mem::take(&mut self.own);
-        let watched: Vec<bool> =
-            zones.iter().zip(seen).map(|(zone, seen)| seen || pagemap.is_watched(zone.start)).collect();
+        let is_fresh = |zone: &Zone| fresh.iter().any(|range| range.0 < zone.end && zone.start < range.1);
+        let watched: Vec<bool> = zones
+            .iter()
+            .zip(seen)
+            .map(|(zone, seen)| !is_fresh(zone) && (seen || pagemap.is_watched(zone.start)))
+            .collect();
         let due = self.youth.due(&zones, &watched);
         for (zone, due) in zones.iter().zip(due) {
             let Some(due) = due else { continue };
             remote.page.keep_alive();
             // What is not watched is read every time.
-            let begun = due && self.begin_or_anew(remote, &pagemap, zone, parked)?;
+            let begun = (due || is_fresh(zone)) && self.begin_or_anew(remote, &pagemap, zone, parked)?;
             let own = pagemap.own_ranges(zone.start, zone.end).on("reading", "pagemap")?;
             if begun {
                 self.own.extend(&own);
+            } else if is_fresh(zone) {
+                self.fresh.push((zone.start, zone.end));
             }
             unwatched.extend(own);
         }
@@ -357,5 +405,38 @@ impl Tracker for Userfaultfd {
         let lasting = zones.iter().zip(&watched).filter(|(_, watched)| **watched);
         let lasting = lasting.map(|(zone, _)| (zone.start, zone.end)).collect();
         Ok(Found::Since { written: ranges::normal(written), same: ranges::normal(same), lasting })
+    }
+
+    fn prepare(&mut self, remote: &Remote, zones: &[Zone]) -> RmResult<()> {
+        for zone in zones.iter().filter(|zone| is_ahead(zone) && zone.bytes() >= LARGE_BYTES) {
+            if self.watch(remote, zone).on("watching", format!("zone {:#x}", zone.start))? {
+                self.fresh.push((zone.start, zone.end));
+            }
+        }
+        self.fresh = ranges::normal(std::mem::take(&mut self.fresh));
+        Ok(())
+    }
+
+    fn ahead(&mut self, remote: &Remote, zones: &[Zone]) -> RmResult<Option<Vec<Range>>> {
+        let is_off = remote.page.control().header.hands_off.load(Ordering::SeqCst) != 0;
+        if is_off || self.held.with(|uffd| uffd.is_none()) {
+            return Ok(None);
+        }
+        let pagemap = Pagemap::open(remote.pid).on("opening", "pagemap")?;
+        let zones = zones.iter().filter(|zone| is_ahead(zone)).map(|zone| (zone.start, zone.end));
+        let zones = ranges::normal(zones.collect());
+        let watched = ranges::without(&zones, &self.fresh);
+        let mut written = pagemap.protect_written(&watched).on("protecting", "pages")?;
+        for range in ranges::both(&self.fresh, &zones) {
+            // Where it is another zone by now the stop will see.
+            if let Ok(own) = self.protect_fresh(&pagemap, range) {
+                written.extend(own);
+                self.fresh = ranges::without(&self.fresh, &[range]);
+            }
+        }
+        let written = ranges::normal(written);
+        // The next look must find them by what it knows: they are marked.
+        self.own = ranges::normal([self.own.as_slice(), &written].concat());
+        Ok(Some(written))
     }
 }
