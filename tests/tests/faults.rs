@@ -97,7 +97,7 @@ fn checkpoints() {
     app.checkpoint(&node);
     let (before, processes) = (left(&node), process::tree(app.real_pids(&node)[0]).len());
     for kind in KINDS {
-        for phase in ["pre_dump", "dump", "post_dump"] {
+        for phase in ["pre_dump", "watch", "dump", "post_dump"] {
             for when in WHENS {
                 let fault = format!("{kind} {phase} {when}");
                 order(&node, &fault);

@@ -30,6 +30,19 @@ holo_tests::workloads! {
     shared_pages_of_a_segment: Workload::new("shared_pages.c").arg("segment").checkpoints(60);
     unforkable: Workload::new("unforkable.c").checkpoints(20);
     memory_wild_unchecked: Workload::new("memory_wild.c").arg("forks").checkpoints(60);
+    memory_churn_ahead: Workload::new("memory_churn.c").arg("forks").checkpoints(40).agent_env("HOLO_MEMORY_AHEAD", "1")
+        .agent_env("HOLO_ENGINE_CHECK", "1");
+    memory_moves_ahead: Workload::new("memory_moves.c").checkpoints(60).agent_env("HOLO_MEMORY_AHEAD", "1")
+        .agent_env("HOLO_ENGINE_CHECK", "1");
+    memory_wild_ahead: Workload::new("memory_wild.c").arg("forks").checkpoints(60).agent_env("HOLO_MEMORY_AHEAD", "1")
+        .agent_env("HOLO_ENGINE_CHECK", "1");
+    memory_ahead_unchecked: Workload::new("memory_ahead.c").checkpoints(40).agent_env("HOLO_MEMORY_AHEAD", "1");
+    memory_ahead: Workload::new("memory_ahead.c").arg("forks").checkpoints(25).agent_env("HOLO_MEMORY_AHEAD", "1")
+        .agent_env("HOLO_ENGINE_CHECK", "1");
+    memory_ahead_where_it_pays: Workload::new("memory_ahead.c").checkpoints(40);
+    memory_direct: Workload::new("memory_direct.c").checkpoints(80).agent_env("HOLO_MEMORY_AHEAD", "1")
+        .agent_env("HOLO_ENGINE_CHECK", "1");
+    aio_ahead: Workload::new("aio.c").agent_env("HOLO_MEMORY_AHEAD", "1");
     allocator: Workload::new("allocator.c").checkpoints(15);
     jemalloc: Workload::new("allocator.c").arg("required").env("LD_PRELOAD", "libjemalloc.so.2").checkpoints(15);
 }
@@ -37,27 +50,31 @@ holo_tests::workloads! {
 // Goal: each of several incremental epochs is whole: later ones do not disturb it, and it needs no other. Method: take
 // six epochs of a program whose memory changes in every way, each compared with a full scan of the same cut; restore them
 // newest first, with the program checking every page each time. With the other engine as well.
-fn each_epoch(engine: &'static str) {
+fn each_epoch(engine: &'static str, source: &str, ahead: &str) {
     let mut node = Node::without_agent(Who::Me);
     node.set_agent_env("HOLO_ENGINE", engine);
     node.set_agent_env("HOLO_ENGINE_CHECK", "1");
+    node.set_agent_env("HOLO_MEMORY_AHEAD", ahead);
     node.start_agent();
     let dir = "data/work";
     hand_over(&node.outside(dir), Who::Me);
-    let program =
-        Program::new(compile::workload("memory_churn.c"), &[node.inside(dir).as_os_str(), "forks".as_ref()]);
+    let program = Program::new(compile::workload(source), &[node.inside(dir).as_os_str(), "forks".as_ref()]);
     let mut app = App::start(&node, "churn", &program, dir, &["--keep", "20"]);
     app.wait_joined(&node);
-    let mut epochs = Vec::new();
+    let (mut epochs, mut stored_ahead) = (Vec::new(), 0);
     for _ in 0..6 {
         onward(&node, 9);
         let epoch = app.checkpoint(&node);
         assert_eq!(epoch.0["engine"], engine, "{}", epoch.0);
+        // Some of what was stored ahead was stored to again, not all.
+        stored_ahead += u32::from(epoch.0["bytes_by_kind"]["memory.ahead"].as_u64() > Some(0));
         epochs.push((epoch.number("epoch"), epoch.number("pages_dirty"), epoch.number("processes")));
     }
+    // Not while the program moves memory.
+    assert!(if ahead == "1" { stored_ahead >= 2 } else { stored_ahead == 0 }, "{stored_ahead} of 6 epochs");
     // 4,096 pages are never written again; a child's are all new.
     assert!(epochs[0].1 > 4096, "the first epoch has all: {epochs:?}");
-    let less = |(_, pages, processes): &(u64, u64, u64)| *pages < 4096 || *processes > 1;
+    let less = |(_, pages, processes): &(u64, u64, u64)| *pages < epochs[0].1 || *processes > 1;
     assert!(epochs[1..].iter().all(less), "later ones have less: {epochs:?}");
     for (epoch, ..) in epochs.iter().rev() {
         app.kill(&node);
@@ -69,12 +86,58 @@ fn each_epoch(engine: &'static str) {
 
 #[test]
 fn each_epoch_by_userfaultfd() {
-    each_epoch("userfaultfd");
+    each_epoch("userfaultfd", "memory_churn.c", "0");
+}
+
+#[test]
+fn each_epoch_stored_ahead() {
+    each_epoch("userfaultfd", "memory_churn.c", "1");
+    each_epoch("userfaultfd", "memory_ahead.c", "1");
 }
 
 #[test]
 fn each_epoch_by_full_scan() {
-    each_epoch("full-scan");
+    each_epoch("full-scan", "memory_churn.c", "0");
+}
+
+// Goal: what was stored ahead of an epoch that then failed, and not stored to since, is in the next one. Method: epochs fail by order at
+// every step behind that one; the next is compared with a full scan of the same cut, and restored.
+#[test]
+fn epochs_after_failed_ones_stored_ahead() {
+    let mut node = Node::without_agent(Who::Me);
+    node.set_agent_env("HOLO_FAULTS", node.inside("faults"));
+    node.set_agent_env("HOLO_ENGINE_CHECK", "1");
+    node.set_agent_env("HOLO_MEMORY_AHEAD", "1");
+    node.start_agent();
+    let order = |text: &str| std::fs::write(node.outside("faults"), text).expect("faults");
+    let dir = "data/work";
+    hand_over(&node.outside(dir), Who::Me);
+    let program = Program::new(compile::workload("memory_churn.c"), &[node.inside(dir)]);
+    let mut app = App::start(&node, "failed", &program, dir, &[]);
+    app.wait_joined(&node);
+    for faults in [
+        &["memory ahead after"][..],
+        &["tree dump before", "memory dump before"],
+        &["memory dump after", "memory post_dump before", "memory ahead after"],
+        &["memory post_dump after", "tree post_dump after"],
+    ] {
+        app.checkpoint(&node);
+        for fault in faults {
+            order(fault);
+            // Nothing is stored ahead while the program moves memory.
+            let refused = wait::until(LIMIT, fault, || {
+                onward(&node, 3);
+                app.try_checkpoint(&node).err()
+            });
+            assert!(refused.stderr.contains(fault), "{fault}: {}", refused.stderr);
+        }
+        order("");
+        app.checkpoint(&node);
+        app.kill(&node);
+        app.restore_unsettled(&node, None);
+        onward(&node, 9);
+    }
+    app.kill(&node);
 }
 
 // Goal: an epoch has the flags that zones have at its cut, also where they were not read again for it. Method: one step of the program at
