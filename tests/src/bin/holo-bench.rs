@@ -7,6 +7,8 @@ use holo_tests::{command, compile, paths, redis, wait};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "holo-bench/ahead.rs"]
+mod ahead;
 #[path = "holo-bench/bringup.rs"]
 mod bringup;
 #[path = "holo-bench/files.rs"]
@@ -28,12 +30,13 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
-    let parts: [(&str, fn()); 11] = [
+    let parts: [(&str, fn()); 12] = [
         ("start", start_up),
         ("calls", calls),
         ("memory", memory),
         ("incremental", incremental),
         ("stops", stops),
+        ("ahead", ahead::ahead),
         ("switches", switches::switches),
         ("files", files::files),
         ("bringup", bringup::bringup),
