@@ -4,7 +4,7 @@
 
 use holo_tests::app::{App, Program};
 use holo_tests::node::{Node, Who, hand_over};
-use holo_tests::{compile, wait, workload};
+use holo_tests::{compile, process, wait, workload};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -137,6 +137,36 @@ fn epochs_after_failed_ones_stored_ahead() {
         app.restore_unsettled(&node, None);
         onward(&node, 9);
     }
+    app.kill(&node);
+}
+
+// Goal: processes that have memory in common have it after an epoch: looking at it does not make it each one's own. Method: what the kernel
+// counts as shared of each, before and after an epoch for which all of it was stored ahead.
+#[test]
+fn memory_in_common_stays_so() {
+    let mut node = Node::without_agent(Who::Me);
+    node.set_agent_env("HOLO_MEMORY_AHEAD", "1");
+    node.start_agent();
+    let dir = "data/work";
+    hand_over(&node.outside(dir), Who::Me);
+    let program = Program::new(compile::workload("memory_inherited.c"), &[node.inside(dir)]);
+    let mut app = App::start(&node, "inherited", &program, dir, &[]);
+    app.wait_joined(&node);
+    onward(&node, 1);
+    let shared_kib = || {
+        let of = |pid: &u32| {
+            let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
+            let line = rollup.lines().find_map(|line| line.strip_prefix("Shared_Dirty:")).expect("a sum");
+            line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+        };
+        process::tree(app.real_pids(&node)[0]).iter().map(of).collect::<Vec<_>>()
+    };
+    let before = shared_kib();
+    assert!(before.len() == 2 && before.iter().all(|kib| *kib > 80 << 10), "{before:?}");
+    let epoch = app.checkpoint(&node);
+    assert!(epoch.0["bytes_by_kind"]["memory.ahead"].as_u64() > Some(80 << 20), "{}", epoch.0);
+    let after = shared_kib();
+    assert!(after.len() == 2 && after.iter().all(|kib| *kib > 80 << 10), "{before:?} {after:?}");
     app.kill(&node);
 }
 

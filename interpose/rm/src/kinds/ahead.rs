@@ -21,15 +21,17 @@ use crate::kinds::pagemap::Pagemap;
 use crate::kinds::payoff::{Payoff, Seen};
 use crate::kinds::zones::{PAGE, Zone, ZoneKind};
 use crate::manager::{DumpCx, RmResult};
-use crate::remote::{Remote, read_many};
+use crate::remote::Remote;
 use crate::track::ranges::{self, Range};
 use holo_image::{EpochWriter, Figures};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// Looks before a stop.
 const ROUNDS_MAX: usize = 4;
 /// Epochs in a row that failed, after which nothing is stored until one is sealed: what was stored stays until then.
 const FAILURES_MAX: u32 = 3;
-/// Read with one hold of the process's memory.
+/// Read at once.
 const READ_BYTES: u64 = 256 * PAGE;
 /// Bytes after which they are synced.
 const SYNC_BYTES: u64 = 64 << 20;
@@ -146,13 +148,14 @@ impl Ahead {
     fn store(&mut self, cx: &mut DumpCx, pages: &[Range]) -> RmResult<()> {
         let remote = cx.remote;
         let Some(writer) = cx.writer.as_mut() else { return Ok(()) };
+        let Ok(memory) = File::open(remote.proc("mem")) else { return Ok(()) };
         let before = writer.figures();
         let (mut buffer, mut unsynced) = (Vec::new(), 0);
         for chunk in chunks(pages) {
             if remote.ended() {
                 break;
             }
-            let read = read(remote.pid, &chunk, &mut buffer);
+            let read = read(&memory, &chunk, &mut buffer);
             let mut keys = writer.put_page_bytes(&buffer)?.into_iter();
             for (start, end) in read {
                 let keys: Vec<_> = keys.by_ref().take(((end - start) / PAGE) as usize).collect();
@@ -172,23 +175,19 @@ impl Ahead {
     }
 }
 
-/// Reads ranges of a running process, one behind the other; which of them could be.
-fn read(pid: i32, ranges: &[Range], into: &mut Vec<u8>) -> Vec<Range> {
-    let pieces: Vec<Range> = ranges
-        .iter()
-        .flat_map(|&(start, end)| {
-            (start..end).step_by(READ_BYTES as usize).map(move |at| (at, end.min(at + READ_BYTES)))
-        })
-        .collect();
+/// Reads ranges of a running process, one behind the other; the parts that could be read, and no more, are in the buffer.
+///
+/// By way of its file, as a snapshot is read: nothing becomes the process's own that it shares with others.
+fn read(memory: &File, ranges: &[Range], into: &mut Vec<u8>) -> Vec<Range> {
+    let pieces = ranges.iter().flat_map(|&(start, end)| {
+        (start..end).step_by(READ_BYTES as usize).map(move |at| (at, end.min(at + READ_BYTES)))
+    });
     into.resize(ranges::bytes(ranges) as usize, 0);
-    if read_many(pid, &pieces, into).is_ok() {
-        return ranges.to_vec();
-    }
-    // Something is not there any more.
     let mut filled = 0;
-    let there = pieces.into_iter().filter(|piece| {
-        let room = &mut into[filled..filled + (piece.1 - piece.0) as usize];
-        let is_there = read_many(pid, &[*piece], room).is_ok();
+    let there = pieces.filter(|(start, end)| {
+        let room = &mut into[filled..filled + (end - start) as usize];
+        // It may be gone by now.
+        let is_there = memory.read_exact_at(room, *start).is_ok();
         filled += if is_there { room.len() } else { 0 };
         is_there
     });
@@ -277,8 +276,8 @@ mod tests {
         };
         let (start, end) = (at as u64, at as u64 + bytes as u64);
         let mut buffer = Vec::new();
-        let pid = std::process::id() as i32;
-        let there = read(pid, &[(start, end)], &mut buffer);
+        let memory = File::open("/proc/self/mem").unwrap();
+        let there = read(&memory, &[(start, end)], &mut buffer);
         assert_eq!(ranges::normal(there), [(start, start + READ_BYTES), (start + 2 * READ_BYTES, end)]);
         assert_eq!(buffer, vec![7; 3 * READ_BYTES as usize]);
         // SAFETY: ours.
