@@ -23,7 +23,7 @@ const MAY: &[(&str, &[&str])] = &[
         &["holo-abi", "holo-api", "holo-cfor", "holo-cluster", "holo-image", "holo-rm", "holo-sites"],
     ),
     ("holo-tools", &["holo-abi", "holo-api", "holo-cfor", "holo-cluster", "holo-image", "holo-sites"]),
-    ("holo-tests", &["holo-cfor", "holo-image"]),
+    ("holo-tests", &["holo-api", "holo-cfor", "holo-image"]),
 ];
 
 fn edges() -> BTreeMap<String, BTreeSet<String>> {
