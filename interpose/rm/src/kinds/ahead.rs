@@ -204,15 +204,17 @@ fn open(zones: &[Zone]) -> Vec<Range> {
 }
 
 impl Increment {
+    /// Is it worth looking at what was written? Else nothing of the process need be read before its stop.
+    pub(crate) fn looks_ahead(&mut self, remote: &Remote) -> bool {
+        self.ahead.wanted.clear();
+        let may = self.ahead.rounds < ROUNDS_MAX && self.ahead.failures < FAILURES_MAX;
+        may && self.ahead.payoff.is_worth() && self.watches(remote)
+    }
+
     /// While the process runs: protects what was written since the last look. True: so many pages that they are to be stored, when no
     /// thread is any more in the call that it was in.
     pub(crate) fn watch_ahead(&mut self, remote: &Remote, zones: &[Zone]) -> bool {
-        self.ahead.wanted.clear();
         let Ok(pagemap) = Pagemap::open(remote.pid) else { return false };
-        let may = self.ahead.rounds < ROUNDS_MAX && self.ahead.failures < FAILURES_MAX;
-        if !may || !self.watches(remote) || !self.ahead.payoff.is_worth() {
-            return false;
-        }
         let Some(written) = self.look_ahead(remote, zones) else { return false };
         let places = ranges::without(&self.ahead.places(), &written);
         self.ahead.keep(&places);

@@ -9,6 +9,7 @@
 
 use crate::at_once;
 use crate::kinds::ahead::Ahead;
+use crate::kinds::memory_look::own_bytes;
 use crate::kinds::zones::{PAGE, Zone};
 use crate::manager::{DumpCx, RmResult};
 use crate::remote::{Remote, read_many};
@@ -120,9 +121,9 @@ impl Increment {
         Ok(Some(Plan { read, keep, lasting }))
     }
 
-    /// Before the first stop of a process with so much memory: is one more worth it, in which all of it begins to be watched?
-    pub(crate) fn wants_mark(&self, remote: &Remote, bytes: u64) -> bool {
-        self.tracking.watches() && !self.watches(remote) && self.ahead.is_worth_a_mark(bytes)
+    /// Before the first stop of a process: is one more worth it, in which all of its memory begins to be watched?
+    pub(crate) fn wants_mark(&self, remote: &Remote) -> bool {
+        self.tracking.watches() && !self.watches(remote) && self.ahead.is_worth_a_mark(own_bytes(remote))
     }
 
     /// That stop.

@@ -9,7 +9,7 @@ use crate::kinds::changing::Changing;
 use crate::kinds::hashes;
 use crate::kinds::increment::{self, Increment, Plan, Runs};
 use crate::kinds::left_out::LeftOut;
-use crate::kinds::memory_look::{advised, layout, own, own_bytes, parse_zones, read_zones};
+use crate::kinds::memory_look::{advised, layout, own, parse_zones, read_zones};
 use crate::kinds::memory_objects::Objects;
 use crate::kinds::memory_read::{check, read_snapshot, wanted, whole};
 use crate::kinds::pagemap::Pagemap;
@@ -222,7 +222,7 @@ impl ResourceManager for Memory {
     }
 
     fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        self.wants_mark = self.increment.wants_mark(cx.remote, own_bytes(cx.remote));
+        self.wants_mark = self.increment.wants_mark(cx.remote);
         Ok(())
     }
 
@@ -238,10 +238,14 @@ impl ResourceManager for Memory {
     }
 
     fn watch(&mut self, cx: &mut DumpCx) -> RmResult<bool> {
+        let looks = self.increment.looks_ahead(cx.remote);
+        if !looks && !self.marked {
+            return Ok(false);
+        }
         // It has ended, if they cannot be read.
         let Ok(mut zones) = read_zones(cx.remote.pid, own(cx.remote)) else { return Ok(false) };
         let is_wanted =
-            !zones.iter().any(super::aio::is_ring) && self.increment.watch_ahead(cx.remote, &zones);
+            looks && !zones.iter().any(super::aio::is_ring) && self.increment.watch_ahead(cx.remote, &zones);
         if std::mem::take(&mut self.marked) {
             // In the stop it would take long. What changes since the mark is known.
             let mut zones: Vec<&mut Zone> = zones.iter_mut().filter(|zone| !zone.is_kernels()).collect();
