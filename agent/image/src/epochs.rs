@@ -194,7 +194,11 @@ impl<'a> Files<'a> {
                 Parsed::Whole(made) if made.meta.at_unix_ns == id.at_unix_ns => Ok(made),
                 Parsed::Whole(_) | Parsed::Change { .. } => Err(missing()),
             };
-            let made = read(base_name(id)).or_else(|_| read(file_name(id.epoch)))?;
+            // One that has the second name and cannot be read is damaged; else it is an epoch still, if it is there.
+            let made = read(base_name(id)).or_else(|error| match error {
+                Error::Malformed { .. } => read(file_name(id.epoch)),
+                _ => Err(error),
+            })?;
             self.base = Some((id, made));
         }
         match &self.base {

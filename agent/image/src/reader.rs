@@ -85,13 +85,18 @@ impl EpochReader {
         self.made.memory.runs()
     }
 
-    /// A content of `len` bytes that was entered as a space.
-    pub fn content(&self, space: u64, len: u64) -> Blob {
+    /// Those of a space.
+    pub fn pages_of(&self, space: u64) -> &[PageRun] {
         let all = self.pages();
         let from = all.partition_point(|run| run.space < space);
         let to = all.partition_point(|run| run.space <= space);
+        &all[from..to]
+    }
+
+    /// A content of `len` bytes that was entered as a space.
+    pub fn content(&self, space: u64, len: u64) -> Blob {
         let of = |run: &PageRun| BlobRun { page: run.address / PAGE_BYTES as u64, keys: run.keys.clone() };
-        Blob { len, runs: all[from..to].iter().map(of).collect() }
+        Blob { len, runs: self.pages_of(space).iter().map(of).collect() }
     }
 
     /// Names of all stored pages, each once.

@@ -8,7 +8,7 @@
 //! A clone that is made at once is one update from nothing.
 
 use crate::kinds::laid_maps::map_all;
-use crate::kinds::laid_pages::{Within, delta, runs, without, write};
+use crate::kinds::laid_pages::{Within, delta, without, write};
 use crate::kinds::memory::{MemoryState, NAME, control_zone};
 use crate::kinds::vdso;
 use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
@@ -199,7 +199,7 @@ impl Laid {
         };
         let wanted: Vec<&Zone> =
             state.zones.iter().filter(|zone| zone.is_private() && !is_later(zone)).collect();
-        let touched = touched(&state.zones, runs(image, space))?;
+        let touched = touched(&state.zones, image.pages_of(space))?;
         self.forget_replaced_files();
         let (kept, fresh) = self.compare(&wanted);
         let kept_ranges: Vec<(u64, u64)> =
@@ -240,8 +240,8 @@ impl Laid {
         self.pieces.extend(fresh);
         self.pieces.sort_unstable_by_key(|piece| piece.zone.start);
         self.join(&state.zones);
-        let old = self.image.as_ref().map_or(&[][..], |image| runs(image, space));
-        let mut delta = delta(old, runs(image, space), &kept_ranges);
+        let old = self.image.as_ref().map_or(&[][..], |image| image.pages_of(space));
+        let mut delta = delta(old, image.pages_of(space), &kept_ranges);
         // Pages of zones that are not there yet come later.
         let there: Vec<(u64, u64)> =
             self.pieces.iter().map(|piece| (piece.zone.start, piece.zone.end)).collect();

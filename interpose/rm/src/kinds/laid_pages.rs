@@ -9,14 +9,6 @@ use holo_image::{EpochReader, Page, PageKey, PageRun};
 /// Pages that are read and written at once.
 const PART_PAGES: usize = 256;
 
-/// Pages of a space, in rising order.
-pub(crate) fn runs(image: &EpochReader, space: u64) -> &[PageRun] {
-    let all = image.pages();
-    let from = all.partition_point(|run| run.space < space);
-    let to = all.partition_point(|run| run.space <= space);
-    &all[from..to]
-}
-
 fn keys(runs: &[PageRun]) -> impl Iterator<Item = (u64, PageKey)> {
     runs.iter().flat_map(|run| {
         run.keys.iter().enumerate().map(|(number, key)| (run.address + number as u64 * PAGE, *key))

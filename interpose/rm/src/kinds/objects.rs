@@ -52,7 +52,7 @@ pub(crate) fn make(
 
 fn fill(cx: &SwitchCx, file: &File, bytes: u64, space: u64) -> RmResult<()> {
     let mut buffer = vec![0; 1 << 20];
-    for run in cx.image.pages().iter().filter(|run| run.space == space) {
+    for run in cx.image.pages_of(space) {
         let mut first = 0;
         while first < run.keys.len() {
             let pages = (run.keys.len() - first).min(256);

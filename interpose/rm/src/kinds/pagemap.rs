@@ -64,6 +64,17 @@ pub struct Pagemap {
     scan: bool,
 }
 
+/// Asks for what is there and is not the page of zeros.
+fn there() -> ScanArg {
+    ScanArg {
+        category_inverted: PFNZERO,
+        category_mask: PFNZERO,
+        category_anyof_mask: THERE,
+        return_mask: THERE,
+        ..ScanArg::default()
+    }
+}
+
 impl Pagemap {
     /// Opens it.
     ///
@@ -173,14 +184,7 @@ impl Pagemap {
 
     /// [`Self::there`] for processes that run.
     pub(crate) fn there_running(&self, ranges: &[(u64, u64)]) -> io::Result<Vec<(u64, u64)>> {
-        let arg = ScanArg {
-            category_inverted: PFNZERO,
-            category_mask: PFNZERO,
-            category_anyof_mask: THERE,
-            return_mask: THERE,
-            ..ScanArg::default()
-        };
-        self.walk_running(ranges, arg)
+        self.walk_running(ranges, there())
     }
 
     fn walk_running(&self, ranges: &[(u64, u64)], arg: ScanArg) -> io::Result<Vec<(u64, u64)>> {
@@ -196,13 +200,7 @@ impl Pagemap {
 
     /// What in these ranges is there and is not the page of zeros. Nothing is changed; for memory that is no map of a file.
     pub(crate) fn there(&self, ranges: &[(u64, u64)]) -> io::Result<Vec<(u64, u64)>> {
-        let arg = ScanArg {
-            category_inverted: PFNZERO,
-            category_mask: PFNZERO,
-            category_anyof_mask: THERE,
-            return_mask: THERE,
-            ..ScanArg::default()
-        };
+        let arg = there();
         let (mut out, mut buffer) = (Vec::new(), buffer());
         for (start, end) in ranges {
             self.walk(&mut buffer, *start, *end, arg, |region| push(&mut out, region.start, region.end))?;
