@@ -195,9 +195,9 @@ impl<'a> Files<'a> {
                 Parsed::Whole(_) | Parsed::Change { .. } => Err(missing()),
             };
             // One that has the second name and cannot be read is damaged; else it is an epoch still, if it is there.
-            let made = read(base_name(id)).or_else(|error| match error {
-                Error::Malformed { .. } => read(file_name(id.epoch)),
-                _ => Err(error),
+            let made = read(base_name(id)).or_else(|error| {
+                let is_other = matches!(error, Error::Malformed { .. });
+                if is_other { read(file_name(id.epoch)) } else { Err(error) }
             })?;
             self.base = Some((id, made));
         }
