@@ -50,10 +50,10 @@ pub struct Sum(u128);
 
 impl Sum {
     /// Of a memory and the further pages.
-    pub(crate) fn of<'a>(runs: &[PageRun], extra: impl Iterator<Item = &'a PageKey>) -> Sum {
+    pub(crate) fn of(memory: &Memory, extra: &[(PageKey, u32)]) -> Sum {
         let mut sum = Sum::default();
-        runs.iter().for_each(|run| sum.add(run.space, run.address, &run.keys));
-        extra.for_each(|key| sum.add_extra(*key));
+        memory.names().pieces().iter().for_each(|piece| sum.add(piece.space, piece.address, &piece.items));
+        extra.iter().for_each(|(key, _)| sum.add_extra(*key));
         sum
     }
 
@@ -139,7 +139,7 @@ impl Delta {
         extra: &[(PageKey, u32)],
         mut slots: impl Iterator<Item = u32>,
     ) -> Result<Made, ManifestError> {
-        let fresh = Memory::placed(self.runs, &mut slots);
+        let fresh = Memory::placed(&self.runs, &mut slots);
         let memory = memory.changed(&self.gone, &fresh);
         let mut all: Vec<(PageKey, u32)> = Vec::with_capacity(extra.len() + self.extra.len());
         let is = |list: &[PageKey], key: &PageKey| list.binary_search(key).is_ok();
@@ -147,7 +147,7 @@ impl Delta {
         all.extend(extra.iter().filter(stays));
         all.extend(self.extra.iter().copied().zip(slots));
         all.sort_unstable_by_key(|(key, _)| *key);
-        if Sum::of(memory.runs(), all.iter().map(|(key, _)| key)) != self.sum {
+        if Sum::of(&memory, &all) != self.sum {
             return Err(ManifestError::BadBase { base: self.base.epoch });
         }
         Ok(Made { meta: self.meta, sections: self.sections, memory, extra: all })
@@ -168,7 +168,7 @@ impl Made {
     /// Out of a manifest and the slots of its references, in their order.
     pub(crate) fn of(manifest: Manifest, mut slots: impl Iterator<Item = u32>) -> Made {
         let Manifest { meta, sections, runs, extra } = manifest;
-        let memory = Memory::placed(runs, &mut slots);
+        let memory = Memory::placed(&runs, &mut slots);
         Made { meta, sections, memory, extra: extra.into_iter().zip(slots).collect() }
     }
 
@@ -182,13 +182,13 @@ impl Made {
         let extra: Vec<PageKey> = self.extra.iter().map(|(key, _)| *key).collect();
         let mut slots = self.memory.slot_runs();
         push_all(&mut slots, self.extra.iter().map(|(_, slot)| *slot));
-        let mut frame = Manifest::frame_of(&self.meta, &self.sections, self.memory.runs(), &extra)?;
+        let mut frame = Manifest::frame_of(&self.meta, &self.sections, &self.memory.runs(), &extra)?;
         frame.extend_from_slice(&wire::encode(&slots, Kind::SLOTS)?);
         Ok(frame)
     }
 
     pub(crate) fn into_manifest(self) -> Manifest {
         let extra = self.extra.into_iter().map(|(key, _)| key).collect();
-        Manifest { meta: self.meta, sections: self.sections, runs: self.memory.into_runs(), extra }
+        Manifest { meta: self.meta, sections: self.sections, runs: self.memory.runs(), extra }
     }
 }

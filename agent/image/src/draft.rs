@@ -12,6 +12,7 @@ use crate::{
     manifest::EpochSide,
     memory::{Memory, NOWHERE},
     slotset::SlotSet,
+    spread::Names,
     state::{AppInner, Entry, State},
 };
 
@@ -26,7 +27,7 @@ pub(crate) struct Draft {
     before: Option<Arc<Head>>,
     /// Where those of the pages so far lie that the newest epoch has not; this draft holds each slot once.
     pub(crate) held: SlotSet,
-    /// Where those lie that runs have and the newest epoch has not at the same place.
+    /// Where those lie that are in pieces which the newest epoch does not share.
     in_runs: SlotSet,
     /// Pages that were not in the store before, in the order of their coming.
     pub(crate) fresh: Vec<(PageKey, u32)>,
@@ -84,19 +85,40 @@ impl Draft {
         keys.filter(|key| !key.is_zero() && self.find(&mut state, *key).is_none()).collect()
     }
 
-    /// Adds a run of pages that are in the store or in this draft already; where they lie.
-    pub(crate) fn keep_run(&mut self, space: u64, address: u64, keys: &[PageKey]) -> Result<Vec<u32>> {
+    /// Adds pages that are in the store or in this draft already, to `memory` too, which has none behind them.
+    pub(crate) fn keep_names(&mut self, names: &Names, memory: &mut Memory) -> Result<()> {
         let app = self.app.clone();
         let mut state = app.state();
         let before = self.before.clone().filter(|_| state.slots.is_sound());
-        let mut find = |keys: &[PageKey], out: &mut Vec<u32>| self.find_all(&mut state, keys, out);
-        match before {
-            Some(before) => before.memory.slots_of((space, address), keys, find),
-            None => {
-                let mut out = Vec::with_capacity(keys.len());
-                find(keys, &mut out)?;
-                Ok(out)
+        for piece in names.pieces() {
+            let before = before.as_ref().map(|before| &before.memory);
+            if let Some((known, slots)) = before.and_then(|before| before.same(piece)) {
+                // A piece that is shared has no page that was put.
+                if !Arc::ptr_eq(&known.items, &piece.items) {
+                    self.enter(slots);
+                }
+                memory.push(known, Arc::clone(slots));
+                continue;
             }
+            let mut find = |keys: &[PageKey], out: &mut Vec<u32>| self.find_all(&mut state, keys, out);
+            let slots = match before {
+                Some(before) => before.slots_of(piece.at(), &piece.items, find)?,
+                None => {
+                    let mut slots = Vec::with_capacity(piece.items.len());
+                    find(&piece.items, &mut slots)?;
+                    slots
+                }
+            };
+            self.enter(&slots);
+            memory.push(piece, Arc::new(slots));
+        }
+        Ok(())
+    }
+
+    /// Runs have these pages.
+    fn enter(&mut self, slots: &[u32]) {
+        for slot in slots.iter().filter(|slot| **slot != NOWHERE) {
+            self.in_runs.insert(*slot);
         }
     }
 
@@ -120,32 +142,19 @@ impl Draft {
     fn find_all(&mut self, state: &mut State, keys: &[PageKey], out: &mut Vec<u32>) -> Result<()> {
         for key in keys {
             let slot = if key.is_zero() { Some(NOWHERE) } else { self.find(state, *key) };
-            let slot = slot.ok_or(Error::UnknownPage { key: *key })?;
-            if slot != NOWHERE {
-                self.in_runs.insert(slot);
-            }
-            out.push(slot);
+            out.push(slot.ok_or(Error::UnknownPage { key: *key })?);
         }
         Ok(())
     }
 
-    /// Those of these pages that `memory`, all runs that were added, has not, in rising order, and where they lie; not those of zeros.
-    pub(crate) fn others(&mut self, mut keys: Vec<PageKey>, memory: &Memory) -> Result<Vec<(PageKey, u32)>> {
+    /// Those of these pages that no run has, in rising order, and where they lie; not those of zeros. One that a run has had since the
+    /// epoch before may be among them.
+    pub(crate) fn others(&mut self, mut keys: Vec<PageKey>) -> Result<Vec<(PageKey, u32)>> {
         keys.retain(|key| !key.is_zero());
         keys.sort_unstable();
         keys.dedup();
         let mut found = self.keep_extra(&keys)?;
         found.retain(|(_, slot)| !self.in_runs.contains(*slot));
-        if !found.is_empty() {
-            let mut others = SlotSet::default();
-            for (_, slot) in &found {
-                others.insert(*slot);
-            }
-            for (slot, _) in memory.places() {
-                others.remove(slot);
-            }
-            found.retain(|(_, slot)| others.contains(*slot));
-        }
         Ok(found)
     }
 

@@ -97,7 +97,7 @@ impl Head {
     }
 
     fn first(id: BaseId, memory: Memory, extra: Vec<(PageKey, u32)>, came: &mut Vec<u32>) -> Head {
-        let sum = Sum::of(memory.runs(), extra.iter().map(|(key, _)| key));
+        let sum = Sum::of(&memory, &extra);
         let head = Head { id, memory, extra, sum, base: Base::default() };
         came.extend(head.slots());
         head
@@ -159,7 +159,7 @@ impl Head {
             base: self.base.id,
             sum: self.sum,
             gone,
-            runs: fresh.into_runs(),
+            runs: fresh.runs(),
             gone_extra,
             extra,
         };
@@ -172,7 +172,7 @@ impl Head {
 /// What the names of an epoch take, written out.
 fn names_bytes(made: &Made) -> u64 {
     let count = made.memory.page_count() + made.extra.len() as u64;
-    KEY_BYTES * count + RUN_BYTES * made.memory.runs().len() as u64
+    KEY_BYTES * count + RUN_BYTES * made.memory.run_count() as u64
 }
 
 /// Those of `these` that are not among `those`, or lie elsewhere there; both in rising order.

@@ -9,8 +9,9 @@ use crate::{
     error::{Error, Result},
     key::{Page, PageKey},
     keymap::KeySet,
-    manifest::{EpochMeta, Manifest, PageRun},
+    manifest::{EpochMeta, Manifest},
     memory::{Memory, NOWHERE},
+    spread::Names,
     state::AppInner,
     store::check_app_name,
     wire::{self, Kind},
@@ -97,10 +98,11 @@ impl Import {
             return Err(Error::Incomplete { count: self.open.len(), first: *first });
         }
         let Manifest { meta, sections, runs, extra } = std::mem::take(&mut self.manifest);
-        let keep = |run: &PageRun| self.draft.keep_run(run.space, run.address, &run.keys);
-        let slots = runs.iter().map(keep).collect::<Result<Vec<_>>>()?;
+        let (mut names, mut memory) = (Names::default(), Memory::default());
+        runs.iter().for_each(|run| names.push(run.space, run.address, &run.keys));
+        self.draft.keep_names(&names, &mut memory)?;
         let extra = self.draft.keep_extra(&extra)?;
-        self.draft.seal(Made { meta: meta.clone(), sections, memory: Memory::of(runs, slots), extra })?;
+        self.draft.seal(Made { meta: meta.clone(), sections, memory, extra })?;
         Ok(meta)
     }
 }

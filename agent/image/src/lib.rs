@@ -28,6 +28,7 @@ mod reader;
 mod retention;
 mod slots;
 mod slotset;
+mod spread;
 mod state;
 mod store;
 #[cfg(test)]
@@ -49,6 +50,7 @@ pub use manifest::{EpochMeta, EpochSide, MANIFEST_BYTES_MAX, Manifest, PAGES_MAX
 pub use memory::Range;
 pub use reader::EpochReader;
 pub use retention::Retention;
+pub use spread::{Names, Spread};
 pub use store::{Store, check_app_name};
 pub use writer::{EpochWriter, Figures, SealedEpoch};
 

@@ -1,11 +1,15 @@
 //! The memory of an epoch: what its pages are called, and where they lie here. Two of them are compared, and one is made of
 //! another one and what changed.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    error::ManifestError,
     key::{PAGE_BYTES, PageKey},
     manifest::{PageRun, SlotRun, push_slots},
+    spread::{Names, Piece, Spread},
 };
 
 /// The slot of a page of zeros, which lies nowhere.
@@ -25,23 +29,23 @@ pub struct Range {
     pub end: u64,
 }
 
-/// Runs of pages in rising order; those that touch are one. With a slot for each page.
+/// Names of pages, and a slot for each of them, in the same pieces.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Memory {
-    runs: Vec<PageRun>,
-    slots: Vec<Vec<u32>>,
+    names: Names,
+    slots: Spread<u32>,
 }
 
 /// Pages that follow one another.
 #[derive(Clone, Copy)]
-pub(crate) struct Piece<'a> {
+struct View<'a> {
     space: u64,
     address: u64,
     keys: &'a [PageKey],
     slots: &'a [u32],
 }
 
-impl<'a> Piece<'a> {
+impl<'a> View<'a> {
     fn at(&self) -> (u64, u64) {
         (self.space, self.address)
     }
@@ -55,8 +59,8 @@ impl<'a> Piece<'a> {
         let ((keys, more_keys), (slots, more_slots)) =
             (self.keys.split_at(count), self.slots.split_at(count));
         let address = self.address + count as u64 * PAGE;
-        let rest = Piece { address, keys: more_keys, slots: more_slots, ..self };
-        (Piece { keys, slots, ..self }, (!more_keys.is_empty()).then_some(rest))
+        let rest = View { address, keys: more_keys, slots: more_slots, ..self };
+        (View { keys, slots, ..self }, (!more_keys.is_empty()).then_some(rest))
     }
 
     /// [`Self::split`] at a place, which is behind the first page.
@@ -64,28 +68,6 @@ impl<'a> Piece<'a> {
         let inside = place.0 == self.space && place.1 < self.end();
         let count = if inside { ((place.1 - self.address) / PAGE) as usize } else { self.keys.len() };
         self.split(count)
-    }
-
-    /// What none of these ranges has; they are sorted and do not overlap.
-    fn without(self, cuts: &[Range], out: &mut Vec<Piece<'a>>) {
-        let first = cuts.partition_point(|cut| (cut.space, cut.end) <= self.at());
-        let mut rest = Some(self);
-        for cut in &cuts[first..] {
-            let Some(piece) = rest.filter(|piece| cut.space == piece.space && cut.start < piece.end()) else {
-                break;
-            };
-            if cut.start > piece.address {
-                let (kept, more) = piece.until((cut.space, cut.start));
-                out.push(kept);
-                rest = more;
-            }
-            rest = rest.and_then(|piece| match (piece.end() > cut.end, piece.address < cut.end) {
-                (true, true) => piece.until((cut.space, cut.end)).1,
-                (_, true) => None,
-                (_, false) => Some(piece),
-            });
-        }
-        out.extend(rest);
     }
 }
 
@@ -100,7 +82,7 @@ pub(crate) struct Change<'a> {
 }
 
 impl Change<'_> {
-    fn at(piece: &Piece) -> Self {
+    fn at(piece: &View) -> Self {
         let (space, address) = piece.at();
         Change { space, address, old: &[], new: &[], old_slots: &[], new_slots: &[] }
     }
@@ -112,81 +94,84 @@ impl Change<'_> {
 }
 
 impl Memory {
-    /// Out of runs in rising order and a slot for each of their pages.
-    pub(crate) fn of(runs: Vec<PageRun>, slots: impl IntoIterator<Item = Vec<u32>>) -> Memory {
+    /// Out of runs in rising order and slots of those of their pages that are not of zeros.
+    pub(crate) fn placed(runs: &[PageRun], slots: &mut impl Iterator<Item = u32>) -> Memory {
+        let mut place = |key: &PageKey| if key.is_zero() { NOWHERE } else { slots.next().unwrap_or(NOWHERE) };
         let mut out = Memory::default();
-        let mut rest: usize = runs.iter().map(|run| run.keys.len()).sum();
-        for (run, slots) in runs.into_iter().zip(slots) {
-            let count = run.keys.len();
-            if out.goes_on_at(run.space, run.address) {
-                // The rest is perhaps all of that run: room is made once.
-                if let (Some(run), Some(slots)) = (out.runs.last_mut(), out.slots.last_mut())
-                    && run.keys.capacity() < run.keys.len() + count
-                {
-                    run.keys.reserve(rest);
-                    slots.reserve(rest);
-                }
-                out.push(Piece { space: run.space, address: run.address, keys: &run.keys, slots: &slots });
-            } else {
-                out.runs.push(run);
-                out.slots.push(slots);
-            }
-            rest -= count;
+        for run in runs {
+            let slots: Vec<u32> = run.keys.iter().map(&mut place).collect();
+            out.names.push(run.space, run.address, &run.keys);
+            out.slots.push(run.space, run.address, &slots);
         }
         out
     }
 
-    /// Out of runs in rising order and slots of those of their pages that are not of zeros.
-    pub(crate) fn placed(runs: Vec<PageRun>, slots: &mut impl Iterator<Item = u32>) -> Memory {
-        let mut place = |key: &PageKey| if key.is_zero() { NOWHERE } else { slots.next().unwrap_or(NOWHERE) };
-        let slots: Vec<Vec<u32>> = runs.iter().map(|run| run.keys.iter().map(&mut place).collect()).collect();
-        Memory::of(runs, slots)
-    }
-
-    fn goes_on_at(&self, space: u64, address: u64) -> bool {
-        self.runs
-            .last()
-            .is_some_and(|run| run.space == space && run.address + run.keys.len() as u64 * PAGE == address)
-    }
-
-    fn push(&mut self, piece: Piece) {
-        if self.goes_on_at(piece.space, piece.address)
-            && let (Some(run), Some(slots)) = (self.runs.last_mut(), self.slots.last_mut())
-        {
-            run.keys.extend_from_slice(piece.keys);
-            slots.extend_from_slice(piece.slots);
-        } else {
-            let Piece { space, address, keys, slots } = piece;
-            self.runs.push(PageRun { space, address, keys: keys.to_vec() });
-            self.slots.push(slots.to_vec());
+    /// All of these, in whatever order they are; they must not overlap.
+    pub(crate) fn joined(all: &[Memory]) -> Result<Memory, ManifestError> {
+        let mut pieces: Vec<_> =
+            all.iter().flat_map(|memory| memory.names.pieces().iter().zip(memory.slots.pieces())).collect();
+        pieces.sort_by_key(|(names, _)| names.at());
+        let overlap = |pair: &&[(&Piece<PageKey>, _)]| {
+            let [(one, _), (next, _)] = pair else { return false };
+            one.space == next.space && one.end() > next.address
+        };
+        if let Some([_, (next, _)]) = pieces.windows(2).find(overlap) {
+            return Err(ManifestError::Overlap { space: next.space, address: next.address });
         }
+        let mut out = Memory::default();
+        pieces.into_iter().for_each(|(names, slots)| out.push(names, Arc::clone(&slots.items)));
+        Ok(out)
     }
 
-    fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
-        self.runs.iter().zip(&self.slots).map(|(run, slots)| Piece {
-            space: run.space,
-            address: run.address,
-            keys: &run.keys,
-            slots,
+    /// Adds pages behind all others.
+    pub(crate) fn push(&mut self, names: &Piece<PageKey>, slots: Arc<Vec<u32>>) {
+        debug_assert_eq!(names.items.len(), slots.len());
+        self.names.push_piece(names);
+        self.slots.push_piece(&Piece { space: names.space, address: names.address, items: slots });
+    }
+
+    /// Its pieces from one on.
+    fn views_from(&self, first: usize) -> impl Iterator<Item = View<'_>> {
+        let both = self.names.pieces()[first..].iter().zip(&self.slots.pieces()[first..]);
+        both.map(|(names, slots)| View {
+            space: names.space,
+            address: names.address,
+            keys: &names.items,
+            slots: &slots.items,
         })
     }
 
-    pub(crate) fn runs(&self) -> &[PageRun] {
-        &self.runs
+    fn views(&self) -> impl Iterator<Item = View<'_>> {
+        self.views_from(0)
     }
 
-    pub(crate) fn into_runs(self) -> Vec<PageRun> {
-        self.runs
+    /// Names of all pages, in runs that do not touch.
+    pub(crate) fn runs(&self) -> Vec<PageRun> {
+        let mut names = self.names.items();
+        let run = |range: Range| PageRun {
+            space: range.space,
+            address: range.start,
+            keys: names.by_ref().take(((range.end - range.start) / PAGE) as usize).collect(),
+        };
+        self.names.ranges().into_iter().map(run).collect()
+    }
+
+    /// How many runs that is.
+    pub(crate) fn run_count(&self) -> usize {
+        self.names.ranges().len()
+    }
+
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
     }
 
     pub(crate) fn page_count(&self) -> u64 {
-        self.runs.iter().map(|run| run.keys.len() as u64).sum()
+        self.names.count()
     }
 
     /// Slots and names of all pages but those of zeros, in order.
     pub(crate) fn places(&self) -> impl Iterator<Item = (u32, PageKey)> {
-        let all = self.pieces().flat_map(|piece| piece.slots.iter().copied().zip(piece.keys.iter().copied()));
-        all.filter(|(_, key)| !key.is_zero())
+        self.slots.items().zip(self.names.items()).filter(|(_, key)| !key.is_zero())
     }
 
     /// Slots of all pages but those of zeros, in order.
@@ -194,6 +179,14 @@ impl Memory {
         let mut out = Vec::new();
         self.places().for_each(|(first, _)| push_slots(&mut out, SlotRun { first, count: 1 }));
         out
+    }
+
+    /// This piece and its slots, if it is here.
+    pub(crate) fn same(&self, names: &Piece<PageKey>) -> Option<(&Piece<PageKey>, &Arc<Vec<u32>>)> {
+        let at = self.names.first_at(names.space, names.address);
+        let known = self.names.pieces().get(at).filter(|known| known.at() == names.at())?;
+        let is_same = Arc::ptr_eq(&known.items, &names.items) || known.items == names.items;
+        is_same.then(|| (known, &self.slots.pieces()[at].items))
     }
 
     /// Gives the slot of each page at a place that is called so there, and asks for those of others.
@@ -205,9 +198,7 @@ impl Memory {
     ) -> Result<Vec<u32>, E> {
         let mut out = Vec::with_capacity(keys.len());
         let end = address + keys.len() as u64 * PAGE;
-        let first = self.first_at(space, address);
-        for (run, slots) in self.runs[first..].iter().zip(&self.slots[first..]) {
-            let whole = Piece { space: run.space, address: run.address, keys: &run.keys, slots };
+        for whole in self.views_from(self.names.first_at(space, address)) {
             if whole.at() >= (space, end) {
                 break;
             }
@@ -215,7 +206,7 @@ impl Memory {
             let Some(piece) = piece.map(|piece| piece.until((space, end)).0) else { continue };
             let from = ((piece.address - address) / PAGE) as usize;
             other(&keys[out.len()..from], &mut out)?;
-            let same = Piece {
+            let same = View {
                 space,
                 address: piece.address,
                 keys: &keys[from..from + piece.keys.len()],
@@ -238,37 +229,24 @@ impl Memory {
         Ok(out)
     }
 
-    /// The first run that ends behind a place.
-    fn first_at(&self, space: u64, address: u64) -> usize {
-        self.runs.partition_point(|run| {
-            (run.space, run.address + run.keys.len() as u64 * PAGE) <= (space, address)
-        })
-    }
-
     /// The pages in these ranges, and the ranges in which there are none.
     pub(crate) fn parts(&self, ranges: &[Range]) -> (Memory, Vec<Range>) {
-        let (mut parts, mut gaps) = (Memory::default(), Vec::new());
+        let parts = Memory { names: self.names.parts(ranges), slots: self.slots.parts(ranges) };
+        let (mut gaps, there) = (Vec::new(), parts.names.ranges());
+        let mut there = there.as_slice();
         for range in ranges {
             let mut at = range.start;
-            let first = self.first_at(range.space, range.start);
-            for (run, slots) in self.runs[first..].iter().zip(&self.slots[first..]) {
-                let whole = Piece { space: run.space, address: run.address, keys: &run.keys, slots };
-                if whole.at() >= (range.space, range.end) {
+            while let Some(next) = there.first().filter(|next| {
+                next.space == range.space && next.start < range.end
+            }) {
+                if at < next.start {
+                    gaps.push(Range { start: at, end: next.start, ..*range });
+                }
+                at = next.end;
+                if next.end > range.end {
                     break;
                 }
-                let piece = if whole.address < range.start {
-                    whole.until((range.space, range.start)).1
-                } else {
-                    Some(whole)
-                };
-                let Some(piece) = piece.map(|piece| piece.until((range.space, range.end)).0) else {
-                    continue;
-                };
-                if at < piece.address {
-                    gaps.push(Range { start: at, end: piece.address, ..*range });
-                }
-                at = piece.end();
-                parts.push(piece);
+                there = &there[1..];
             }
             if at < range.end {
                 gaps.push(Range { start: at, ..*range });
@@ -279,24 +257,17 @@ impl Memory {
 
     /// This memory, but for what is gone and what is `fresh`.
     pub(crate) fn changed(&self, gone: &[Range], fresh: &Memory) -> Memory {
-        let mut cuts: Vec<Range> = fresh
-            .pieces()
-            .map(|piece| Range { space: piece.space, start: piece.address, end: piece.end() })
-            .chain(gone.iter().copied())
-            .collect();
+        let mut cuts = [fresh.names.ranges().as_slice(), gone].concat();
         cuts.sort_unstable_by_key(|cut| (cut.space, cut.start));
-        let mut pieces: Vec<Piece> = Vec::new();
-        self.pieces().for_each(|piece| piece.without(&cuts, &mut pieces));
-        pieces.extend(fresh.pieces());
-        pieces.sort_by_key(Piece::at);
-        let mut out = Memory::default();
-        pieces.into_iter().for_each(|piece| out.push(piece));
-        out
+        Memory {
+            names: self.names.without(&cuts).and(&fresh.names),
+            slots: self.slots.without(&cuts).and(&fresh.slots),
+        }
     }
 
     /// Gives all places, in rising order, at which a page of `new` is called otherwise than here, or lies elsewhere.
     pub(crate) fn compare<'a>(&'a self, new: &'a Memory, mut give: impl FnMut(Change<'a>)) {
-        let (mut olds, mut news) = (self.pieces(), new.pieces());
+        let (mut olds, mut news) = (self.views(), new.views());
         let (mut old, mut now) = (olds.next(), news.next());
         loop {
             match (old, now) {
@@ -324,7 +295,11 @@ impl Memory {
 }
 
 /// [`Memory::compare`] of as many pages at the same place.
-fn differences<'a>(was: Piece<'a>, is: Piece<'a>, give: &mut impl FnMut(Change<'a>)) {
+fn differences<'a>(was: View<'a>, is: View<'a>, give: &mut impl FnMut(Change<'a>)) {
+    // A piece that both share.
+    if std::ptr::eq(was.keys, is.keys) && std::ptr::eq(was.slots, is.slots) {
+        return;
+    }
     let differs = |at: &usize| was.keys[*at] != is.keys[*at] || was.slots[*at] != is.slots[*at];
     for first in (0..was.keys.len()).step_by(PART_PAGES) {
         let part = first..(first + PART_PAGES).min(was.keys.len());
@@ -364,13 +339,14 @@ mod tests {
     fn memory(model: &Model) -> Memory {
         let mut out = Memory::default();
         for ((space, address), (key, slot)) in model {
-            out.push(Piece { space: *space, address: *address, keys: &[*key], slots: &[*slot] });
+            let names = Piece { space: *space, address: *address, items: Arc::new(vec![*key]) };
+            out.push(&names, Arc::new(vec![*slot]));
         }
         out
     }
 
     fn model(memory: &Memory) -> Model {
-        let pages = memory.pieces().flat_map(|piece| {
+        let pages = memory.views().flat_map(|piece| {
             let of = move |(at, (key, slot)): (usize, (&PageKey, &u32))| {
                 ((piece.space, piece.address + at as u64 * PAGE), (*key, *slot))
             };
@@ -413,8 +389,9 @@ mod tests {
             prop_assert_eq!(found.len(), places.collect::<std::collections::BTreeSet<_>>().len());
             prop_assert!(ranges.is_sorted_by_key(|range| (range.space, range.start)));
             let mut asked = 0;
-            for (run, slots) in is.runs.iter().zip(&is.slots) {
-                let found = was.slots_of((run.space, run.address), &run.keys, |keys, out| {
+            for view in is.views() {
+                let (keys, slots) = (view.keys, view.slots);
+                let found = was.slots_of(view.at(), keys, |keys, out| {
                     asked += keys.len();
                     let place = out.len();
                     out.extend_from_slice(&slots[place..place + keys.len()]);
@@ -422,8 +399,8 @@ mod tests {
                 });
                 let found = found.unwrap();
                 for (number, slot) in found.iter().enumerate() {
-                    let place = (run.space, run.address + number as u64 * PAGE);
-                    let known = old.get(&place).filter(|(key, _)| *key == run.keys[number]);
+                    let place = (view.space, view.address + number as u64 * PAGE);
+                    let known = old.get(&place).filter(|(key, _)| *key == keys[number]);
                     prop_assert_eq!(*slot, known.map_or(slots[number], |(_, slot)| *slot));
                 }
                 prop_assert_eq!(found.len(), slots.len());

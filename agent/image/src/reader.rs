@@ -31,6 +31,8 @@ pub struct EpochReader {
     /// If its file is a change: of what, and its frame.
     change: Option<(BaseId, Vec<u8>)>,
     meta: EpochMeta,
+    /// Its memory, written out when it is asked for.
+    runs: OnceLock<Vec<PageRun>>,
     /// Where each page lies: made when a page is not where the table of the store says.
     places: OnceLock<KeyMap<u32>>,
     /// Its pages are not given back while this exists.
@@ -61,7 +63,7 @@ impl EpochReader {
 
     pub(crate) fn of(app: &Arc<AppInner>, file: EpochFile, meta: EpochMeta, pin: Pin) -> EpochReader {
         let EpochFile { made, change } = file;
-        EpochReader { app: app.clone(), made, change, meta, places: OnceLock::new(), _pin: pin }
+        EpochReader { app: app.clone(), made, change, meta, runs: OnceLock::new(), places: OnceLock::new(), _pin: pin }
     }
 
     /// Where it has its pages itself.
@@ -82,7 +84,7 @@ impl EpochReader {
 
     /// Memory, in rising order of space and address.
     pub fn pages(&self) -> &[PageRun] {
-        self.made.memory.runs()
+        self.runs.get_or_init(|| self.made.memory.runs())
     }
 
     /// Those of a space.
@@ -107,9 +109,9 @@ impl EpochReader {
 
     /// The manifest as bytes for another store: the same in each that has the epoch.
     pub fn export_manifest(&self) -> Result<Vec<u8>> {
-        let Made { meta, sections, memory, extra } = &self.made;
+        let Made { meta, sections, extra, .. } = &self.made;
         let extra: Vec<PageKey> = extra.iter().map(|(key, _)| *key).collect();
-        Manifest::frame_of(meta, sections, memory.runs(), &extra).map_err(Error::ReceivedWire)
+        Manifest::frame_of(meta, sections, self.pages(), &extra).map_err(Error::ReceivedWire)
     }
 
     /// What it changes of epoch `held`, as bytes for a store that has that one as its newest. None: that is not known.

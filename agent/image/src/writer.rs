@@ -18,11 +18,9 @@ use crate::{
     epochs,
     error::{Error, ManifestError, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages},
-    manifest::{
-        ADDRESS_END, EpochMeta, EpochSide, PageRun, Section, check_count, check_run, check_runs,
-        check_section_name,
-    },
+    manifest::{ADDRESS_END, EpochMeta, EpochSide, Section, check_count, check_run, check_section_name},
     memory::Memory,
+    spread::Names,
 };
 
 /// Bytes of a file that are read and hashed at once.
@@ -59,9 +57,8 @@ pub struct SealedEpoch {
 pub struct EpochWriter {
     draft: Draft,
     sections: Vec<Section>,
-    runs: Vec<PageRun>,
-    /// Where the pages of each run lie.
-    places: Vec<Vec<u32>>,
+    /// Pages of spaces, in the order of their coming.
+    entered: Vec<Memory>,
     /// Put or kept by name: what no run names either belongs to contents.
     named: Vec<PageKey>,
     figures: Figures,
@@ -74,8 +71,7 @@ impl EpochWriter {
         EpochWriter {
             draft,
             sections: Vec::new(),
-            runs: Vec::new(),
-            places: Vec::new(),
+            entered: Vec::new(),
             named: Vec::new(),
             figures: Figures::default(),
             part: Vec::new(),
@@ -135,8 +131,19 @@ impl EpochWriter {
     /// Runs may come in any order but must not overlap within a space.
     pub fn put_pages(&mut self, space: u64, address: u64, keys: Vec<PageKey>) -> Result<()> {
         check_run(space, address, &keys)?;
-        self.places.push(self.draft.keep_run(space, address, &keys)?);
-        self.runs.push(PageRun { space, address, keys });
+        self.enter(&Names::of(space, address, &keys))
+    }
+
+    /// [`EpochWriter::put_pages`] of all pages of a space: those that it shares with the epoch before cost next to nothing.
+    pub fn put_names(&mut self, space: u64, names: &Names) -> Result<()> {
+        names.pieces().iter().try_for_each(|piece| check_run(space, piece.address, &piece.items).map(drop))?;
+        self.enter(&names.in_space(space))
+    }
+
+    fn enter(&mut self, names: &Names) -> Result<()> {
+        let mut memory = Memory::default();
+        self.draft.keep_names(names, &mut memory)?;
+        self.entered.push(memory);
         Ok(())
     }
 
@@ -311,13 +318,8 @@ impl EpochWriter {
         meta.epoch = self.draft.epoch;
         meta.app.clone_from(&self.draft.app.name);
         let side = EpochSide { sealed_where: std::mem::take(&mut meta.sealed_where), dump_us: None };
-        let places = std::mem::take(&mut self.places);
-        let mut runs: Vec<_> = std::mem::take(&mut self.runs).into_iter().zip(places).collect();
-        runs.sort_by_key(|(run, _)| (run.space, run.address));
-        let (runs, slots): (Vec<_>, Vec<_>) = runs.into_iter().unzip();
-        check_runs(&runs)?;
-        let memory = Memory::of(runs, slots);
-        let extra = self.draft.others(std::mem::take(&mut self.named), &memory)?;
+        let memory = Memory::joined(&std::mem::take(&mut self.entered))?;
+        let extra = self.draft.others(std::mem::take(&mut self.named))?;
         check_count(memory.page_count() + extra.len() as u64)?;
         let sections = std::mem::take(&mut self.sections);
         let manifest_bytes = self.draft.seal(Made { meta: meta.clone(), sections, memory, extra })?;

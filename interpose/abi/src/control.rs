@@ -279,6 +279,8 @@ pub struct Header {
     pub lifts_asked: AtomicU32,
     /// Raised before each call that changes flags of zones (`madvise`, `mlock`), or gives shared memory back (`MADV_REMOVE`).
     pub advised: AtomicU32,
+    /// Raised with each call that sets an option of a socket.
+    pub options_set: AtomicU32,
     /// 1: a restore made the user namespace that the process is in, where the kernel knows no users but its own.
     pub lone: AtomicU32,
     /// Where the process mapped the table of file changes ([`super::changes`]); 0: it records nothing.

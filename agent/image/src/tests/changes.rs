@@ -10,6 +10,7 @@ use crate::{
     AppStore, BaseId, Delta, EpochMeta, Error, PAGE_BYTES, PageKey, PageRun, Range, Result, Retention,
     Section, Store, Sum,
     disk::sim::SimDisk,
+    memory::Memory,
     wire::{self, HEADER_BYTES, Kind},
 };
 
@@ -238,12 +239,13 @@ fn golden_change() {
     assert_eq!(frame[HEADER_BYTES..], golden.concat());
     assert_eq!(Delta::parse(&frame).unwrap(), delta);
     // A sum is of what it was of yesterday, too.
-    let sum = Sum::of(&delta.runs, delta.extra.iter());
+    let memory = Memory::placed(&delta.runs, &mut std::iter::empty());
+    let sum = Sum::of(&memory, &delta.extra.iter().map(|key| (*key, 0)).collect::<Vec<_>>());
     let bytes = wire::encode(&sum, Kind::STATE).unwrap();
     assert_eq!(bytes[HEADER_BYTES..], GOLDEN_SUM);
     let mut other = sum;
     other.remove_extra(key(3));
-    assert_eq!(other, Sum::of(&delta.runs, [].iter()));
+    assert_eq!(other, Sum::of(&memory, &[]));
 }
 
 const GOLDEN_SUM: [u8; 16] = [57, 199, 20, 88, 145, 32, 124, 216, 49, 47, 73, 78, 0, 59, 119, 156];

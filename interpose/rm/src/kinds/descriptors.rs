@@ -10,6 +10,7 @@ use super::eventfd::EventState;
 use super::fifos::FifoState;
 use super::files::FileState;
 use super::inotify::InotifyState;
+use super::known_options::KnownOptions;
 use super::ipc::{self, Ipc};
 use super::listing::{AskCloexec, Listed};
 use super::locks::Lock;
@@ -42,7 +43,7 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Name of the kind and of its section.
 pub const NAME: &str = "descriptors";
 /// Version of the section.
-const VERSION: u16 = 8;
+const VERSION: u16 = 9;
 
 /// A descriptor number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,13 +93,15 @@ pub struct Descriptors {
     state: State,
     made: BTreeMap<u32, OwnedFd>,
     watched: Names,
+    options: KnownOptions,
 }
 
 impl Descriptors {
     /// A manager that shares objects with the one of memory, and tells `ipc` of message queues.
     #[must_use]
     pub fn new(shared: SharedObjects, ipc: Ipc) -> Self {
-        Self { shared, ipc, state: State::default(), made: BTreeMap::new(), watched: Names::default() }
+        let (state, made) = (State::default(), BTreeMap::new());
+        Self { shared, ipc, state, made, watched: Names::default(), options: KnownOptions::default() }
     }
 }
 
@@ -107,6 +110,7 @@ pub(crate) fn capture(
     cx: &mut DumpCx,
     shared: &SharedObjects,
     watched: &Names,
+    options: &mut KnownOptions,
     ask: AskCloexec,
 ) -> RmResult<State> {
     let remotes: Vec<&Remote> = cx.processes.iter().map(|process| &process.remote).collect();
@@ -116,7 +120,7 @@ pub(crate) fn capture(
     let (first, index_of_first) = (cx.remote, cx.index);
     let passed = Passed::new(&opens);
     let diag = SockDiag::default();
-    let mut dumping = Dumping { cx, shared, recorded: BTreeSet::new(), watched, diag, passed, groups: None };
+    let mut dumping = Dumping { cx, shared, recorded: BTreeSet::new(), watched, options, diag, passed, groups: None };
     let mut index = 0;
     while let Some(open) = opens.get(index) {
         (dumping.cx.remote, dumping.cx.index) = (remotes[open.process], open.process);
@@ -222,7 +226,8 @@ impl ResourceManager for Descriptors {
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        self.state = capture(cx, &self.shared, &self.watched, &listing::ask_cloexec)?;
+        self.options.begin(cx);
+        self.state = capture(cx, &self.shared, &self.watched, &mut self.options, &listing::ask_cloexec)?;
         if !self.state.queues.is_empty() {
             self.ipc.is_used();
         }

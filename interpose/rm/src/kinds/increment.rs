@@ -15,7 +15,7 @@ use crate::manager::{DumpCx, RmResult};
 use crate::remote::{Remote, read_many};
 use crate::track::ranges::{self, Range};
 use crate::track::{Found, FullScan, Tracker, Tracking};
-use holo_image::{Figures, PageKey};
+use holo_image::{Figures, Names, PageKey};
 use std::collections::BTreeMap;
 
 /// Most that is copied in the stop, or an eighth of the process if that is more: it stays reserved.
@@ -28,7 +28,7 @@ const COPY_PAGE_US: f64 = 0.5;
 const FORK_US: f64 = 300.0;
 const FORK_PAGE_US: f64 = 0.08;
 
-/// Names of pages by address; runs do not touch.
+/// Names of a few pages by address.
 pub(crate) type Runs = BTreeMap<u64, Vec<PageKey>>;
 
 /// Pages that an epoch reads, and those that it takes over by name.
@@ -65,8 +65,8 @@ pub(crate) struct Increment {
     tracker: Option<Box<dyn Tracker>>,
     /// Whom the tracker watches: pid and start time.
     of: (i32, u64),
-    known: Runs,
-    draft: Option<Runs>,
+    known: Names,
+    draft: Option<Names>,
     carried: Vec<Range>,
     pub(crate) ahead: Ahead,
 }
@@ -109,7 +109,7 @@ impl Increment {
                 return Err(cause);
             }
         };
-        let known = places(&self.known);
+        let known = named(&self.known);
         let keep = ranges::without(&ranges::both(&same, &known), &self.carried);
         let keep = ranges::normal([self.ahead.cut(&same, &written), keep].concat());
         let mut read = written;
@@ -168,24 +168,23 @@ impl Increment {
         self.tracker.as_mut().map_or(Ok(Found::All), |tracker| tracker.take(remote, zones, true))
     }
 
-    /// Names of the pages that are kept; what they cost before the stop counts for the epoch.
-    pub(crate) fn kept(&mut self, keep: &[Range], figures: &mut Figures) -> Runs {
-        let ahead = self.ahead.kept(keep);
+    /// Names of all pages, those that were `read` and those that are kept; what these cost before the stop counts for the epoch.
+    pub(crate) fn names(&mut self, mut read: Runs, keep: &[Range], figures: &mut Figures) -> Names {
+        let mut ahead = self.ahead.kept(keep);
         self.ahead.add_to(&ahead, figures);
-        let mut runs = parts(&self.known, &ranges::without(keep, &places(&ahead)));
-        runs.extend(ahead);
-        runs
+        read.append(&mut ahead);
+        kept(&self.known, &ranges::without(keep, &places(&read))).and(&spread(&read))
     }
 
     /// All pages of the epoch that is being written.
-    pub(crate) fn drafted(&mut self, runs: Runs) {
-        self.draft = Some(runs);
+    pub(crate) fn drafted(&mut self, names: Names) {
+        self.draft = Some(names);
     }
 
     /// The epoch is sealed.
     pub(crate) fn sealed(&mut self) {
-        if let Some(runs) = self.draft.take() {
-            self.known = runs;
+        if let Some(names) = self.draft.take() {
+            self.known = names;
             self.carried.clear();
         }
         self.ahead.sealed();
@@ -199,7 +198,7 @@ impl Increment {
 
     /// The store has not what is known: the next epoch reads all.
     pub(crate) fn forget(&mut self) {
-        self.known.clear();
+        self.known = Names::default();
         self.ahead.forget();
     }
 }
@@ -226,16 +225,24 @@ pub(crate) fn parts(known: &Runs, keep: &[Range]) -> Runs {
     out
 }
 
-/// Joins runs that touch.
-pub(crate) fn joined(runs: Runs) -> Runs {
-    let mut out: Vec<(u64, Vec<PageKey>)> = Vec::new();
-    for (at, mut keys) in runs {
-        match out.last_mut() {
-            Some((from, all)) if *from + all.len() as u64 * PAGE == at => all.append(&mut keys),
-            _ => out.push((at, keys)),
-        }
-    }
-    out.into_iter().collect()
+/// The space of [`Names`] here: what it is in the image is known when it is written.
+pub(crate) const SPACE: u64 = 0;
+
+/// Where pages with names are.
+pub(crate) fn named(names: &Names) -> Vec<Range> {
+    names.ranges().iter().map(|range| (range.start, range.end)).collect()
+}
+
+/// Names of the pages in these ranges.
+pub(crate) fn kept(names: &Names, keep: &[Range]) -> Names {
+    let range = |&(start, end): &Range| holo_image::Range { space: SPACE, start, end };
+    names.parts(&keep.iter().map(range).collect::<Vec<_>>())
+}
+
+pub(crate) fn spread(runs: &Runs) -> Names {
+    let mut out = Names::default();
+    runs.iter().for_each(|(at, keys)| out.push(SPACE, *at, keys));
+    out
 }
 
 /// Copies ranges of a parked process into a buffer that is used again.
@@ -263,23 +270,22 @@ mod tests {
     fn parts_of_runs_are_kept() {
         let figures = &mut Figures::default();
         let mut increment = Increment::default();
-        increment.drafted(
-            [(4 * PAGE, vec![key(4), key(5), key(6)]), (9 * PAGE, vec![key(9)]), (20 * PAGE, vec![key(20)])]
-                .into(),
-        );
+        let runs: Runs =
+            [(4 * PAGE, vec![key(4), key(5), key(6)]), (9 * PAGE, vec![key(9)]), (20 * PAGE, vec![key(20)])].into();
+        increment.drafted(spread(&runs));
         increment.sealed();
-        let kept = increment.kept(&[(5 * PAGE, 7 * PAGE), (9 * PAGE, 10 * PAGE)], figures);
-        assert_eq!(kept, [(5 * PAGE, vec![key(5), key(6)]), (9 * PAGE, vec![key(9)])].into());
-        let across = increment.kept(&[(PAGE, 30 * PAGE)], figures);
-        assert_eq!(across.len(), 3);
-        assert_eq!(joined([(PAGE, vec![key(1)]), (2 * PAGE, vec![key(2)])].into()).len(), 1);
+        let read: Runs = [(7 * PAGE, vec![key(7)])].into();
+        let names = increment.names(read, &[(5 * PAGE, 7 * PAGE), (9 * PAGE, 10 * PAGE)], figures);
+        let wanted: Runs = [(5 * PAGE, vec![key(5), key(6), key(7)]), (9 * PAGE, vec![key(9)])].into();
+        assert_eq!(names, spread(&wanted));
+        assert_eq!(increment.names(Runs::new(), &[(PAGE, 30 * PAGE)], figures), spread(&runs));
     }
 
     // Goal: an epoch that is not sealed changes nothing that is known. Method: draft, abort, look.
     #[test]
     fn aborted_drafts_are_not_known() {
         let mut increment = Increment { carried: vec![(0, PAGE)], ..Increment::default() };
-        increment.drafted([(0, vec![key(1)])].into());
+        increment.drafted(spread(&[(0, vec![key(1)])].into()));
         increment.aborted();
         increment.sealed();
         assert!(increment.known.is_empty());

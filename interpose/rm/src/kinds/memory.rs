@@ -372,18 +372,15 @@ impl ResourceManager for Memory {
             runs.insert(*at, writer.put_page_bytes(bytes)?);
         }
         self.objects.store(writer, base)?;
-        runs.extend(self.increment.kept(&keep, writer.figures_mut()));
-        let runs = increment::joined(runs);
-        for (at, keys) in &runs {
-            if let Err(cause) = writer.put_pages(base, *at, keys.clone()) {
-                self.increment.forget();
-                return Err(cause.into());
-            }
+        let names = self.increment.names(runs, &keep, writer.figures_mut());
+        if let Err(cause) = writer.put_names(base, &names) {
+            self.increment.forget();
+            return Err(cause.into());
         }
         if let Some(snapshot) = &snapshot
             && self.increment.checks()
         {
-            check(snapshot, &state.zones, &self.by_hand, &runs, &keep)?;
+            check(snapshot, &state.zones, &self.by_hand, &names, &keep)?;
         }
         if snapshot.is_some()
             && !self.staged
@@ -394,7 +391,7 @@ impl ResourceManager for Memory {
             return Err(RmError::Unsupported(format!("{path} changes while it is mapped privately")));
         }
         if plan.is_some() {
-            self.increment.drafted(runs);
+            self.increment.drafted(names);
         }
         drop(snapshot);
         let mut paths: Vec<&[u8]> = state

@@ -1,6 +1,6 @@
 //! Shared objects in the memory of one process: what of them is copied in the stop, and stored afterwards.
 
-use crate::kinds::increment;
+use crate::kinds::increment::{self, Runs, spread};
 use crate::kinds::memory::SharedObject;
 use crate::kinds::shared::SharedObjects;
 use crate::kinds::shared_pages::{Part, SharedPages};
@@ -97,17 +97,16 @@ impl Objects {
     pub(crate) fn store(&mut self, writer: &mut EpochWriter, base: u64) -> RmResult<()> {
         for one in std::mem::take(&mut self.parts) {
             let mut keys = writer.put_page_bytes(&one.bytes)?.into_iter();
-            let mut runs = self.pages.kept(one.key, &one.part.keep);
+            let mut read = Runs::new();
             for (start, end) in one.part.read {
-                runs.insert(start, keys.by_ref().take(((end - start) / PAGE) as usize).collect());
+                read.insert(start, keys.by_ref().take(((end - start) / PAGE) as usize).collect());
             }
-            for (at, keys) in &runs {
-                if let Err(cause) = writer.put_pages(base + OBJECT_SPACE + one.index, *at, keys.clone()) {
-                    self.pages.forget();
-                    return Err(cause.into());
-                }
+            let names = self.pages.kept(one.key, &one.part.keep).and(&spread(&read));
+            if let Err(cause) = writer.put_names(base + OBJECT_SPACE + one.index, &names) {
+                self.pages.forget();
+                return Err(cause.into());
             }
-            self.pages.drafted(one.key, runs);
+            self.pages.drafted(one.key, &names);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Reading a process's memory: what there is to read, out of a snapshot, and comparing an increment with one.
 
-use crate::kinds::increment::{Plan, Runs};
+use crate::kinds::increment::{Plan, Runs, SPACE, named};
 use crate::kinds::memory::NAME;
 use crate::kinds::pagemap::Pagemap;
 use crate::kinds::zones::{PAGE, Zone};
@@ -9,7 +9,7 @@ use crate::remote::{Remote, read_guarded};
 use crate::snapshot::Snapshot;
 use crate::track::ranges;
 use holo_abi::sysno;
-use holo_image::{EpochWriter, PageKey};
+use holo_image::{EpochWriter, Names, PageKey};
 
 /// Bytes read from the snapshot and stored at once.
 const CHUNK_BYTES: u64 = 4 << 20;
@@ -88,7 +88,7 @@ pub(crate) fn check(
     snapshot: &Snapshot,
     zones: &[Zone],
     by_hand: &[(u64, u64)],
-    runs: &Runs,
+    names: &Names,
     keep: &[(u64, u64)],
 ) -> RmResult<()> {
     let wrong =
@@ -99,10 +99,8 @@ pub(crate) fn check(
         own.extend(pagemap.own_ranges(zone.start, zone.end).on("reading", "the snapshot's pagemap")?);
     }
     let own = ranges::without(&ranges::normal(own), by_hand);
-    let named = runs.iter().map(|(at, keys)| (*at, at + keys.len() as u64 * PAGE)).collect();
-    let named = ranges::normal(named);
     let mut page = vec![0; PAGE as usize];
-    for (start, end) in ranges::without(&own, &named) {
+    for (start, end) in ranges::without(&own, &named(names)) {
         for at in (start..end).step_by(PAGE as usize) {
             snapshot.read(at, &mut page).on("checking", format!("page {at:#x}"))?;
             if page.iter().any(|byte| *byte != 0) {
@@ -112,10 +110,8 @@ pub(crate) fn check(
     }
     for (start, end) in ranges::without(keep, by_hand) {
         for at in (start..end).step_by(PAGE as usize) {
-            let named = runs.range(..=at).next_back();
-            let key = named.and_then(|(from, keys)| keys.get(((at - from) / PAGE) as usize));
             snapshot.read(at, &mut page).on("checking", format!("page {at:#x}"))?;
-            if key != PageKey::of_all(&page).first() {
+            if names.get(SPACE, at).as_ref() != PageKey::of_all(&page).first() {
                 return Err(wrong(at, "changed without being tracked"));
             }
         }

@@ -60,8 +60,8 @@ fn acknowledge(fd: &OwnedFd, sequence: [u8; 4], failed: bool) -> io::Result<usiz
 }
 
 impl NetlinkState {
-    pub(crate) fn describe(open: &Open, _: &mut Dumping) -> RmResult<Self> {
-        let socket = Socket::describe(open)?;
+    pub(crate) fn describe(open: &Open, dumping: &mut Dumping) -> RmResult<Self> {
+        let socket = Socket::describe(open, dumping.options)?;
         if !KEEPS_NOTHING.contains(&socket.protocol) {
             return Err(open.unsupported(format!("netlink protocol {}", socket.protocol)));
         }

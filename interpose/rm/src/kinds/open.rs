@@ -3,6 +3,7 @@
 
 use super::fdinfo::FdInfo;
 use super::kernel;
+use super::known_options::KnownOptions;
 use super::ptys::Terminals;
 use super::shared::{Contents, SharedObjects};
 use super::sockdiag::SockDiag;
@@ -104,6 +105,8 @@ pub(crate) struct Dumping<'a, 'b> {
     pub(crate) recorded: BTreeSet<(u64, u64)>,
     /// Names of watched files that are known.
     pub(crate) watched: &'a Names,
+    /// Options of sockets.
+    pub(crate) options: &'a mut KnownOptions,
     /// The kernel's tables of sockets.
     pub(crate) diag: SockDiag,
     /// Descriptions in queues.

@@ -7,18 +7,19 @@
 //! without a name that has a descriptor is staged as a whole, see `shared.rs`.
 
 use crate::at_once;
-use crate::kinds::increment::{self, Runs};
+use crate::kinds::counted::{Counts, counted};
+use crate::kinds::increment::{kept, named};
 use crate::kinds::memory::NAME;
 use crate::kinds::memory_read::resident;
 use crate::kinds::pagemap::Pagemap;
 use crate::kinds::shared::ObjectKey;
-use crate::kinds::zones::{self, PAGE, Zone, ZoneKind};
+use crate::kinds::zones::{self, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::remote::Remote;
 use crate::track::ranges::{self, Range};
 use crate::track::{Tracking, Userfaultfd};
 use holo_abi::sysno;
-use holo_image::PageKey;
+use holo_image::{Names, PageKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -49,9 +50,9 @@ struct View {
 #[derive(Default)]
 struct Object {
     /// Names of its pages in the last sealed epoch.
-    known: Runs,
+    known: Names,
     /// In the epoch that is being written.
-    draft: Option<Runs>,
+    draft: Option<Names>,
     /// Changed since the last sealed epoch.
     changed: Vec<Range>,
     /// Its maps at the last look, if all of them were watched from then on.
@@ -69,7 +70,7 @@ struct Inner {
     watchers: BTreeMap<Who, Userfaultfd>,
     objects: BTreeMap<ObjectKey, Object>,
     /// What the pages of the processes counted at the last look: processes made and programs executed, and memory given back.
-    counts: Vec<(usize, u32, u32)>,
+    counts: Counts,
 }
 
 /// Which pages of an object are to be copied, and which are as they are known.
@@ -175,9 +176,7 @@ impl SharedPages {
         let object = inner.objects.entry((zone.device, zone.inode)).or_default();
         let there = ranges::without(&there, &object.given);
         object.given = ranges::normal([object.given.as_slice(), &there].concat());
-        let known: Vec<Range> =
-            object.known.iter().map(|(at, keys)| (*at, at + keys.len() as u64 * PAGE)).collect();
-        let keep = ranges::without(&ranges::both(&there, &known), &object.changed);
+        let keep = ranges::without(&ranges::both(&there, &named(&object.known)), &object.changed);
         Ok(Part { read: ranges::without(&there, &keep), keep })
     }
 
@@ -188,20 +187,20 @@ impl SharedPages {
     }
 
     /// Names of pages of an object that are as they were.
-    pub(crate) fn kept(&self, key: ObjectKey, keep: &[Range]) -> Runs {
-        self.inner().objects.get(&key).map_or_else(Runs::new, |object| increment::parts(&object.known, keep))
+    pub(crate) fn kept(&self, key: ObjectKey, keep: &[Range]) -> Names {
+        self.inner().objects.get(&key).map_or_else(Names::default, |object| kept(&object.known, keep))
     }
 
     /// Pages of an object in the epoch that is being written.
-    pub(crate) fn drafted(&self, key: ObjectKey, mut runs: Runs) {
+    pub(crate) fn drafted(&self, key: ObjectKey, names: &Names) {
         if let Some(object) = self.inner().objects.get_mut(&key) {
-            object.draft.get_or_insert_default().append(&mut runs);
+            object.draft = Some(object.draft.take().unwrap_or_default().and(names));
         }
     }
 
     /// The store has not what is known.
     pub(crate) fn forget(&self) {
-        self.inner().objects.values_mut().for_each(|object| object.known.clear());
+        self.inner().objects.values_mut().for_each(|object| object.known = Names::default());
     }
 
     /// Has what is kept to be compared with what is there?
@@ -211,7 +210,7 @@ impl SharedPages {
 
     /// Compares pages that are kept with what is there.
     pub(crate) fn check(&self, key: ObjectKey, keep: &[Range], bytes: &[u8]) -> RmResult<()> {
-        let kept: Vec<PageKey> = self.kept(key, keep).into_values().flatten().collect();
+        let kept: Vec<PageKey> = self.kept(key, keep).items().collect();
         if kept == PageKey::of_all(bytes) {
             return Ok(());
         }
@@ -233,7 +232,7 @@ impl ResourceManager for Watching {
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         let mut inner = self.pages.inner();
         let found = self.find(cx)?;
-        let counts = counts(cx);
+        let counts = counted(cx, |header| &header.advised);
         let nobody_came = counts == inner.counts;
         inner.counts = counts;
         inner.objects.retain(|key, _| found.contains_key(key));
@@ -281,7 +280,7 @@ impl ResourceManager for Watching {
             }
             if object.views.is_empty() || !object.is_told {
                 object.is_based = false;
-                object.known.clear();
+                object.known = Names::default();
                 object.changed.clear();
             }
             object.changed = ranges::normal(std::mem::take(&mut object.changed));
@@ -291,7 +290,7 @@ impl ResourceManager for Watching {
 
     fn sealed(&mut self) {
         for object in self.pages.inner().objects.values_mut() {
-            object.known = object.draft.take().map(increment::joined).unwrap_or_default();
+            object.known = object.draft.take().unwrap_or_default();
             object.changed.clear();
             object.is_based = !object.views.is_empty();
         }
@@ -336,20 +335,6 @@ impl Job<'_> {
     }
 }
 
-/// What the pages of all processes have counted.
-fn counts(cx: &DumpCx) -> Vec<(usize, u32, u32)> {
-    let count = |process: &crate::tree::Process| {
-        let page = &process.remote.page;
-        let header = &page.control().header;
-        let (changes, advised) =
-            (header.changes.load(Ordering::SeqCst), header.advised.load(Ordering::SeqCst));
-        (Arc::as_ptr(page) as usize, changes, advised)
-    };
-    let mut all: Vec<_> = cx.processes.iter().map(count).collect();
-    all.sort_unstable();
-    all.dedup();
-    all
-}
 
 struct Watched {
     /// Addresses of what may have been written; of holes too.

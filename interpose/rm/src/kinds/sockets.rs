@@ -1,6 +1,7 @@
 //! What all sockets have in common: type, names, options, and queues that are read without taking out.
 
 use super::kernel::{self, Bytes, checked, owned};
+use super::known_options::KnownOptions;
 use super::open::{Making, Open};
 use super::packet_filter::PacketFilter;
 use super::senders::{Sender, credentials};
@@ -160,17 +161,21 @@ pub(crate) fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedF
 }
 
 impl Socket {
-    pub(crate) fn describe(open: &Open) -> RmResult<Self> {
+    pub(crate) fn describe(open: &Open, known: &mut KnownOptions) -> RmResult<Self> {
         let (domain, kind) = family(open)?;
         let named = || open.named();
+        let (options, filter) = known.of(open, || {
+            let options = Options::of(open, domain, kind).on("reading options of", named())?;
+            Ok((options, PacketFilter::of(open).on("reading the filter of", named())?))
+        })?;
         Ok(Self {
             domain,
             kind,
             protocol: sockopts::get_int(open, libc::SOL_SOCKET, SO_PROTOCOL).on("reading socket", named())?,
-            options: Options::of(open, domain, kind).on("reading options of", named())?,
+            options,
             local: local_name(open).on("reading the address of", named())?,
             peer: peer_name(open).ok(),
-            filter: PacketFilter::of(open).on("reading the filter of", named())?,
+            filter,
         })
     }
 
@@ -184,7 +189,6 @@ impl Socket {
 
     /// The last step: options once more, since making a connection uses its own.
     pub(crate) fn settle(&self, index: u32, fd: OwnedFd, making: &mut Making) -> RmResult<()> {
-        self.options.attach(&fd).on("attaching the filter of descriptor", making.common(index).number)?;
         for failed in self.options.apply(&fd) {
             making.remark(index, format!("not restored: {failed}"));
         }

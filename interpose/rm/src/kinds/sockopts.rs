@@ -11,8 +11,6 @@ pub(crate) const SO_SNDBUFFORCE: i32 = 32;
 const SO_RCVBUFFORCE: i32 = 33;
 /// `SO_PEEK_OFF`; -1 is off.
 pub(crate) const SO_PEEK_OFF: i32 = 42;
-/// `struct sock_filter`.
-const INSTRUCTION_BYTES: usize = 8;
 /// Longest value in the table: names of devices and congestion controls.
 const VALUE_BYTES_MAX: usize = 64;
 
@@ -99,33 +97,6 @@ pub(crate) struct Options {
     /// `SO_SNDBUF` and `SO_RCVBUF` as set by the application; the kernel sizes the others.
     send_bytes: Option<i32>,
     receive_bytes: Option<i32>,
-    /// A filter of what is received, as its program.
-    filter: Option<Bytes>,
-}
-
-/// The program of a socket's filter.
-///
-/// # Errors
-/// The kernel does not show it: it was not attached as a program of this sort.
-fn filter(fd: &impl AsRawFd) -> io::Result<Option<Bytes>> {
-    let ask = |at: *mut u8, mut count: libc::socklen_t| {
-        // SAFETY: room for `count` instructions; with none the kernel only counts.
-        let ret = unsafe {
-            let (level, name) = (libc::SOL_SOCKET, libc::SO_GET_FILTER);
-            libc::getsockopt(fd.as_raw_fd(), level, name, at.cast(), &raw mut count)
-        };
-        checked(ret).map(|_| count)
-    };
-    let count = match ask(std::ptr::null_mut(), 0) {
-        Err(cause) if cause.raw_os_error() == Some(libc::ENOPROTOOPT) => 0,
-        count => count?,
-    };
-    if count == 0 {
-        return Ok(None);
-    }
-    let mut program = vec![0u8; count as usize * INSTRUCTION_BYTES];
-    ask(program.as_mut_ptr(), count)?;
-    Ok(Some(Bytes(program)))
 }
 
 /// Levels that sockets of a family and type have.
@@ -175,25 +146,15 @@ impl Options {
             values,
             send_bytes: size(1, libc::SO_SNDBUF)?,
             receive_bytes: size(2, libc::SO_RCVBUF)?,
-            filter: filter(fd)?,
         })
     }
 
-    /// Gives a socket the filter that it had, if any: the last, since it may keep out what makes a connection.
-    pub(crate) fn attach(&self, fd: &impl AsRawFd) -> io::Result<()> {
-        let Some(Bytes(program)) = &self.filter else { return Ok(()) };
-        if filter(fd)?.as_ref() == self.filter.as_ref() {
-            return Ok(());
-        }
-        let length = u16::try_from(program.len() / INSTRUCTION_BYTES).unwrap_or(u16::MAX);
-        let given = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
-        // SAFETY: the program lives until the call returns; the kernel copies and checks it.
-        let ret = unsafe {
-            let at = (&raw const given).cast();
-            let bytes = size_of_val(&given) as libc::socklen_t;
-            libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, at, bytes)
+    /// Does the kernel change one of them as the application reads?
+    pub(crate) fn move_by_themselves(&self) -> bool {
+        let moves = |SocketOption(level, name, value): &SocketOption| {
+            (*level, *name) == (libc::SOL_SOCKET, SO_PEEK_OFF) && value.0 != (-1i32).to_ne_bytes()
         };
-        checked(ret).map(|_| ())
+        self.values.iter().any(moves)
     }
 
     /// Gives a socket these options where it has others; what could not be set.

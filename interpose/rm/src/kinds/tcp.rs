@@ -120,8 +120,8 @@ impl Info {
 }
 
 impl TcpState {
-    pub(crate) fn describe(open: &Open, _: &mut Dumping) -> RmResult<Self> {
-        let socket = Socket::describe(open)?;
+    pub(crate) fn describe(open: &Open, dumping: &mut Dumping) -> RmResult<Self> {
+        let socket = Socket::describe(open, dumping.options)?;
         if sockopts::get(open, libc::IPPROTO_TCP, libc::TCP_ULP).is_ok_and(|name| !name.is_empty()) {
             return Err(open.unsupported("a protocol in the kernel on top of TCP"));
         }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::descriptors::{self, State};
+use super::known_options::KnownOptions;
 use super::open::{Making, Place};
 use super::shared::{Contents, SharedObjects};
 use super::watched::{self, Names};
@@ -96,7 +97,7 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
     };
     // Holders have no server of calls, and no descriptor with the flag.
     let ask = |_: &Remote, numbers: &[i32]| Ok(vec![false; numbers.len()]);
-    let state = descriptors::capture(&mut cx, &SharedObjects::new(), &names, &ask)?;
+    let state = descriptors::capture(&mut cx, &SharedObjects::new(), &names, &mut KnownOptions::default(), &ask)?;
     Ok(Captured { state, remarks, staged })
 }
 

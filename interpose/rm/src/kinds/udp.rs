@@ -18,7 +18,7 @@ pub(crate) struct UdpState {
 
 impl UdpState {
     pub(crate) fn describe(open: &Open, dumping: &mut Dumping) -> RmResult<Self> {
-        let socket = Socket::describe(open)?;
+        let socket = Socket::describe(open, dumping.options)?;
         // Behind an error (nobody had the port that it sent to) datagrams are lost, as any may be.
         let queue = match sockets::has_error(open) {
             true => Queue::default(),
@@ -30,7 +30,7 @@ impl UdpState {
 
     /// One of a protocol without ports, or of echo requests: what waits in it is of the network, and may be lost.
     pub(crate) fn describe_raw(open: &Open, dumping: &mut Dumping) -> RmResult<Self> {
-        let socket = Socket::describe(open)?;
+        let socket = Socket::describe(open, dumping.options)?;
         let groups = joined(open, &socket, dumping)?;
         Ok(Self { socket, queued: Vec::new(), groups })
     }

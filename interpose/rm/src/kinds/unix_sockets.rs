@@ -68,7 +68,7 @@ pub(crate) fn is_named(name: &[u8]) -> bool {
 
 impl UnixState {
     pub(crate) fn describe(open: &Open, dumping: &mut Dumping) -> RmResult<Self> {
-        let socket = Socket::describe(open)?;
+        let socket = Socket::describe(open, dumping.options)?;
         let found = dumping.diag.unix(open.stat.st_ino).on("asking for", open.named())?;
         let found = found.ok_or_else(|| open.unsupported("a socket of another network namespace"))?;
         let listening = found.state == LISTENING;
