@@ -360,7 +360,9 @@ fn patched(writer: &mut EpochWriter, copy: &File, since: &Since) -> holo_image::
         at = end;
     }
     parts.push(BlobPart::Base { at, len: since.base.len - at });
-    writer.patch_blob(&since.base, &parts, &mut fresh.as_slice())
+    let blob = writer.patch_blob(&since.base, &parts, &mut fresh.as_slice())?;
+    writer.keep_blob(&blob)?;
+    Ok(blob)
 }
 
 /// Tells all kinds that the stop is over.

@@ -356,8 +356,8 @@ impl ResourceManager for Files {
             return Err(bad("contents of the epoch before are gone; the next epoch stores them again"));
         };
         let encoded = wire::encode(&captured, TREES).map_err(|cause| bad(&cause.to_string()))?;
-        for (at, runs) in apart {
-            captured.contents.entry(at).and_modify(|blob| blob.runs = runs);
+        for (at, names) in apart {
+            captured.contents.entry(at).and_modify(|blob| blob.names = names);
         }
         let blob = writer.put_blob(&mut encoded.as_slice())?;
         cx.put(NAME, VERSION, &blob)?;

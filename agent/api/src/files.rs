@@ -52,7 +52,7 @@ pub fn is_file(space: u64) -> bool {
 
 /// Gives a content of the trees of an epoch its pages, if they are in a space.
 pub fn complete(epoch: &EpochReader, dev: u64, ino: u64, content: &mut Blob) {
-    if content.runs.is_empty() {
+    if content.names.is_empty() {
         *content = epoch.content(space(dev, ino), content.len);
     }
 }

@@ -11,8 +11,7 @@ use crate::{
     epochs,
     error::{Error, Result},
     import::Import,
-    key::PageKey,
-    manifest::{EpochMeta, EpochSide, Manifest},
+    manifest::{EpochMeta, EpochSide},
     reader::EpochReader,
     retention::Retention,
     state::{AppInner, Entry, State},
@@ -64,13 +63,6 @@ impl AppStore {
     /// epoch here ([`EpochReader::export_since`]); of another one that is [`Error::NeedsWhole`].
     pub fn begin_import(&self, manifest_frame: &[u8]) -> Result<Import> {
         Import::begin(&self.inner, manifest_frame)
-    }
-
-    /// Pages of a manifest that are not here; at most what an import would ask for.
-    pub fn missing(&self, manifest: &Manifest) -> Vec<PageKey> {
-        let keys = manifest.keys();
-        let state = self.inner.state();
-        keys.into_iter().filter(|key| state.slots.find(*key).is_none()).collect()
     }
 
     /// Sealed epochs, in rising order.

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::ManifestError,
     key::{PAGE_BYTES, PageKey},
+    memory::Range,
+    spread::{Names, Piece},
 };
 
 /// Content of a file: its pages by name, the last one filled up with zeros; pages of zeros are left out.
@@ -14,17 +16,40 @@ use crate::{
 pub struct Blob {
     /// Length in bytes.
     pub len: u64,
-    /// What is not zero, in rising order, with a gap between two runs.
-    pub runs: Vec<BlobRun>,
+    /// What is not zero; places are bytes of the file, in space 0.
+    #[serde(with = "runs")]
+    pub names: Names,
 }
 
-/// Pages of a file that follow one another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlobRun {
-    /// Number of the first page in the file.
-    pub page: u64,
-    /// Names; never empty, never [`PageKey::ZERO`].
-    pub keys: Vec<PageKey>,
+/// The space of names of a content.
+const SPACE: u64 = 0;
+const PAGE: u64 = PAGE_BYTES as u64;
+
+/// How names are written: runs in rising order, the number of the first page and the names of each.
+mod runs {
+    use super::*;
+    use serde::{Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(names: &Names, out: S) -> Result<S::Ok, S::Error> {
+        let runs = names.ranges().into_iter().map(|range| {
+            let keys: Vec<PageKey> = names.parts(&[range]).items().collect();
+            (range.start / PAGE, keys)
+        });
+        out.collect_seq(runs.collect::<Vec<_>>())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Names, D::Error> {
+        let (mut names, mut end) = (Names::default(), 0);
+        for (page, keys) in Vec::<(u64, Vec<PageKey>)>::deserialize(from)? {
+            let behind = page.checked_add(keys.len() as u64).filter(|behind| *behind <= u64::MAX / PAGE);
+            if page < end || keys.is_empty() || behind.is_none() {
+                return Err(D::Error::custom("pages of a content that are out of order"));
+            }
+            names.push(SPACE, page * PAGE, &keys);
+            end = behind.unwrap_or_default();
+        }
+        Ok(names)
+    }
 }
 
 /// A part of a content that is made of another one, see [`EpochWriter::patch_blob`](crate::EpochWriter::patch_blob).
@@ -50,42 +75,26 @@ impl Blob {
         if key.is_zero() {
             return;
         }
-        match self.runs.last_mut() {
-            Some(run) if run.page + run.keys.len() as u64 == page => run.keys.push(key),
-            _ => self.runs.push(BlobRun { page, keys: vec![key] }),
-        }
+        self.names.push(SPACE, page * PAGE, &[key]);
     }
 
-    /// Appends pages of another blob to this one, which ends at a page's start. Calls `each` with every name.
-    pub(crate) fn push_of<E>(
-        &mut self,
-        base: &Blob,
-        first: u64,
-        count: u64,
-        mut each: impl FnMut(PageKey) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let to = self.len / PAGE_BYTES as u64;
-        let from = base.runs.partition_point(|run| run.page + run.keys.len() as u64 <= first);
-        for run in base.runs[from..].iter().take_while(|run| run.page < first + count) {
-            let skip = first.saturating_sub(run.page);
-            let end = (run.keys.len() as u64).min(first + count - run.page);
-            for number in skip..end {
-                let key = run.keys[number as usize];
-                each(key)?;
-                self.push(to + run.page + number - first, key);
-            }
+    /// Appends pages of another blob to this one, which ends at a page's start.
+    pub(crate) fn push_of(&mut self, base: &Blob, first: u64, count: u64) {
+        let to = self.len.div_ceil(PAGE);
+        let part = Range { space: SPACE, start: first * PAGE, end: (first + count) * PAGE };
+        for piece in base.names.parts(&[part]).pieces() {
+            self.names.push_piece(&piece.moved_to(to * PAGE + piece.address - part.start));
         }
-        Ok(())
     }
 
     /// Names of its pages.
     pub fn keys(&self) -> impl Iterator<Item = PageKey> {
-        self.runs.iter().flat_map(|run| run.keys.iter().copied())
+        self.names.items()
     }
 
     /// A content by the names of all its pages.
     pub fn of_keys(len: u64, keys: &[PageKey]) -> Blob {
-        let mut blob = Blob { len, runs: Vec::new() };
+        let mut blob = Blob { len, ..Blob::default() };
         keys.iter().zip(0..).for_each(|(key, page)| blob.push(page, *key));
         blob
     }
@@ -119,7 +128,6 @@ impl Blob {
 
     /// Numbers in the file and names of its pages of data.
     fn placed<'a>(&'a self, extents: &'a [(u64, u64)]) -> Option<impl Iterator<Item = (u64, PageKey)> + 'a> {
-        const PAGE: u64 = PAGE_BYTES as u64;
         // All but the end of the last must be whole pages.
         let in_pages = extents
             .iter()
@@ -130,27 +138,26 @@ impl Blob {
             return None;
         }
         let numbers = extents.iter().flat_map(|(at, len)| at / PAGE..(at + len).div_ceil(PAGE));
-        let mut run = 0;
+        let mut pages = self.pages().peekable();
         Some(numbers.zip(0u64..).map(move |(number, place)| {
-            while self.runs.get(run).is_some_and(|run| run.page + run.keys.len() as u64 <= place) {
-                run += 1;
-            }
-            let found = self.runs.get(run).filter(|run| run.page <= place);
-            (number, found.map_or(PageKey::ZERO, |run| run.keys[(place - run.page) as usize]))
+            while pages.next_if(|(page, _)| *page < place).is_some() {}
+            let found = pages.peek().filter(|(page, _)| *page == place);
+            (number, found.map_or(PageKey::ZERO, |(_, key)| *key))
         }))
+    }
+
+    /// Numbers and names of its pages, in order.
+    fn pages(&self) -> impl Iterator<Item = (u64, PageKey)> {
+        let of = |piece: &Piece<PageKey>| piece.address / PAGE..piece.end() / PAGE;
+        self.names.pieces().iter().flat_map(of).zip(self.names.items())
     }
 
     /// Checks one that was received: runs in order, inside the length, without zero pages.
     pub fn check(&self) -> Result<(), ManifestError> {
         let bad = ManifestError::BadBlob { len: self.len };
-        let pages = self.len.div_ceil(PAGE_BYTES as u64);
-        let mut next = 0;
-        for run in &self.runs {
-            let end = run.page.checked_add(run.keys.len() as u64);
-            match end {
-                Some(end) if run.page >= next && end <= pages && !run.keys.is_empty() => next = end,
-                _ => return Err(bad),
-            }
+        let fits = self.names.ranges().last().is_none_or(|last| last.end.div_ceil(PAGE) <= self.len.div_ceil(PAGE));
+        if !fits || self.names.pieces().iter().any(|piece| piece.space != SPACE) {
+            return Err(bad);
         }
         if self.keys().any(PageKey::is_zero) { Err(bad) } else { Ok(()) }
     }
@@ -158,13 +165,22 @@ impl Blob {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::wire::{self, Kind};
 
+    // Goal: a content that was received is possible, or refused. Method: lists of runs, written as a content is.
     #[test]
     fn runs_must_fit() {
         let key = PageKey::from_bytes([1; 16]);
-        let run = |page, count| BlobRun { page, keys: vec![key; count] };
-        let fits = |len, runs| Blob { len, runs }.check().is_ok();
+        let run = |page: u64, count: usize| (page, vec![key; count]);
+        let fits = |len: u64, runs: Vec<(u64, Vec<PageKey>)>| {
+            let frame = wire::encode(&(len, runs), Kind::STATE).unwrap();
+            wire::decode::<Blob>(&frame, Kind::STATE, 1 << 20).is_ok_and(|blob| {
+                assert_eq!(blob.len, len);
+                blob.check().is_ok()
+            })
+        };
         assert!(fits(0, vec![]));
         assert!(fits(4097, vec![run(0, 2)]));
         assert!(fits(1 << 40, vec![run(0, 2), run(2, 1), run((1 << 28) - 1, 1)]));
@@ -172,7 +188,21 @@ mod tests {
         assert!(!fits(1 << 20, vec![run(2, 2), run(3, 1)]));
         assert!(!fits(1 << 20, vec![run(0, 0)]));
         assert!(!fits(u64::MAX, vec![run(u64::MAX, 1)]));
-        assert!(!fits(4096, vec![BlobRun { page: 0, keys: vec![PageKey::ZERO] }]));
+        assert!(!fits(u64::MAX, vec![run(u64::MAX / 4096, 1)]));
+        assert!(!fits(4096, vec![(0, vec![PageKey::ZERO])]));
+    }
+
+    // Goal: what is written is what is read. Method: a content with holes, longer than a piece; its bytes are those of runs.
+    #[test]
+    fn written_as_runs() {
+        let key = |n: u8| PageKey::from_bytes([n; 16]);
+        let keys: Vec<PageKey> = (1..30).map(|n| if n % 11 == 0 { PageKey::ZERO } else { key(n) }).collect();
+        let blob = Blob::of_keys(29 * 4096 - 5, &keys);
+        let runs: Vec<(u64, Vec<PageKey>)> =
+            vec![(0, (1..11).map(key).collect()), (11, (12..22).map(key).collect()), (22, (23..30).map(key).collect())];
+        let frame = wire::encode(&blob, Kind::STATE).unwrap();
+        assert_eq!(frame, wire::encode(&(blob.len, runs), Kind::STATE).unwrap());
+        assert_eq!(wire::decode::<Blob>(&frame, Kind::STATE, 1 << 20).unwrap(), blob);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::{
     blob::Blob,
     error::Result,
     key::{PAGE_BYTES, Page},
-    reader::{EpochReader, PART_PAGES},
+    reader::EpochReader,
 };
 
 /// Reads a content of an epoch from its start, holes as zeros, with memory for some pages.
@@ -15,8 +15,8 @@ pub struct BlobReader<'a> {
     epoch: &'a EpochReader,
     blob: &'a Blob,
     at: u64,
-    /// Run that has `at` or follows it.
-    run: usize,
+    /// Piece that has `at` or follows it.
+    piece: usize,
     held: Vec<Page>,
     held_page: u64,
 }
@@ -24,7 +24,7 @@ pub struct BlobReader<'a> {
 impl<'a> BlobReader<'a> {
     pub(crate) fn new(epoch: &'a EpochReader, blob: &'a Blob) -> Result<Self> {
         blob.check()?;
-        Ok(Self { epoch, blob, at: 0, run: 0, held: Vec::new(), held_page: 0 })
+        Ok(Self { epoch, blob, at: 0, piece: 0, held: Vec::new(), held_page: 0 })
     }
 }
 
@@ -32,22 +32,22 @@ impl Read for BlobReader<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let page_bytes = PAGE_BYTES as u64;
         let (page, skip) = (self.at / page_bytes, (self.at % page_bytes) as usize);
-        while self.blob.runs.get(self.run).is_some_and(|run| run.page + run.keys.len() as u64 <= page) {
-            self.run += 1;
+        let pieces = self.blob.names.pieces();
+        while pieces.get(self.piece).is_some_and(|piece| piece.end() / page_bytes <= page) {
+            self.piece += 1;
         }
-        let run = self.blob.runs.get(self.run);
+        let piece = pieces.get(self.piece);
         let left = |end: u64| {
             usize::try_from(end.min(self.blob.len) - self.at).unwrap_or(usize::MAX).min(into.len())
         };
-        let Some(run) = run.filter(|run| run.page <= page) else {
-            let len = left(run.map_or(u64::MAX, |run| run.page * page_bytes));
+        let Some(piece) = piece.filter(|piece| piece.address / page_bytes <= page) else {
+            let len = left(piece.map_or(u64::MAX, |piece| piece.address));
             into[..len].fill(0);
             self.at += len as u64;
             return Ok(len);
         };
         if !(self.held_page..self.held_page + self.held.len() as u64).contains(&page) {
-            let keys = &run.keys[(page - run.page) as usize..];
-            let keys = &keys[..keys.len().min(PART_PAGES)];
+            let keys = &piece.items[(page - piece.address / page_bytes) as usize..];
             self.held.resize(keys.len(), [0; PAGE_BYTES]);
             self.held_page = page;
             let mut pages: Vec<_> = keys.iter().copied().zip(&mut self.held).collect();

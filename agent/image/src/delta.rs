@@ -57,6 +57,17 @@ impl Sum {
         sum
     }
 
+    /// That of what an epoch with this one became.
+    fn after(mut self, old: (&Memory, &[(PageKey, u32)]), new: (&Memory, &[(PageKey, u32)])) -> Sum {
+        old.0.compare(new.0, |change| {
+            self.remove(change.space, change.address, change.old);
+            self.add(change.space, change.address, change.new);
+        });
+        differing(old.1, new.1).into_iter().for_each(|(key, _)| self.remove_extra(key));
+        differing(new.1, old.1).into_iter().for_each(|(key, _)| self.add_extra(key));
+        self
+    }
+
     pub(crate) fn add(&mut self, space: u64, address: u64, keys: &[PageKey]) {
         each(space, address, keys, |term| self.0 = self.0.wrapping_add(term));
     }
@@ -85,6 +96,20 @@ fn each(space: u64, address: u64, keys: &[PageKey], mut give: impl FnMut(u128)) 
         give((mixed ^ (mixed >> 67)).wrapping_mul(ODD));
         at = at.wrapping_add(PAGE_BYTES as u64);
     }
+}
+
+/// Those of `these` that are not among `those`, or lie elsewhere there; both in rising order.
+pub(crate) fn differing(these: &[(PageKey, u32)], those: &[(PageKey, u32)]) -> Vec<(PageKey, u32)> {
+    let mut rest = those;
+    let mut out = Vec::new();
+    for one in these {
+        let before = rest.iter().take_while(|other| other.0 < one.0).count();
+        rest = &rest[before..];
+        if rest.first() != Some(one) {
+            out.push(*one);
+        }
+    }
+    out
 }
 
 impl Delta {
@@ -131,23 +156,28 @@ impl Delta {
         runs.chain(self.extra.iter().copied()).filter(|key| !key.is_zero())
     }
 
-    /// Makes it of its base, or an epoch between: figures, states, memory and further pages with their slots. `slots` are those
-    /// of [`Self::references`].
+    /// Makes it of its base, or an epoch between, of which `sum` is perhaps known: figures, states, memory and further pages with
+    /// their slots. `slots` are those of [`Self::references`].
     pub(crate) fn made_of(
         self,
-        memory: &Memory,
+        old: &Memory,
         extra: &[(PageKey, u32)],
+        sum: Option<Sum>,
         mut slots: impl Iterator<Item = u32>,
     ) -> Result<Made, ManifestError> {
         let fresh = Memory::placed(&self.runs, &mut slots);
-        let memory = memory.changed(&self.gone, &fresh);
+        let memory = old.changed(&self.gone, &fresh);
         let mut all: Vec<(PageKey, u32)> = Vec::with_capacity(extra.len() + self.extra.len());
         let is = |list: &[PageKey], key: &PageKey| list.binary_search(key).is_ok();
         let stays = |(key, _): &&(PageKey, u32)| !is(&self.gone_extra, key) && !is(&self.extra, key);
         all.extend(extra.iter().filter(stays));
         all.extend(self.extra.iter().copied().zip(slots));
         all.sort_unstable_by_key(|(key, _)| *key);
-        if Sum::of(&memory, &all) != self.sum {
+        let sum = match sum {
+            Some(sum) => sum.after((old, extra), (&memory, &all)),
+            None => Sum::of(&memory, &all),
+        };
+        if sum != self.sum {
             return Err(ManifestError::BadBase { base: self.base.epoch });
         }
         Ok(Made { meta: self.meta, sections: self.sections, memory, extra: all })
@@ -185,10 +215,5 @@ impl Made {
         let mut frame = Manifest::frame_of(&self.meta, &self.sections, &self.memory.runs(), &extra)?;
         frame.extend_from_slice(&wire::encode(&slots, Kind::SLOTS)?);
         Ok(frame)
-    }
-
-    pub(crate) fn into_manifest(self) -> Manifest {
-        let extra = self.extra.into_iter().map(|(key, _)| key).collect();
-        Manifest { meta: self.meta, sections: self.sections, runs: self.memory.runs(), extra }
     }
 }

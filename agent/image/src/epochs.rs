@@ -166,7 +166,7 @@ impl<'a> Files<'a> {
                 }
                 let base = self.base(id, &path)?;
                 let slots = slots.iter().flat_map(|run| run.first..run.first + run.count);
-                let made = delta.made_of(&base.memory, &base.extra, slots);
+                let made = delta.made_of(&base.memory, &base.extra, None, slots);
                 let made = made.map_err(|reason| Error::Malformed { path: path.clone(), reason })?;
                 check_count(made.memory.page_count() + made.extra.len() as u64)
                     .map_err(|reason| Error::Malformed { path, reason })?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    delta::{BaseId, Delta, Made, Sum},
+    delta::{BaseId, Delta, Made, Sum, differing},
     key::{PAGE_BYTES, PageKey},
     manifest::{EpochMeta, Section, push_all},
     memory::{Memory, NOWHERE, Range},
@@ -173,20 +173,6 @@ impl Head {
 fn names_bytes(made: &Made) -> u64 {
     let count = made.memory.page_count() + made.extra.len() as u64;
     KEY_BYTES * count + RUN_BYTES * made.memory.run_count() as u64
-}
-
-/// Those of `these` that are not among `those`, or lie elsewhere there; both in rising order.
-fn differing(these: &[(PageKey, u32)], those: &[(PageKey, u32)]) -> Vec<(PageKey, u32)> {
-    let mut rest = those;
-    let mut out = Vec::new();
-    for one in these {
-        let before = rest.iter().take_while(|other| other.0 < one.0).count();
-        rest = &rest[before..];
-        if rest.first() != Some(one) {
-            out.push(*one);
-        }
-    }
-    out
 }
 
 /// Ranges that two lists have; a gap of one page is not worth a range.

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     key::{Page, PageKey},
     keymap::KeySet,
-    manifest::{EpochMeta, Manifest},
+    manifest::{EpochMeta, Manifest, Section, check_count},
     memory::{Memory, NOWHERE},
     spread::Names,
     state::AppInner,
@@ -23,7 +23,11 @@ use crate::{
 #[derive(Debug)]
 pub struct Import {
     draft: Draft,
-    manifest: Manifest,
+    meta: EpochMeta,
+    sections: Vec<Section>,
+    names: Names,
+    /// Further pages, in rising order.
+    extra: Vec<PageKey>,
     /// Pages that were not here at the start, in the order of the manifest.
     wanted: Vec<PageKey>,
     /// Those of them that have not come yet.
@@ -32,22 +36,27 @@ pub struct Import {
 
 impl Import {
     pub(crate) fn begin(app: &Arc<AppInner>, frame: &[u8]) -> Result<Import> {
-        let (manifest, names) = match wire::peek(frame).map(|header| header.kind.id) {
-            Ok(id) if id == Kind::DELTA.id => {
-                let delta = Delta::parse(frame)?;
-                // All others are the newest epoch's here.
-                let names: Vec<PageKey> = delta.references().collect();
-                (made_here(app, delta)?, Some(names))
-            }
-            _ => (Manifest::parse(frame)?, None),
-        };
-        check_app_name(&manifest.meta.app)?;
-        check_identity(&manifest.meta, &app.name, manifest.meta.epoch)?;
-        let mut draft = app.begin(manifest.meta.epoch)?;
-        let mut wanted = match names {
-            Some(names) => draft.missing(names.into_iter()),
-            None => draft.missing(manifest.references()),
-        };
+        let (meta, sections, names, extra, fresh): (_, _, _, Vec<PageKey>, Vec<PageKey>) =
+            match wire::peek(frame).map(|header| header.kind.id) {
+                Ok(id) if id == Kind::DELTA.id => {
+                    let delta = Delta::parse(frame)?;
+                    // All others are the newest epoch's here.
+                    let fresh = delta.references().collect();
+                    let Made { meta, sections, memory, extra } = made_here(app, delta)?;
+                    (meta, sections, memory.names().clone(), extra.iter().map(|(key, _)| *key).collect(), fresh)
+                }
+                _ => {
+                    let manifest = Manifest::parse(frame)?;
+                    let fresh = manifest.references().collect();
+                    let mut names = Names::default();
+                    manifest.runs.iter().for_each(|run| names.push(run.space, run.address, &run.keys));
+                    (manifest.meta, manifest.sections, names, manifest.extra, fresh)
+                }
+            };
+        check_app_name(&meta.app)?;
+        check_identity(&meta, &app.name, meta.epoch)?;
+        let mut draft = app.begin(meta.epoch)?;
+        let mut wanted = draft.missing(fresh.into_iter());
         let mut open = KeySet::default();
         wanted.retain(|key| open.insert(*key));
         // What an earlier try left is this one's now, or of no use any more.
@@ -59,12 +68,12 @@ impl Import {
             state.slots.release(slot);
         }
         drop(state);
-        Ok(Import { draft, manifest, wanted, open })
+        Ok(Import { draft, meta, sections, names, extra, wanted, open })
     }
 
     /// What is received.
-    pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+    pub fn meta(&self) -> &EpochMeta {
+        &self.meta
     }
 
     /// Pages that have not come yet, in the order in which they are best sent.
@@ -97,26 +106,25 @@ impl Import {
         if let Some(first) = self.missing().first() {
             return Err(Error::Incomplete { count: self.open.len(), first: *first });
         }
-        let Manifest { meta, sections, runs, extra } = std::mem::take(&mut self.manifest);
-        let (mut names, mut memory) = (Names::default(), Memory::default());
-        runs.iter().for_each(|run| names.push(run.space, run.address, &run.keys));
-        self.draft.keep_names(&names, &mut memory)?;
-        let extra = self.draft.keep_extra(&extra)?;
+        let mut memory = Memory::default();
+        self.draft.keep_names(&self.names, &mut memory)?;
+        let extra = self.draft.keep_extra(&self.extra)?;
+        let (meta, sections) = (self.meta.clone(), std::mem::take(&mut self.sections));
         self.draft.seal(Made { meta: meta.clone(), sections, memory, extra })?;
         Ok(meta)
     }
 }
 
 /// The epoch that comes out of a change of the newest epoch here, or of one that this was made of.
-fn made_here(app: &Arc<AppInner>, delta: Delta) -> Result<Manifest> {
+fn made_here(app: &Arc<AppInner>, delta: Delta) -> Result<Made> {
     let base = delta.base.epoch;
     let needs_whole = || Error::NeedsWhole { app: app.name.clone(), base };
     let head = app.state().head.clone().filter(|head| (base..delta.meta.epoch).contains(&head.id.epoch));
     let head = head.ok_or_else(needs_whole)?;
-    let made = delta.made_of(&head.memory, &head.extra, std::iter::repeat(NOWHERE));
-    let manifest = made.map_err(|_| needs_whole())?.into_manifest();
-    manifest.check()?;
-    Ok(manifest)
+    let made = delta.made_of(&head.memory, &head.extra, Some(head.sum), std::iter::repeat(NOWHERE));
+    let made = made.map_err(|_| needs_whole())?;
+    check_count(made.memory.page_count() + made.extra.len() as u64)?;
+    Ok(made)
 }
 
 impl Drop for Import {

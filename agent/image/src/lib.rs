@@ -40,7 +40,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use app::{AppStore, DamagedEpoch};
 pub use aside::AsideEpoch;
-pub use blob::{Blob, BlobPart, BlobRun};
+pub use blob::{Blob, BlobPart};
 pub use blob_reader::BlobReader;
 pub use delta::{BaseId, Delta, Sum};
 pub use error::{Error, ManifestError, Result};

@@ -8,14 +8,15 @@ use std::{
 };
 
 use crate::{
-    blob::{Blob, BlobRun},
+    blob::Blob,
     blob_reader::BlobReader,
     delta::{BaseId, Made},
     epochs::EpochFile,
     error::{Error, Result},
     key::{PAGE_BYTES, Page, PageKey, as_pages_mut},
     keymap::{KeyMap, KeySet},
-    manifest::{EpochMeta, Manifest, PageRun},
+    manifest::{ADDRESS_END, EpochMeta, Manifest, PageRun},
+    memory::Range,
     pages::Wanted,
     state::{AppInner, Pin},
 };
@@ -97,8 +98,8 @@ impl EpochReader {
 
     /// A content of `len` bytes that was entered as a space.
     pub fn content(&self, space: u64, len: u64) -> Blob {
-        let of = |run: &PageRun| BlobRun { page: run.address / PAGE_BYTES as u64, keys: run.keys.clone() };
-        Blob { len, runs: self.pages_of(space).iter().map(of).collect() }
+        let all = Range { space, start: 0, end: ADDRESS_END };
+        Blob { len, names: self.made.memory.names().parts(&[all]).in_space(0) }
     }
 
     /// Names of all stored pages, each once.
@@ -225,13 +226,11 @@ impl EpochReader {
     /// Gives the parts of a content that are not holes, in order: offset and bytes.
     fn for_parts(&self, blob: &Blob, mut give: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
         let mut pages = vec![[0; PAGE_BYTES]; PART_PAGES];
-        for BlobRun { page, keys } in &blob.runs {
-            for (number, keys) in keys.chunks(PART_PAGES).enumerate() {
-                let offset = (page + (number * PART_PAGES) as u64) * PAGE_BYTES as u64;
-                self.read_keys(keys, &mut pages[..keys.len()])?;
-                let bytes = pages[..keys.len()].as_flattened();
-                give(offset, &bytes[..bytes.len().min((blob.len - offset) as usize)])?;
-            }
+        for piece in blob.names.pieces() {
+            let keys = &piece.items;
+            self.read_keys(keys, &mut pages[..keys.len()])?;
+            let bytes = pages[..keys.len()].as_flattened();
+            give(piece.address, &bytes[..bytes.len().min((blob.len - piece.address) as usize)])?;
         }
         Ok(())
     }

@@ -43,6 +43,11 @@ impl<T> Piece<T> {
         self.address + self.items.len() as u64 * PAGE
     }
 
+    /// The same items at another place of its space.
+    pub(crate) fn moved_to(&self, address: u64) -> Self {
+        Piece { space: self.space, address, items: Arc::clone(&self.items) }
+    }
+
     fn range(&self) -> Range {
         Range { space: self.space, start: self.address, end: self.end() }
     }
@@ -71,9 +76,12 @@ impl<T: Copy> Spread<T> {
 
     /// Adds a piece, or a part of one, behind all others.
     pub(crate) fn push_piece(&mut self, piece: &Piece<T>) {
+        let is_whole = piece.address / PAGE / PIECE_PAGES == (piece.end() / PAGE - 1) / PIECE_PAGES;
         match self.open_piece(piece.space, piece.address) {
-            Some(last) => last.extend_from_slice(&piece.items),
-            None => self.pieces.push(piece.clone()),
+            Some(last) if is_whole => last.extend_from_slice(&piece.items),
+            None if is_whole => self.pieces.push(piece.clone()),
+            // It comes from elsewhere.
+            _ => self.push(piece.space, piece.address, &piece.items),
         }
     }
 

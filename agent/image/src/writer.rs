@@ -171,13 +171,10 @@ impl EpochWriter {
     /// Enters a content as a space of its own, so that of its names only those are written that change; to be found again by
     /// [`EpochReader::content`](crate::EpochReader::content). False: it goes beyond the addresses of a space, and nothing was entered.
     pub fn put_content(&mut self, space: u64, blob: &Blob) -> Result<bool> {
-        blob.check()?;
         if blob.len > ADDRESS_END {
             return Ok(false);
         }
-        for run in &blob.runs {
-            self.put_pages(space, run.page * PAGE_BYTES as u64, run.keys.clone())?;
-        }
+        self.put_names(space, &blob.names)?;
         Ok(true)
     }
 
@@ -197,8 +194,9 @@ impl EpochWriter {
         })
     }
 
-    /// Stores a content that is made of parts of `base`, which a kept epoch has, and of new bytes. Only these are read and
-    /// hashed. Every part but the last ends at a page's end, and parts of `base` begin and end at its pages.
+    /// Stores the new bytes of a content that is made of them and of parts of `base`, which a kept epoch has. Every part but the last
+    /// ends at a page's end, and parts of `base` begin and end at its pages. These are in the epoch once the content is put
+    /// ([`Self::put_content`]) or kept ([`Self::keep_blob`]).
     pub fn patch_blob(&mut self, base: &Blob, parts: &[BlobPart], fresh: &mut impl Read) -> Result<Blob> {
         self.in_parts(|writer, buffer| writer.patch(base, parts, fresh, buffer))
     }
@@ -224,8 +222,7 @@ impl EpochWriter {
                     if !at.is_multiple_of(page) || !(end.is_multiple_of(page) || end == base.len) {
                         return Err(bad());
                     }
-                    let keep = |key| self.keep_page(key);
-                    blob.push_of(base, at / page, len.div_ceil(page), keep)?;
+                    blob.push_of(base, at / page, len.div_ceil(page));
                     blob.len += len;
                 }
                 BlobPart::Fresh { len } => {

@@ -2,7 +2,7 @@
 
 use holo_api::files as trees;
 use holo_cfor::{Captured, ContentSink, ContentSource, Part};
-use holo_image::{Blob, BlobPart, BlobRun, EpochReader, EpochWriter};
+use holo_image::{Blob, BlobPart, EpochReader, EpochWriter, Names};
 use std::collections::HashSet;
 use std::io::{self, Read};
 
@@ -41,14 +41,14 @@ impl ContentSource for Source<'_> {
 pub(super) fn take_apart(
     writer: &mut EpochWriter,
     captured: &mut Captured<Blob>,
-) -> holo_image::Result<Vec<(u32, Vec<BlobRun>)>> {
+) -> holo_image::Result<Vec<(u32, Names)>> {
     let (mut apart, mut used) = (Vec::new(), HashSet::new());
     for (at, blob) in &mut captured.contents {
         let identity = captured.tree.inodes.get(*at as usize).map(|inode| inode.identity);
         let space = identity.map(|identity| trees::space(identity.dev, identity.ino));
-        match space.filter(|space| !blob.runs.is_empty() && used.insert(*space)) {
+        match space.filter(|space| !blob.names.is_empty() && used.insert(*space)) {
             Some(space) if writer.put_content(space, blob)? => {
-                apart.push((*at, std::mem::take(&mut blob.runs)))
+                apart.push((*at, std::mem::take(&mut blob.names)))
             }
             Some(_) | None => writer.keep_blob(blob)?,
         }

@@ -191,8 +191,8 @@ impl EpochSink for Epochs {
             );
         }
         let import = app.store.begin_import(manifest).map_err(|cause| broken(&cause))?;
-        if import.manifest().meta.epoch != offered.epoch {
-            return Err(bad(&format!("its manifest is of epoch {}", import.manifest().meta.epoch)));
+        if import.meta().epoch != offered.epoch {
+            return Err(bad(&format!("its manifest is of epoch {}", import.meta().epoch)));
         }
         Ok(Box::new(Writer { app, import, along, from: offered.from.clone() }))
     }
@@ -209,7 +209,7 @@ impl EpochWriter for Writer {
 
     fn seal(self: Box<Self>) -> Result<(), StoreError> {
         let Self { app, import, along, from } = *self;
-        let epoch = import.manifest().meta.epoch;
+        let epoch = import.meta().epoch;
         let record = app.record();
         if record.options != along.options || record.argv != along.argv {
             // Before the epoch: one that can be seen can also be run.

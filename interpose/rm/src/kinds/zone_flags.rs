@@ -10,7 +10,20 @@ use std::fs;
 const AGE_MAX: u32 = 64;
 
 /// Place and flags of a zone.
-type Flagged = ((u64, u64), Vec<[u8; 2]>);
+struct Flagged {
+    place: (u64, u64),
+    flags: Vec<[u8; 2]>,
+    is_private: bool,
+}
+
+impl Flagged {
+    /// Would another zone at this place have the same flags, as far as it matters?
+    fn is_told(&self) -> bool {
+        // That shared memory is to have no huge pages is mostly holo's own advice, and harmless.
+        let is_harmless = |flag: &[u8; 2]| flag == b"gd" || flag == b"nr" || flag == b"nh" && !self.is_private;
+        self.flags.iter().all(is_harmless)
+    }
+}
 
 /// Flags of zones as they were read last.
 #[derive(Default)]
@@ -29,7 +42,7 @@ impl Flags {
     pub(crate) fn add(&mut self, pid: i32, advised: u32, all: &mut [&mut Zone]) -> bool {
         if self.are_those_of(all) && self.advised == advised && self.age < AGE_MAX {
             self.age += 1;
-            all.iter_mut().zip(&self.of).for_each(|(zone, known)| zone.flags.clone_from(&known.1));
+            all.iter_mut().zip(&self.of).for_each(|(zone, known)| zone.flags.clone_from(&known.flags));
             return true;
         }
         // That of a zombie is empty.
@@ -38,7 +51,11 @@ impl Flags {
             return false;
         };
         zones::add_flags(all, &smaps);
-        let of = all.iter().map(|zone| ((zone.start, zone.end), zone.flags.clone())).collect();
+        let flagged = |zone: &&mut Zone| {
+            let (place, is_private) = ((zone.start, zone.end), zone.is_private());
+            Flagged { place, flags: zone.flags.clone(), is_private }
+        };
+        let of = all.iter().map(flagged).collect();
         *self = Self { advised, age: 0, of, read: true };
         true
     }
@@ -50,14 +67,14 @@ impl Flags {
 
     /// Zones with flags that are not among the rising ones that `lasted` may be others by now, at the same places.
     pub(crate) fn keep(&mut self, lasted: &[Range]) {
-        let is_told = |known: &Flagged| known.1.iter().all(|flag| flag == b"gd" || flag == b"nr");
-        if !self.of.iter().all(|known| is_told(known) || lasted.binary_search(&known.0).is_ok()) {
+        let lasts = |known: &Flagged| known.is_told() || lasted.binary_search(&known.place).is_ok();
+        if !self.of.iter().all(lasts) {
             self.of.clear();
         }
     }
 
     fn are_those_of(&self, all: &[&mut Zone]) -> bool {
         self.of.len() == all.len()
-            && self.of.iter().zip(all).all(|(known, zone)| known.0 == (zone.start, zone.end))
+            && self.of.iter().zip(all).all(|(known, zone)| known.place == (zone.start, zone.end))
     }
 }
