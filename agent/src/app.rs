@@ -21,6 +21,7 @@ use crate::guard::Guard;
 use crate::hot::Hot;
 use crate::members::Members;
 use crate::pace::Pace;
+use crate::progress::{self, Taking};
 use crate::record::{Instance, Record};
 use holo_api::local::{AppInfo, AppState, EpochInfo, ErrorKind};
 use holo_image::{AppStore, EpochMeta, Retention};
@@ -150,6 +151,8 @@ pub struct App {
     saving: Mutex<()>,
     /// The record was saved and may not be durable.
     unsynced: AtomicBool,
+    /// Is an epoch being taken?
+    pub(crate) taking: Taking,
     /// What its epochs cost.
     pace: Mutex<Pace>,
     /// Readable when whoever waits for the next epoch is to look again; none: there was no descriptor left.
@@ -192,6 +195,7 @@ impl App {
             fence: Mutex::new(None),
             saving: Mutex::new(()),
             unsynced: AtomicBool::new(true),
+            taking: Taking::default(),
             pace: Mutex::default(),
             wake: timing::event(),
             guard,
@@ -440,6 +444,7 @@ impl App {
             standby_lag_ms: None,
             clone: self.hot.view(),
             last: last.as_ref().map(epoch_info),
+            progress: progress::of(self).into_iter().collect(),
         }
     }
 }

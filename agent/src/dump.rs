@@ -176,10 +176,12 @@ fn attempt<'a>(
         work.registry = registry(|pages| files(app, pages), roots(app), app.config.engine);
     }
     let registry = &mut work.registry;
+    let _taken = app.taking.begin();
     let mut moments = MOMENTS.iter();
     let is_to_stay = keep.is_some();
     let outcome = loop {
         let mut out = Out::default();
+        app.store.restart_progress();
         let wait = moments.next();
         let outcome = phases(app, instance, registry, &mut out, since, wait.is_some(), &mut keep);
         if outcome.is_ok() {

@@ -35,6 +35,7 @@ pub mod kinds;
 pub mod members;
 mod pace;
 pub mod ports;
+mod progress;
 pub mod record;
 mod recorded;
 pub mod restore;

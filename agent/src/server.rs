@@ -2,11 +2,11 @@
 
 use crate::app::{App, Failure, epoch_info, now_ns};
 use crate::apps::{Apps, is_ours};
-use crate::{graph, join};
+use crate::{graph, join, progress};
 use holo_abi::join::MAGIC as JOIN_MAGIC;
 use holo_api::local::{
-    AgentStatus, EpochInfo, ErrorKind, FileChanges, MAGIC as API_MAGIC, NodeInfo, RecordedFile, Reply,
-    Request, RestoreInfo,
+    AgentStatus, EpochInfo, EpochProgress, ErrorKind, FileChanges, MAGIC as API_MAGIC, NodeInfo,
+    RecordedFile, Reply, Request, RestoreInfo, Step,
 };
 use holo_image::wire::{self, Kind};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -18,6 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const REQUEST_BYTES_MAX: u64 = 16 << 20;
 /// Connections served at once; more wait in the socket's queue.
 const CONNECTIONS_MAX: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often who waits for an epoch is told how far it is.
+const TELL: Duration = Duration::from_millis(500);
 
 /// What depends on whether there are other nodes.
 pub trait Cluster: Send + Sync {
@@ -62,6 +65,8 @@ pub trait Cluster: Send + Sync {
     fn remove(&self, name: &str) -> Result<(), Failure>;
     /// The newest epoch that each stand-by holds.
     fn holders(&self, name: &str) -> Vec<(String, u64)>;
+    /// What is sent to stand-bys, where it takes long.
+    fn sending(&self, name: &str) -> Vec<EpochProgress>;
     /// `holo epochs`.
     fn epochs(&self, app: &Arc<App>) -> Vec<EpochInfo>;
     /// Address where other nodes are served.
@@ -244,13 +249,18 @@ fn answer(
             for info in &mut all {
                 info.standby_lag_ms =
                     apps.get(&info.name).ok().and_then(|app| lag_ms(&app, &cluster.holders(&info.name)));
+                info.progress.extend(cluster.sending(&info.name));
             }
             Ok(Reply::Apps(all))
         }
         Request::Set { name, every_ms, budget_permille, growth_bytes } => {
             apps.get(&name)?.set_timing(every_ms, budget_permille, growth_bytes).map(|()| Reply::Done)
         }
-        Request::Checkpoint { name } => cluster.checkpoint(&apps.get(&name)?).map(Reply::Epoch),
+        Request::Checkpoint { name } => {
+            let app = apps.get(&name)?;
+            let look = || progress::of(&app).into_iter().chain(cluster.sending(&name)).next_back();
+            telling(stream, &look, || cluster.checkpoint(&app)).map(Reply::Epoch)
+        }
         Request::Restore { name, epoch, aside, force, attach } => {
             let app = apps.get(&name)?;
             let stdio = if attach { receive_stdio(stream).map_err(broken)? } else { Vec::new() };
@@ -288,6 +298,33 @@ fn answer(
             std::process::exit(0);
         }
     }
+}
+
+/// Does some work and tells meanwhile how far it is.
+fn telling<T>(
+    stream: &UnixStream,
+    look: &(impl Fn() -> Option<EpochProgress> + Sync),
+    work: impl FnOnce() -> T,
+) -> T {
+    thread::scope(|scope| {
+        let (done, is_done) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            while is_done.recv_timeout(TELL) == Err(RecvTimeoutError::Timeout) {
+                let Some(EpochProgress { step, node, done_bytes, total_bytes }) = look() else { continue };
+                let what = match step {
+                    Step::Store => "bytes stored".to_owned(),
+                    Step::Send => format!("bytes sent to {node}"),
+                };
+                let reply = Reply::Progress { what, done: done_bytes, total: total_bytes };
+                if stream.try_clone().and_then(|mut stream| send(&mut stream, &reply)).is_err() {
+                    return;
+                }
+            }
+        });
+        let out = work();
+        drop(done);
+        out
+    })
 }
 
 /// What was recorded of file changes since the last epoch.
@@ -335,4 +372,28 @@ fn environment(apps: &Arc<Apps>, name: &str, token: u64) -> Vec<(Vec<u8>, Vec<u8
         (b"HOLO_NAME".to_vec(), name.as_bytes().to_vec()),
         (b"HOLO_TOKEN".to_vec(), token.to_string().into_bytes()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    // Goal: who waits for an epoch that takes long is told how far it is, and nothing after the answer. Method: work that takes longer
+    // than the time between two words; work that does not.
+    #[test]
+    fn long_work_is_told_of() {
+        let (mut client, agent) = UnixStream::pair().unwrap();
+        let now =
+            |done_bytes| EpochProgress { step: Step::Send, node: "b".into(), done_bytes, total_bytes: 9 };
+        telling(&agent, &|| Some(now(1)), || ());
+        let said = telling(&agent, &|| Some(now(2)), || {
+            wire::read_frame::<Reply>(&mut client, Kind::LOCAL, 1 << 20).unwrap()
+        });
+        assert_eq!(said, Reply::Progress { what: "bytes sent to b".into(), done: 2, total: 9 });
+        drop(agent);
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        assert!(rest.len() < 200, "{} bytes", rest.len());
+    }
 }

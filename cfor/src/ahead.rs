@@ -62,8 +62,9 @@ fn read<S: ContentSink>(
     sink: &mut S,
     (leases, goes_on): (&dyn Leases, &dyn Fn() -> bool),
 ) -> Result<Option<BTreeMap<u32, S::Content>>, Error> {
+    let bytes = |inode: &Inode| inode.data().iter().map(|extent| extent.len).sum();
     let mut here = Here::new(tree);
-    let mut contents = BTreeMap::new();
+    let (mut contents, mut wanted) = (BTreeMap::new(), Vec::new());
     // In the order of names: one directory after the other.
     let mut seen = vec![false; tree.inodes.len()];
     for (root, entry) in tree.entries() {
@@ -76,12 +77,16 @@ fn read<S: ContentSink>(
             contents.insert(at, content);
             continue;
         }
+        sink.expect(bytes(inode));
+        wanted.push((root, entry));
+    }
+    for (root, entry) in wanted {
+        let (at, inode) = (entry.inode, tree.inode(entry));
         let Some(opening) = Opening::begin(leases).filter(|_| goes_on()) else { return Ok(None) };
         // Gone since, or not ours to read: found out, and said, when it is looked at.
         let Ok(file) = here.open(at) else { continue };
         let mut file = Failing { inner: file, opening: &opening, failed: false };
-        let len = inode.data().iter().map(|extent| extent.len).sum();
-        match sink.put(&mut file, len) {
+        match sink.put(&mut file, bytes(inode)) {
             Ok(content) => {
                 contents.insert(at, content);
             }

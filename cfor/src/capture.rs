@@ -31,6 +31,11 @@ pub trait ContentSink {
     /// The store's own; the capture fails with it.
     fn put(&mut self, data: &mut dyn Read, len: u64) -> io::Result<Self::Content>;
 
+    /// A content of `len` bytes will come, unless it cannot be read: for who looks on. Called only before contents are stored ahead.
+    fn expect(&mut self, len: u64) {
+        let _ = len;
+    }
+
     /// Stores `parts` one after the other: of `base`, which is stored already, and of what `fresh` yields. Called only
     /// for files that [`Hint::Written`] or [`Hint::Stored`] was said of.
     ///

@@ -12,11 +12,14 @@ use holo_tests::steps::{Act, Steps};
 use holo_tests::{command, compile, epochs, wait};
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
 const DIR: &str = "data/work";
 const LIMIT: Duration = Duration::from_secs(60);
+/// What takes so long is shown.
+const SHOWN: Duration = Duration::from_millis(1200);
 /// The first epoch of so many instances.
 const LIVES: u32 = 5;
 
@@ -82,6 +85,77 @@ fn the_first_epoch_has_the_files_of_its_cut() {
     assert!(changed > u64::from(LIVES) * 3000, "{changed} files");
     assert!(marks > 0, "read since a moment at which nothing ran: {log}");
     app.kill(&node);
+}
+
+/// What `holo ps` says of how far epochs are.
+fn progress(app: &App, node: &Node) -> Vec<Value> {
+    app.row(node).map_or_else(Vec::new, |row| row["progress"].as_array().unwrap().clone())
+}
+
+/// Bytes of pages that a node has of it.
+fn stored_bytes(node: &Node) -> u64 {
+    let pages = fs::read_dir(node.outside("state/apps/work/pages")).into_iter().flatten();
+    pages.map(|file| file.unwrap().metadata().map_or(0, |file| file.blocks() * 512)).sum()
+}
+
+#[test]
+fn how_far_it_is_shows() {
+    const FILES: usize = 3000;
+    const BYTES: usize = 100_000;
+    let mut cluster = Cluster::new(&["a", "b"], Who::Me);
+    cluster.start_agents(Timing::patient());
+    cluster.nodes.iter().for_each(|node| hand_over(&node.outside(DIR), Who::Me));
+    let (a, b) = (&cluster.nodes[0], &cluster.nodes[1]);
+    fill(&a.outside(DIR), FILES, BYTES);
+    let mut app = App::start(a, "work", &program(a), DIR, &["--standby", "b"]);
+    app.wait_joined(a);
+    assert!(progress(&app, a).is_empty(), "nothing is under way");
+    let whole = (FILES * BYTES) as u64;
+    let before = carried_to(&cluster, "b");
+    let mut seen: Vec<Value> = Vec::new();
+    let mut texts = String::new();
+    std::thread::scope(|scope| {
+        let order = scope.spawn(|| app.checkpoint(a));
+        // What is quick is not shown.
+        wait::until(LIMIT, "a quarter of it stored", || (stored_bytes(a) > whole / 4).then_some(()));
+        a.behind_the_agent(|| std::thread::sleep(SHOWN));
+        let mut is_held = false;
+        while !order.is_finished() {
+            if !is_held && carried_to(&cluster, "b") - before > whole / 4 {
+                is_held = true;
+                b.behind_the_agent(|| {
+                    std::thread::sleep(SHOWN);
+                    seen.extend(progress(&app, a));
+                    texts += &command::run_ok(&mut a.holo(&["ps"]), LIMIT);
+                });
+            }
+            seen.extend(progress(&app, a));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(is_held, "never saw a quarter of it on its way");
+        order.join().unwrap();
+    });
+    let figures = |step: &str, node: &str| -> Vec<(u64, u64)> {
+        let of = seen.iter().filter(|now| now["step"] == step && now["node"] == node);
+        of.map(|now| (now["done_bytes"].as_u64().unwrap(), now["total_bytes"].as_u64().unwrap())).collect()
+    };
+    let (stored, sent) = (figures("store", "a"), figures("send", "b"));
+    eprintln!("seen: {} times of storing, {} times of sending", stored.len(), sent.len());
+    for figures in [&stored, &sent] {
+        assert!(figures.iter().all(|(done, total)| done <= total), "{figures:?}");
+        assert!(figures.is_sorted_by_key(|(done, _)| *done), "{figures:?}");
+    }
+    for (what, figures) in [("stored", &stored), ("sent", &sent)] {
+        let (done, total) = *figures.first().unwrap_or_else(|| panic!("nothing {what} was shown"));
+        assert!(
+            done > 0 && total > whole && total < whole / 5 * 6,
+            "{what}: {done} of {total}, files are {whole}"
+        );
+    }
+    assert!(texts.contains("running, sending to b ") && texts.contains(" MiB of "), "{texts}");
+    wait::until(LIMIT, "nothing is under way", || progress(&app, a).is_empty().then_some(()));
+    fs::write(a.outside(DIR).join("stop"), b"").unwrap();
+    app.wait_ended(a, LIMIT);
 }
 
 /// Bytes that went over a node's cable to it.

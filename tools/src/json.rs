@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use holo_api::local::{
-    AppInfo, AppState, CloneInfo, EpochInfo, Graph, GraphNode, NodeInfo, RestoreInfo, StopSplit,
+    AppInfo, AppState, CloneInfo, EpochInfo, EpochProgress, Graph, GraphNode, NodeInfo, RestoreInfo, Step,
+    StopSplit,
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
@@ -117,6 +118,7 @@ pub struct App<'a> {
     standby_lag_ms: Option<u64>,
     /// None: this node keeps no clone of it in memory.
     clone: Option<Clone<'a>>,
+    progress: Vec<Progress<'a>>,
 }
 
 /// The clone that a stand-by keeps in memory.
@@ -127,6 +129,25 @@ struct Clone<'a> {
     update_us: u64,
     pages: u64,
     why: &'a str,
+}
+
+/// How far an epoch is that takes long.
+#[derive(Debug, Serialize)]
+struct Progress<'a> {
+    step: &'static str,
+    node: &'a str,
+    done_bytes: u64,
+    total_bytes: u64,
+}
+
+impl<'a> From<&'a EpochProgress> for Progress<'a> {
+    fn from(now: &'a EpochProgress) -> Self {
+        let step = match now.step {
+            Step::Store => "store",
+            Step::Send => "send",
+        };
+        Self { step, node: &now.node, done_bytes: now.done_bytes, total_bytes: now.total_bytes }
+    }
 }
 
 impl<'a> From<&'a AppInfo> for App<'a> {
@@ -153,6 +174,7 @@ impl<'a> From<&'a AppInfo> for App<'a> {
                 pages: info.clone.pages,
                 why: &info.clone.why,
             }),
+            progress: info.progress.iter().map(Progress::from).collect(),
         }
     }
 }

@@ -39,16 +39,22 @@ fn ps() {
         "clone",
         "growth_bytes",
         "standby_lag_ms",
+        "progress",
     ];
     expected.sort_unstable();
     assert_eq!(keys(&list[0]), expected);
     assert_eq!(list[0]["state"], "unprotected");
     assert_eq!(list[0]["real_pids"][0], 4711);
     assert_eq!((&list[0]["budget_percent"], &list[0]["standby_lag_ms"]), (&5.0.into(), &1700.into()));
+    let sending =
+        serde_json::json!({"step": "send", "node": "n2", "done_bytes": 3 << 29, "total_bytes": 5_u64 << 30});
+    assert_eq!(list[0]["progress"], serde_json::json!([sending]));
     let text = out(&agent.holo(&["ps"]));
     assert!(text.starts_with("NAME   STATE "), "{text}");
     assert!(
-        text.contains("unprotected: io_uring") && text.contains("1.5 s") && text.contains("2.5 ms"),
+        text.contains("unprotected: io_uring, sending to n2 1.5 GiB of 5.0 GiB")
+            && text.contains("1.5 s")
+            && text.contains("2.5 ms"),
         "{text}"
     );
 }

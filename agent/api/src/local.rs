@@ -170,6 +170,28 @@ pub struct CloneInfo {
     pub why: String,
 }
 
+/// What of an epoch is done, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// It is stored where the application runs.
+    Store,
+    /// It is sent to a stand-by.
+    Send,
+}
+
+/// How far an epoch is that takes long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochProgress {
+    /// What is under way.
+    pub step: Step,
+    /// Node that it is sent to, or where it is stored.
+    pub node: String,
+    /// Bytes of contents that are done.
+    pub done_bytes: u64,
+    /// Bytes that are known to be done in all; may grow; 0: not known yet.
+    pub total_bytes: u64,
+}
+
 /// A row of `holo ps`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppInfo {
@@ -207,6 +229,8 @@ pub struct AppInfo {
     pub clone: CloneInfo,
     /// Figures of the last sealed epoch.
     pub last: Option<EpochInfo>,
+    /// What takes more than a second of epochs that are under way.
+    pub progress: Vec<EpochProgress>,
 }
 
 /// Stop time by what it is spent on, microseconds.

@@ -16,6 +16,6 @@ pub mod server;
 pub mod tls;
 
 pub use cluster::{
-    AppStatus, Cluster, ClusterConfig, ClusterHandle, Described, NodeStatus, PeerConfig, Switched,
+    AppStatus, Cluster, ClusterConfig, ClusterHandle, Described, NodeStatus, PeerConfig, Sending, Switched,
 };
 pub use error::{ClusterError, LinkError};

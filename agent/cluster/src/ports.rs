@@ -82,6 +82,8 @@ pub trait EpochReader: Send {
     fn options(&mut self) -> Result<Vec<u8>, StoreError>;
     /// Its manifest, or, where that is known, what it changes of epoch `held`, the newest that the peer has; 0: as a whole.
     fn manifest(&mut self, held: u64) -> Result<Vec<u8>, StoreError>;
+    /// How many blocks it has.
+    fn blocks(&mut self) -> u64;
     /// The packed blocks behind keys that the manifest names.
     fn read(&mut self, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError>;
 }

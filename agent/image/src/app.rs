@@ -59,6 +59,17 @@ impl AppStore {
         Ok(EpochWriter::new(draft))
     }
 
+    /// Bytes of contents that writers have stored since the last call of [`Self::restart_progress`], and those that are known to
+    /// come in all.
+    pub fn progress(&self) -> (u64, u64) {
+        self.inner.progress.look()
+    }
+
+    /// See [`Self::progress`].
+    pub fn restart_progress(&self) {
+        self.inner.progress.restart();
+    }
+
     /// Starts receiving an epoch out of its manifest ([`EpochReader::export_manifest`]), or out of what it changes of the newest
     /// epoch here ([`EpochReader::export_since`]); of another one that is [`Error::NeedsWhole`].
     pub fn begin_import(&self, manifest_frame: &[u8]) -> Result<Import> {

@@ -24,6 +24,7 @@ mod line;
 mod manifest;
 mod memory;
 mod pages;
+mod progress;
 mod reader;
 mod retention;
 mod slots;

@@ -18,6 +18,7 @@ use crate::{
     manifest::{ADDRESS_END, EpochMeta, Manifest, PageRun},
     memory::Range,
     pages::Wanted,
+    slotset::SlotSet,
     state::{AppInner, Pin},
 };
 
@@ -106,6 +107,12 @@ impl EpochReader {
     pub fn keys(&self) -> Vec<PageKey> {
         let mut seen = KeySet::default();
         self.made.places().map(|(_, key)| key).filter(|key| seen.insert(*key)).collect()
+    }
+
+    /// How many pages of it are stored.
+    pub fn page_count(&self) -> u64 {
+        let mut seen = SlotSet::default();
+        self.made.places().filter(|(slot, _)| seen.insert(*slot)).count() as u64
     }
 
     /// The manifest as bytes for another store: the same in each that has the epoch.

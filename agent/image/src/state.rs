@@ -27,6 +27,7 @@ use crate::{
     lock,
     manifest::{EpochMeta, EpochSide},
     pages::PageFiles,
+    progress::Progress,
     slots::Slots,
     wire::{self, Kind, WireError},
 };
@@ -104,6 +105,7 @@ pub(crate) struct AppInner {
     pub(crate) apps_dir: PathBuf,
     /// See [`Head::follow`].
     pub(crate) whole_max: u64,
+    pub(crate) progress: Progress,
     state: Mutex<State>,
     /// None: open for reading only.
     lock: Option<Box<dyn fmt::Debug + Send + Sync>>,
@@ -224,7 +226,19 @@ impl AppInner {
         }
         let (name, apps_dir) = (name.to_owned(), apps_dir.to_owned());
         let state = Mutex::new(state);
-        Ok(Arc::new(AppInner { disk, name, epochs_dir, aside_dir, files, apps_dir, whole_max, state, lock }))
+        let progress = Progress::default();
+        Ok(Arc::new(AppInner {
+            disk,
+            name,
+            epochs_dir,
+            aside_dir,
+            files,
+            apps_dir,
+            whole_max,
+            progress,
+            state,
+            lock,
+        }))
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

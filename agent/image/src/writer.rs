@@ -107,6 +107,7 @@ impl EpochWriter {
     fn put_named(&mut self, key: PageKey, page: &Page) -> Result<()> {
         let new = self.draft.put(key, page)?;
         self.named.push(key);
+        self.draft.app.progress.put(PAGE_BYTES as u64);
         self.figures.pages_put += 1;
         self.figures.pages_zero += u64::from(key.is_zero());
         self.figures.pages_new += u64::from(new);
@@ -285,6 +286,11 @@ impl EpochWriter {
         }
         self.sections.push(Section { kind: kind.into(), version, bytes });
         Ok(())
+    }
+
+    /// So many bytes are about to be put: for [`AppStore::progress`](crate::AppStore::progress).
+    pub fn expect(&self, bytes: u64) {
+        self.draft.app.progress.expect(bytes.next_multiple_of(PAGE_BYTES as u64));
     }
 
     /// Makes the pages so far durable, so that less is to be done when the epoch is sealed.

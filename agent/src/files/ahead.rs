@@ -59,6 +59,10 @@ impl ContentSink for Synced<'_> {
         }
         Ok(content)
     }
+
+    fn expect(&mut self, len: u64) {
+        self.writer.expect(len);
+    }
 }
 
 impl Files {

@@ -130,6 +130,10 @@ impl EpochReader for Reader {
         }
     }
 
+    fn blocks(&mut self) -> u64 {
+        self.epoch.page_count()
+    }
+
     fn read(&mut self, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError> {
         let keys = keys.iter().map(from_wire).collect::<Result<Vec<_>, _>>()?;
         let mut pages = vec![[0; PAGE_BYTES]; keys.len()];

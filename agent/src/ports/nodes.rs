@@ -5,13 +5,15 @@ use super::failed;
 use super::instances::Instances;
 use crate::app::{App, Failure, Hooks, epoch_info};
 use crate::apps::Apps;
+use crate::progress;
 use crate::restore;
 use crate::server::{Cluster as Orders, From};
-use holo_api::local::{EpochInfo, ErrorKind, NodeInfo, RestoreInfo};
+use holo_api::local::{EpochInfo, EpochProgress, ErrorKind, NodeInfo, RestoreInfo, Step};
 use holo_cluster::core::{RoleView, Timing};
 use holo_cluster::keys::NodeKeys;
 use holo_cluster::ports::Ports;
-use holo_cluster::{AppStatus, Cluster, ClusterConfig, ClusterError, ClusterHandle, PeerConfig};
+use holo_cluster::{AppStatus, Cluster, ClusterConfig, ClusterError, ClusterHandle, PeerConfig, Sending};
+use holo_image::PAGE_BYTES;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -360,6 +362,15 @@ impl Orders for Nodes {
         let mut held = status.map(|status| status.sealed_at).unwrap_or_default();
         held.retain(|(node, _)| *node != self.apps.node);
         held
+    }
+
+    fn sending(&self, name: &str) -> Vec<EpochProgress> {
+        let sending = self.status(name).ok().flatten().map(|status| status.sending);
+        let bytes = |blocks: u64| blocks * PAGE_BYTES as u64;
+        let row = |to: &Sending| {
+            progress::shown(to.since.elapsed(), Step::Send, &to.node, (bytes(to.done), bytes(to.total)))
+        };
+        sending.unwrap_or_default().iter().filter_map(row).collect()
     }
 
     fn epochs(&self, app: &Arc<App>) -> Vec<EpochInfo> {

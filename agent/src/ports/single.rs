@@ -4,7 +4,7 @@ use crate::app::{App, Failure, epoch_info};
 use crate::apps::Apps;
 use crate::restore;
 use crate::server::{Cluster, From};
-use holo_api::local::{EpochInfo, ErrorKind, NodeInfo, RestoreInfo};
+use holo_api::local::{EpochInfo, EpochProgress, ErrorKind, NodeInfo, RestoreInfo};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -62,6 +62,10 @@ impl Cluster for Single {
     }
 
     fn holders(&self, _: &str) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
+    fn sending(&self, _: &str) -> Vec<EpochProgress> {
         Vec::new()
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use holo_api::local::{AppInfo, Request};
+use holo_api::local::{AppInfo, EpochProgress, Request, Step};
 
 use crate::args::Listing;
 use crate::client::{QUICK, call, pick};
@@ -49,6 +49,7 @@ pub(super) fn table(apps: &[AppInfo]) -> Table {
             [] => format!("{}{clone}", json::state(app.state)),
             reasons => format!("{}: {}", json::state(app.state), reasons.join("; ")),
         };
+        let state = app.progress.iter().fold(state, |state, now| format!("{state}, {}", progress(now)));
         table.row(vec![
             app.name.clone(),
             state,
@@ -62,4 +63,16 @@ pub(super) fn table(apps: &[AppInfo]) -> Table {
         ]);
     }
     table
+}
+
+/// How far an epoch is: `storing 1.2 GiB of 10.0 GiB`.
+fn progress(now: &EpochProgress) -> String {
+    let what = match now.step {
+        Step::Store => "storing".to_owned(),
+        Step::Send => format!("sending to {}", now.node),
+    };
+    match now.total_bytes {
+        0 => what,
+        total => format!("{what} {} of {}", human::bytes(now.done_bytes), human::bytes(total)),
+    }
 }

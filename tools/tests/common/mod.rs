@@ -9,7 +9,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use holo_api::local::{AgentStatus, AppInfo, AppState, EpochInfo, MAGIC, Reply, Request, RestoreInfo};
+use holo_api::local::{
+    AgentStatus, AppInfo, AppState, EpochInfo, EpochProgress, MAGIC, Reply, Request, RestoreInfo, Step,
+};
 use holo_image::wire::{Kind, read_frame, write_frame};
 
 pub const HOLO: &str = env!("CARGO_BIN_EXE_holo");
@@ -140,6 +142,12 @@ pub fn app() -> AppInfo {
         standby_lag_ms: Some(1700),
         clone: holo_api::local::CloneInfo::default(),
         last: Some(epoch()),
+        progress: vec![EpochProgress {
+            step: Step::Send,
+            node: "n2".into(),
+            done_bytes: 3 << 29,
+            total_bytes: 5 << 30,
+        }],
     }
 }
 

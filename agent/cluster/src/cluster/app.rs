@@ -16,6 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{
     AppStatus, Shared, Switched, sender,
+    sending::AllSending,
     workers::{Control, Long, Queue},
 };
 use crate::{
@@ -37,6 +38,8 @@ pub(super) struct App {
     /// Newest epoch that each other node sealed, as told by the node.
     pub(super) replicas: Mutex<HashMap<String, EpochRef>>,
     pub(super) replicated: Condvar,
+    /// What is on its way to which node.
+    pub(super) sending: AllSending,
     /// One epoch is received at a time.
     pub(super) receiving: Mutex<()>,
     pub(super) gone: AtomicBool,
@@ -136,6 +139,7 @@ impl App {
             long: Queue::new(),
             replicas: Mutex::new(HashMap::new()),
             replicated: Condvar::new(),
+            sending: AllSending::default(),
             receiving: Mutex::new(()),
             gone: AtomicBool::new(false),
             cutting: Mutex::new(false),
@@ -424,6 +428,7 @@ impl App {
             guarded: record.guarded,
             epoch: core.sealed().epoch,
             sealed_at,
+            sending: self.sending.look(),
         }
     }
 }

@@ -5,6 +5,7 @@ mod control;
 mod order;
 mod receiver;
 mod sender;
+mod sending;
 mod types;
 mod workers;
 
@@ -34,7 +35,7 @@ use crate::{
 };
 use app::{App, Origin};
 use control::Peer;
-pub use types::{AppStatus, ClusterConfig, Described, NodeStatus, PeerConfig, Switched};
+pub use types::{AppStatus, ClusterConfig, Described, NodeStatus, PeerConfig, Sending, Switched};
 
 struct Shared {
     timing: Timing,

@@ -7,7 +7,7 @@ use holo_api::peer::{
     Purpose, TRANSFER_FRAME_BYTES_MAX, Transfer, TransferReply, WINDOW,
 };
 
-use super::{Shared, app::App};
+use super::{Shared, app::App, sending::UnderWay};
 use crate::{
     error::LinkError,
     link::{Connection, Patience},
@@ -70,6 +70,7 @@ impl Sender {
                 Ok(Outcome::Sealed(at)) => {
                     (failures, whole) = (0, false);
                     trouble.clear();
+                    self.app.sending.ended(&self.peer);
                     self.app.replicas.lock().insert(self.peer.clone(), at);
                     self.app.replicated.notify_all();
                     continue;
@@ -189,6 +190,8 @@ impl Sender {
                 return Err(connection.unexpected("a wrong answer to an offer").into());
             }
         }
+        let under_way = self.app.sending.begin(&self.peer);
+        let mut all = None;
         let mut window = Window::default();
         for piece in manifest.chunks(PIECE_BYTES) {
             if let Some(end) = window.send(connection, &Transfer::Manifest(piece.to_vec()))? {
@@ -207,7 +210,12 @@ impl Sender {
                     Reply::Need(_) => Err(connection.unexpected("a question after the end").into()),
                 };
             }
-            if let Some(end) = self.send_pages(connection, reader, &mut window, &keys)? {
+            // Of a change not all need be known; it is all that is asked for, mostly.
+            let all = *all.get_or_insert_with(|| {
+                if held == 0 && keys.len() == NEED_KEYS_MAX { reader.blocks() } else { 0 }
+            });
+            under_way.wanted(keys.len(), all);
+            if let Some(end) = self.send_pages(connection, reader, (&mut window, &under_way), &keys)? {
                 return Ok(end);
             }
         }
@@ -217,7 +225,7 @@ impl Sender {
         &self,
         connection: &mut Connection,
         reader: &mut dyn EpochReader,
-        window: &mut Window,
+        (window, under_way): (&mut Window, &UnderWay<'_>),
         keys: &[Key],
     ) -> Result<Option<Outcome>, SendError> {
         let (mut pages, mut bytes) = (Vec::new(), 0);
@@ -232,11 +240,13 @@ impl Sender {
                     continue;
                 }
                 bytes = 0;
+                under_way.sent(pages.len());
                 if let Some(end) = self.send_piece(connection, window, std::mem::take(&mut pages))? {
                     return Ok(Some(end));
                 }
             }
         }
+        under_way.sent(pages.len());
         if pages.is_empty() { Ok(None) } else { self.send_piece(connection, window, pages) }
     }
 

@@ -1,6 +1,6 @@
 //! What the agent configures and is shown.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Instant};
 
 use crate::core::{RoleView, Timing};
 
@@ -63,6 +63,21 @@ pub struct AppStatus {
     pub epoch: u64,
     /// (Owner) Newest epoch that each other node holds.
     pub sealed_at: Vec<(String, u64)>,
+    /// (Owner) What is being brought to other nodes.
+    pub sending: Vec<Sending>,
+}
+
+/// How much of an epoch another node has got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// The node.
+    pub node: String,
+    /// It lacks epochs since.
+    pub since: Instant,
+    /// Blocks brought since then, by connections that broke, too.
+    pub done: u64,
+    /// Blocks known to be needed in all; may change; 0: not known yet.
+    pub total: u64,
 }
 
 /// A node as this one sees it.

@@ -249,6 +249,10 @@ impl EpochReader for Reader {
         Ok([base, self.1.concat()].concat())
     }
 
+    fn blocks(&mut self) -> u64 {
+        self.1.len() as u64
+    }
+
     fn read(&mut self, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError> {
         let blocks = self.0.blocks.lock().unwrap();
         let read = |key: &Key| {

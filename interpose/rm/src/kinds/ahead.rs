@@ -149,6 +149,7 @@ impl Ahead {
         let remote = cx.remote;
         let Some(writer) = cx.writer.as_mut() else { return Ok(()) };
         let Ok(memory) = File::open(remote.proc("mem")) else { return Ok(()) };
+        writer.expect(ranges::bytes(pages));
         let before = writer.figures();
         let (mut buffer, mut unsynced) = (Vec::new(), 0);
         for chunk in chunks(pages) {

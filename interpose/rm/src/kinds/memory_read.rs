@@ -37,6 +37,7 @@ pub(crate) fn read_snapshot(
     writer: &mut EpochWriter,
     runs: &mut Runs,
 ) -> RmResult<()> {
+    writer.expect(ranges::bytes(wanted));
     let mut buffer = vec![0; CHUNK_BYTES.min(ranges::bytes(wanted)) as usize];
     for chunk in chunks(wanted) {
         let mut filled = 0;
