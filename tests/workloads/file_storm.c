@@ -1,7 +1,7 @@
 /* flags: -O2
  * Goal: none of its own; somebody compares the files under DIR/files with an epoch of them. Method: processes change files in
- * every way that there is, at random, the same files at once. When DIR/pause appears one process is killed wherever it is, the
- * others come to rest, and DIR/quiet says so; it goes when the pause does. usage: DIR [SEED] */
+ * every way that there is, at random, the same files at once; in place of one that somebody kills comes another. When DIR/pause
+ * appears one process is killed wherever it is, the others come to rest, and DIR/quiet says so; it goes when the pause does. usage: DIR [SEED] */
 #include "work.h"
 #include <sys/xattr.h>
 
@@ -143,6 +143,11 @@ int main(int argc, char **argv) {
     while (work_more()) {
         work_sleep_us(500);
         work_tick();
+        for (int w = 0, status; w < WORKERS; w++) {
+            if (OK(waitpid(pids[w], &status, WNOHANG)) == 0) continue;
+            CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "process %d ended with %x", w, status);
+            pids[w] = start(w, ++seed);
+        }
         if (!pausing()) continue;
         int victim = (int)(seed % WORKERS), status;
         OK(kill(pids[victim], SIGKILL));
