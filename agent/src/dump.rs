@@ -16,6 +16,7 @@ use asking::Asking;
 use holo_api::local::ErrorKind;
 use holo_image::wire::{self, Kind};
 use holo_image::{Blob, BlobPart, EpochMeta, EpochSide, EpochWriter, PAGE_BYTES};
+use holo_rm::face::face;
 use holo_rm::kinds::memory::NAME as MEMORY;
 use holo_rm::kinds::shared_pages::SharedPages;
 use holo_rm::manager::{DumpCx, RmError, Sections, Since};
@@ -229,7 +230,7 @@ fn not_running(app: &App) -> Failure {
 /// The processes while they run: they serve no calls.
 fn unparked(seats: &[Seat]) -> io::Result<Vec<Process>> {
     let ready = seats.iter().filter_map(|seat| Some((seat, seat.page.clone()?)));
-    let process = |(seat, page): (&Seat, Arc<Page>)| match Remote::new(page, seat.pid, 0) {
+    let process = |(seat, page): (&Seat, Arc<Page>)| match Remote::facing(page, seat.pid, face(seat.pid), 0) {
         Ok(remote) => Some(Ok(Process { remote, pid: seat.inner, slots: Vec::new(), stopped: false })),
         // It has ended since it was seen.
         Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => None,
@@ -258,6 +259,15 @@ fn context<'a>(processes: &'a [Process], index: usize, out: &'a mut Out, app: &'
     }
 }
 
+/// Why the processes cannot be looked at. It is tried again where a thread that one was looked at through has ended since.
+fn unseen(cause: &RmError, processes: &[Process], out: &mut Out) -> Failure {
+    let blind = processes.iter().filter(|process| process.remote.has_lost_face());
+    let what =
+        |process: &Process| format!("a thread of process {} has just ended: {cause}", process.remote.pid);
+    out.unsettled.extend(blind.map(what));
+    unprotected(cause)
+}
+
 fn unprotected(cause: &RmError) -> Failure {
     Failure::new(ErrorKind::Unprotected, cause.to_string())
 }
@@ -269,13 +279,12 @@ fn prepare(app: &App, registry: &mut Registry, out: &mut Out) -> Result<(), Fail
     if running.is_empty() {
         return Ok(());
     }
-    registry
-        .each(&pids(&running), &mut |manager, index| {
-            let done = manager.pre_dump(&mut context(&running, index, out, app));
-            // One that ends meanwhile is no obstacle.
-            if running[index].remote.ended() { Ok(()) } else { done }
-        })
-        .map_err(|cause| unprotected(&cause))
+    let done = registry.each(&pids(&running), &mut |manager, index| {
+        let done = manager.pre_dump(&mut context(&running, index, out, app));
+        // One that ends meanwhile is no obstacle.
+        if running[index].remote.ended() { Ok(()) } else { done }
+    });
+    done.map_err(|cause| unseen(&cause, &running, out))
 }
 
 fn phases<'a>(

@@ -1,6 +1,7 @@
 //! All processes of an application, found without the agent's knowledge: by who descends from whom, and by the control
 //! pages that they have mapped. Slow, and for emergencies: the guard stops what must not run.
 
+use holo_rm::face::face;
 use holo_rm::tree::{children, state_and_parent};
 use std::collections::BTreeSet;
 use std::fs;
@@ -41,7 +42,7 @@ fn paths(maps: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn maps(pid: i32) -> Vec<u8> {
-    fs::read(format!("/proc/{pid}/maps")).unwrap_or_default()
+    fs::read(format!("/proc/{}/maps", face(pid))).unwrap_or_default()
 }
 
 /// Those that have a page of the same application mapped, but for agents.
@@ -52,7 +53,7 @@ fn with_pages(pid: i32) -> Vec<i32> {
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|other| {
-        let theirs = fs::read_link(format!("/proc/{other}/exe")).unwrap_or_default();
+        let theirs = fs::read_link(format!("/proc/{}/exe", face(*other))).unwrap_or_default();
         theirs.as_os_str().as_bytes() != agent.as_os_str().as_bytes()
             && paths(&maps(*other)).filter_map(beginning).any(|other| other == begin)
     })

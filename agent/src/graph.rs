@@ -6,6 +6,7 @@ mod sockets;
 use crate::app::App;
 use holo_abi::control::object;
 use holo_api::local::{Graph, GraphNode};
+use holo_rm::face::face;
 use holo_rm::kinds::zones::{self, Zone, ZoneKind};
 use holo_rm::tree::{Census, Seat, state_and_parent};
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,19 +79,20 @@ pub fn of(app: &App) -> Graph {
     let inner: BTreeMap<i32, i32> = seats.iter().map(|seat| (seat.pid, seat.inner)).collect();
     let mut inodes = BTreeSet::new();
     for seat in &seats {
-        let id = builder.add(vertex(process_id(seat.inner), "process", command(seat.pid)));
+        let face = face(seat.pid);
+        let id = builder.add(vertex(process_id(seat.inner), "process", command(face)));
         let parent = state_and_parent(seat.pid).and_then(|(_, parent)| inner.get(&parent));
         match parent {
             Some(parent) => builder.edge(&process_id(*parent), id.clone(), "is the parent of"),
             None => builder.edge(&root, id.clone(), "consists of"),
         }
         threads(&mut builder, seat, &id);
-        descriptors(&mut builder, seat, &id, &mut inodes);
-        zones_of(&mut builder, seat, &id);
+        descriptors(&mut builder, seat, face, &id, &mut inodes);
+        zones_of(&mut builder, seat, face, &id);
         ipc_objects(&mut builder, seat, &id);
     }
     if let Some(first) = seats.first() {
-        sockets::describe(&mut builder, first.pid, &inodes);
+        sockets::describe(&mut builder, face(first.pid), &inodes);
     }
     for (id, bytes) in app.costs.lock().iter() {
         if let Some(kind) = id.strip_prefix("state:") {
@@ -135,8 +137,8 @@ fn threads(builder: &mut Builder, seat: &Seat, process: &str) {
     }
 }
 
-fn descriptors(builder: &mut Builder, seat: &Seat, process: &str, inodes: &mut BTreeSet<u64>) {
-    for entry in fs::read_dir(format!("/proc/{}/fd", seat.pid)).into_iter().flatten().flatten() {
+fn descriptors(builder: &mut Builder, seat: &Seat, face: i32, process: &str, inodes: &mut BTreeSet<u64>) {
+    for entry in fs::read_dir(format!("/proc/{face}/fd")).into_iter().flatten().flatten() {
         let number = entry.file_name().to_string_lossy().into_owned();
         let target =
             fs::read_link(entry.path()).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
@@ -160,8 +162,8 @@ fn descriptors(builder: &mut Builder, seat: &Seat, process: &str, inodes: &mut B
     }
 }
 
-fn zones_of(builder: &mut Builder, seat: &Seat, process: &str) {
-    let maps = fs::read(format!("/proc/{}/maps", seat.pid)).unwrap_or_default();
+fn zones_of(builder: &mut Builder, seat: &Seat, face: i32, process: &str) {
+    let maps = fs::read(format!("/proc/{face}/maps")).unwrap_or_default();
     let mut memory = 0;
     for zone in zones::parse(&maps).unwrap_or_default() {
         let Zone { kind, path, start, end, .. } = &zone;

@@ -14,9 +14,10 @@
 //! A page outlives the process that joined with it: its list may lead to orphans (a program that makes itself a daemon).
 
 use holo_rm::barrier::inner_tid;
+use holo_rm::face::face;
 use holo_rm::page::Page;
 use holo_rm::tree::{
-    Census, Seat, children, is_hidden, is_nested, look, share_memory, start_time, state_and_parent,
+    Census, Look, Seat, children, is_hidden, is_nested, look, share_memory, start_time, state_and_parent,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -114,7 +115,7 @@ impl Members {
     pub fn begin(&self, first: i32) {
         let mut inner = self.0.lock();
         let pages = std::mem::take(&mut inner.pages);
-        *inner = Inner { first, init: init_of(first), pages, marks: marks(first), ..Inner::default() };
+        *inner = Inner { first, init: init_of(first), pages, marks: marks(face(first)), ..Inner::default() };
     }
 
     /// The instance has ended: its pages go.
@@ -251,11 +252,11 @@ impl Inner {
     }
 
     /// A process that is not known yet: its page is the one that it inherited.
-    fn meet(&mut self, pid: i32, inner: i32) {
+    fn meet(&mut self, pid: i32, look: &Look) {
         // One of an application that an earlier agent knew has a page that we have not seen.
-        let leaf = mapped(pid, &self.leaves()).or_else(|| opened(pid, &self.pages));
+        let leaf = mapped(look.face, &self.leaves()).or_else(|| opened(look.face, &self.pages));
         self.files.extend(leaf.iter().map(|leaf| leaf.path.clone()));
-        if let Some(member) = Member::open(pid, inner, leaf) {
+        if let Some(member) = Member::open(pid, look.inner, leaf) {
             self.known.insert(pid, member);
         }
     }
@@ -288,19 +289,18 @@ impl Inner {
             // A stranger with a pid that one of ours had.
             let entered = self.known.contains_key(&pid);
             let ours = entered || pid == self.first || self.descends(pid);
-            let begins = !ours && mapped(pid, &self.leaves()).is_none();
-            if begins && !self.begins(pid) {
+            let begins = !ours && mapped(look.face, &self.leaves()).is_none();
+            if begins && !self.begins(look.face) {
                 continue;
             }
-            let between = state_and_parent(pid)
-                .is_some_and(|(_, parent)| self.known.contains_key(&parent) && share_memory(pid, parent));
+            let between = state_and_parent(pid).is_some_and(|(_, parent)| {
+                self.known.contains_key(&parent) && share_memory(look.face, face(parent))
+            });
             if !entered && !between && (look.parks || begins) {
-                self.meet(pid, look.inner);
+                self.meet(pid, &look);
             }
             let leaf = self.known.get(&pid).and_then(|member| member.leaf.as_ref());
-            let page = leaf
-                .filter(|_| look.parks && !between && !look.is_headless)
-                .map(|leaf| Arc::clone(&leaf.page));
+            let page = leaf.filter(|_| look.parks && !between).map(|leaf| Arc::clone(&leaf.page));
             seats.push(Seat { pid, inner: look.inner, page });
             // Depth first would not matter; parents before children does.
             queue.extend(children(pid));

@@ -68,6 +68,7 @@ const SLOW_CALLS: &[i64] = &[
     sysno::recvmmsg,
     sysno::execve,
     sysno::execveat,
+    sysno::exit,
     sysno::exit_group,
     sysno::getppid,
     sysno::socket,
@@ -192,6 +193,10 @@ fn decide(regs: &mut Regs) -> Verdict {
         | sysno::setresgid => owners::on_call(regs),
         sysno::execve => exec::on_exec(regs, 2),
         sysno::execveat => exec::on_exec(regs, 3),
+        sysno::exit => {
+            members::leaves();
+            Verdict::Forward
+        }
         sysno::exit_group => {
             if let Some(page) = start::control().filter(|_| !filters::on() && start::is_first()) {
                 page.header.exiting.store(exiting(regs.args[0] as u8), Ordering::Relaxed);

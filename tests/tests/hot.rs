@@ -206,3 +206,13 @@ fn handlers_of_signals() {
 fn wild_memory_of_processes_that_come_and_go() {
     there_and_back(Who::Me, "memory_wild.c", &["forks"], false);
 }
+
+#[test]
+fn a_process_whose_first_thread_has_ended() {
+    there_and_back(Who::Nobody, "headless.c", &["alone"], true);
+}
+
+#[test]
+fn processes_whose_first_threads_have_ended() {
+    there_and_back(Who::Me, "headless.c", &[], false);
+}

@@ -20,10 +20,7 @@ holo_tests::workloads! {
     siblings: Workload::new("siblings.c");
     sessions: Workload::new("sessions.c");
     daemons: Workload::new("daemons.c");
-}
-
-holo_tests::workloads_unprotected! {
-    headless: Workload::new("headless.c").checkpoints(10);
+    headless: Workload::new("headless.c").checkpoints(100);
 }
 
 fn start(node: &Node, source: &'static str) -> App {
@@ -75,10 +72,10 @@ fn a_traced_process_is_left_alone() {
     good_end(&node, app);
 }
 
-/// Its first thread ends between two epochs: they are refused with that reason, and it goes on.
+/// Its first thread ends while epochs are taken: all are, they go on with what changes, and it is restored from the last.
 #[test]
 fn a_process_that_becomes_headless() {
-    let node = Node::start(Who::Me);
+    let mut node = Node::start(Who::Me);
     hand_over(&node.outside("data/work"), Who::Me);
     let program = Program::new(
         compile::workload("headless.c"),
@@ -89,15 +86,34 @@ fn a_process_that_becomes_headless() {
     for _ in 0..3 {
         app.checkpoint(&node);
     }
-    std::fs::write(node.outside("data/work/leave"), b"").expect("leave");
-    let refused = wait::until(LIMIT, "a refusal", || app.try_checkpoint(&node).err());
-    assert!(
-        refused.code() == 5 && refused.stderr.contains("its first thread has ended"),
-        "{}",
-        refused.stderr
-    );
-    holo_tests::workload::goes_on(&node, "the refusal");
-    good_end(&node, app);
+    let leave = node.outside("data/work/leave");
+    let leaver = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(5));
+        std::fs::write(leave, b"").expect("leave");
+    });
+    let pid = *app.real_pids(&node).first().expect("a process");
+    let mut after = 0;
+    wait::until(LIMIT, "epochs after its end", || {
+        app.checkpoint(&node);
+        after += u32::from(process::state(pid) == Some('Z'));
+        (after == 5).then_some(())
+    });
+    leaver.join().expect("leave");
+    holo_tests::workload::goes_on(&node, "its end");
+    let epoch = app.checkpoint(&node);
+    let dirty = epoch.number("pages_dirty");
+    assert!(dirty < 1000, "{dirty} pages: it is not known what changed");
+    app.kill(&node);
+    app.restore(&node, None);
+    holo_tests::workload::goes_on(&node, "the restore");
+    let pid = *app.real_pids(&node).first().expect("a process");
+    assert_eq!(process::state(pid), Some('Z'));
+    node.kill_agent();
+    node.start_agent();
+    wait::until(LIMIT, "an epoch of another agent", || app.try_checkpoint(&node).ok());
+    std::fs::write(node.outside("data/work/stop"), b"").expect("stop");
+    app.wait_ended(&node, LIMIT);
+    assert_eq!(holo_tests::workload::result(&node), "ok\n");
 }
 
 /// A worker that others wait for is stopped from outside: epochs are taken, it stays stopped, and all go on afterwards.

@@ -4,6 +4,7 @@ use super::{App, Failure};
 use crate::ended;
 use crate::pace::{Cost, Pace};
 use holo_api::local::{AppOptions, ErrorKind};
+use holo_rm::face::face;
 use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
@@ -113,7 +114,7 @@ impl App {
     /// Memory of all processes; what they share counts in each.
     fn resident_bytes(&self) -> u64 {
         let of = |pid: i32| {
-            let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+            let text = fs::read_to_string(format!("/proc/{}/statm", face(pid))).unwrap_or_default();
             text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0)
         };
         self.members.pids().iter().map(|(pid, _)| of(*pid)).sum::<u64>() * PAGE_BYTES

@@ -1,7 +1,7 @@
 //! What is stored before a stop, while the application runs.
 
 use super::park::{fence, park};
-use super::{Out, context, pids, unparked, unprotected};
+use super::{Out, context, pids, unparked, unseen};
 use crate::app::{App, Failure};
 use holo_api::local::ErrorKind;
 use holo_rm::registry::Registry;
@@ -24,7 +24,7 @@ pub(super) fn ahead(app: &App, registry: &mut Registry, out: &mut Out) -> Result
             is_wanted |= manager.watch(&mut context(&running, index, out, app))?;
             Ok(())
         });
-        watched.map_err(|cause| unprotected(&cause))?;
+        watched.map_err(|cause| unseen(&cause, &running, out))?;
         if !is_wanted {
             return Ok(pauses);
         }
@@ -56,6 +56,6 @@ fn store(app: &App, registry: &mut Registry, running: &[Process], out: &mut Out)
             Ok(())
         });
     }
-    done.map_err(|cause| unprotected(&cause))?;
+    done.map_err(|cause| unseen(&cause, running, out))?;
     left.map_err(|cause| failed(&cause))
 }

@@ -66,7 +66,7 @@ pub(super) fn park(app: &App) -> Result<(Parked, Vec<Process>, Alert), Failure> 
         tries += 1;
         let serving = parked.processes.iter().filter(|still| !still.slots.is_empty());
         let all = at_once::run(serving.collect(), |still: &Still| {
-            let remote = Remote::new(Arc::clone(&still.page), still.pid, still.slots[0])?;
+            let remote = Remote::facing(Arc::clone(&still.page), still.pid, still.face, still.slots[0])?;
             remote.saw(still.seen);
             // What cannot be looked at is told of by the kinds.
             let in_head = is_in_head(&remote, &still.slots).unwrap_or(false);

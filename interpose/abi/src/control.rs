@@ -38,6 +38,9 @@ pub const OBJECTS_MAX: usize = 2048;
 pub const LIFTS_MAX: usize = 16;
 /// Registrations for notices (`mq_notify`) that the processes of one page are remembered to have.
 pub const NOTICES_MAX: usize = 256;
+/// Processes of one page whose first threads ended with a signal for their parent's death that are remembered; that of others is lost
+/// in a restore.
+pub const MOURNERS_MAX: usize = 256;
 /// Calls whose results name inodes.
 pub const INODE_CALLS: [i64; 6] =
     [sysno::stat, sysno::fstat, sysno::lstat, sysno::newfstatat, sysno::statx, sysno::getdents64];
@@ -365,6 +368,14 @@ pub struct Control {
     pub lifts: [Lift; LIFTS_MAX],
     /// Registrations for notices of message queues, which the kernel shows in part.
     pub notices: [Notice; NOTICES_MAX],
+    /// Processes whose first threads ended with a signal for their parent's death, see [`mourner`]; 0: free.
+    pub mourners: [AtomicU64; MOURNERS_MAX],
+}
+
+/// Word for a process, by its pid as it sees itself, and a signal.
+#[must_use]
+pub const fn mourner(pid: u32, signal: u32) -> u64 {
+    (pid as u64) << 32 | signal as u64
 }
 
 /// Bytes of the mapping, whole pages.

@@ -1,14 +1,16 @@
 //! The process synchronisation barrier: parks every thread of every process of an application, or none.
 
 mod cut;
+mod still;
 mod thread;
 
+use crate::face;
 use crate::filters::{self, Hindrance};
 use crate::page::{Page, wait};
 use crate::proc_file;
-use crate::starters::{is_loading, is_starting, wait_for_starters};
+use crate::starters::{Seen, is_loading, is_starting, wait_for_starters};
 use crate::stopped::Stopped;
-use crate::tree::{Census, Seat, Stat, first_has_ended, look, stat};
+use crate::tree::{Census, Seat, stat};
 use cut::Cut;
 use holo_abi::control::{SLOTS_MAX, cut as word};
 use std::collections::HashSet;
@@ -17,6 +19,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+pub use still::Still;
 pub(crate) use thread::tasks;
 use thread::{Precise, signal, thread_state};
 
@@ -62,8 +65,10 @@ pub enum BarrierError {
         /// Its name.
         name: String,
     },
-    /// The kernel shows nothing of such a process: no memory, no descriptors.
-    #[error("process {pid} ({name}) goes on after its first thread has ended (`pthread_exit` in `main`)")]
+    /// The kernel gives none of its descriptors.
+    #[error(
+        "process {pid} ({name}) goes on after its first thread has ended (`pthread_exit` in `main`), which takes Linux 6.9"
+    )]
     Headless {
         /// Its pid.
         pid: i32,
@@ -98,29 +103,14 @@ pub enum BarrierError {
     },
 }
 
-/// A process, all of whose threads are parked.
-#[derive(Clone)]
-pub struct Still {
-    /// Its pid on this node.
-    pub pid: i32,
-    /// Its pid as it sees itself.
-    pub inner: i32,
-    /// Its page.
-    pub page: Arc<Page>,
-    /// Slots of its threads, the thread-group leader's first if it lives.
-    pub slots: Vec<usize>,
-    /// It is stopped (job control), and is to be so when it is let go.
-    pub stopped: bool,
-    /// What was seen of it when all its threads had parked.
-    pub seen: Option<Stat>,
-}
-
 /// All threads of an application, parked. Dropping it lets them go without keeping what was read.
 pub struct Parked {
     cuts: Vec<Cut>,
     /// Its processes, in the order of the census.
     pub processes: Vec<Still>,
     stopped: Vec<Stopped>,
+    /// Of which the first thread had ended before.
+    headless: HashSet<i32>,
     /// When the order was given.
     pub since: Instant,
     released: bool,
@@ -139,11 +129,17 @@ pub fn park(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierEr
 }
 
 fn park_once(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierError> {
-    let stopped = wait_for_starters(census, deadline / 2)?;
+    let Seen { stopped, headless } = wait_for_starters(census, deadline / 2)?;
     let _precise = Precise::sleeps();
     let since = Instant::now();
-    let mut parked =
-        Parked { cuts: Vec::new(), processes: Vec::new(), stopped: Vec::new(), since, released: false };
+    let mut parked = Parked {
+        cuts: Vec::new(),
+        processes: Vec::new(),
+        stopped: Vec::new(),
+        headless,
+        since,
+        released: false,
+    };
     let mut signalled = HashSet::new();
     loop {
         let seats = census.seats();
@@ -180,11 +176,11 @@ fn park_once(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierE
                 && let Some(seen) = stat(seat.pid).filter(|seen| seen.threads == slots.len())
             {
                 threads += slots.len();
-                let (pid, inner, page) = (seat.pid, seat.inner, Arc::clone(page));
-                parked.processes.push(Still { pid, inner, page, slots, stopped: false, seen: Some(seen) });
+                let still = Still { slots, seen: Some(seen), ..Still::of(seat, page) };
+                parked.processes.push(still);
                 continue;
             }
-            let Ok(mut live) = tasks(seat.pid) else { continue };
+            let Ok(mut live) = parked.tasks(seat.pid) else { continue };
             for tid in &live {
                 if signalled.insert((seat.pid, *tid, Arc::as_ptr(page)))
                     && let Err(cause) = signal(seat.pid, *tid)
@@ -200,7 +196,7 @@ fn park_once(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierE
                 parked.stopped.push(Stopped::park(seat.pid, live.clone()));
             }
             if missed && late {
-                // A leader that called pthread_exit stays as a zombie; it cannot park and need not.
+                // A first thread that has just ended is there still; it cannot park and need not.
                 live.retain(|tid| !matches!(thread_state(seat.pid, *tid), None | Some('Z' | 'X')));
                 if live.is_empty() {
                     continue;
@@ -215,8 +211,7 @@ fn park_once(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierE
                 missing = Some(Missing { pid: seat.pid, tid: None, starting: false });
             }
             let stopped = parked.is_stopped(seat.pid);
-            let (pid, inner, page) = (seat.pid, seat.inner, Arc::clone(page));
-            parked.processes.push(Still { pid, inner, page, slots, stopped, seen: None });
+            parked.processes.push(Still { slots, stopped, ..Still::of(seat, page) });
         }
         if threads > SLOTS_MAX / 2 {
             return Err(BarrierError::TooMany { pid: first.pid, threads });
@@ -248,12 +243,7 @@ fn park_once(census: &dyn Census, deadline: Duration) -> Result<Parked, BarrierE
     census.settled();
     parked.ask_stopped();
     for process in &mut parked.processes {
-        let leader = process.slots.iter().position(|index| tid_in(&process.page, *index) == process.inner);
-        match leader {
-            Some(at) => process.slots.swap(0, at),
-            None if first_has_ended(process.pid) => return Err(not_ready(process.pid)),
-            None => {}
-        }
+        process.turn()?;
     }
     Ok(parked)
 }
@@ -264,11 +254,7 @@ fn gone(pid: i32, source: io::Error) -> BarrierError {
 
 /// Why a process has no thread that parks.
 pub(crate) fn not_ready(pid: i32) -> BarrierError {
-    let name = name_of(pid);
-    match look(pid).is_some_and(|look| look.is_headless) {
-        true => BarrierError::Headless { pid, name },
-        false => BarrierError::NotReady { pid, name },
-    }
+    BarrierError::NotReady { pid, name: name_of(pid) }
 }
 
 /// A thread, or a whole process, that has not parked.
@@ -349,7 +335,7 @@ impl Parked {
                 return true;
             }
             let known = |tid: &i32| signalled.contains(&(seat.pid, *tid, Arc::as_ptr(page)));
-            match tasks(seat.pid) {
+            match self.tasks(seat.pid) {
                 Ok(tasks) => {
                     let still = self.processes.iter().any(|still| still.pid == seat.pid);
                     tasks.iter().all(known) && (still || tasks.iter().all(|tid| is_dead(seat.pid, *tid)))
@@ -357,6 +343,15 @@ impl Parked {
                 Err(_) => true,
             }
         })
+    }
+
+    /// Threads of a process, without a first one of which it is known that it has ended: a signal would wait for it for ever.
+    fn tasks(&self, pid: i32) -> io::Result<Vec<i32>> {
+        let mut all = tasks(pid)?;
+        // One that has executed a program has a first thread again.
+        let is_headless = self.headless.contains(&pid) && face::has_ended(pid);
+        all.retain(|tid| *tid != pid || !is_headless);
+        Ok(all)
     }
 
     fn is_stopped(&self, pid: i32) -> bool {
@@ -410,7 +405,7 @@ impl Parked {
             return missing;
         };
         let here: HashSet<i32> = process.slots.iter().map(|index| tid_in(&process.page, *index)).collect();
-        let live = tasks(missing.pid).unwrap_or_default();
+        let live = self.tasks(missing.pid).unwrap_or_default();
         let tid = live.into_iter().find(|tid| !here.contains(&inner_tid(missing.pid, *tid)));
         Missing { tid: tid.or(missing.tid), ..missing }
     }

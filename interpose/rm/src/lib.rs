@@ -8,6 +8,7 @@ pub mod at_once;
 pub mod barrier;
 pub mod clone;
 mod corpses;
+pub mod face;
 mod family;
 pub mod faults;
 mod fds;

@@ -17,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 /// Envelope of a kind's state; the kind's own version is beside it in the manifest.
-const SECTION: Kind = Kind::new(32, 1);
+pub(crate) const SECTION: Kind = Kind::new(32, 1);
 /// Longest section that is decoded: descriptors with their queued bytes are the largest.
 const SECTION_BYTES_MAX: u64 = 256 << 20;
 

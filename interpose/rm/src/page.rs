@@ -239,6 +239,35 @@ impl Page {
         }
     }
 
+    /// The signal at its parent's death that the first thread of a process (as it sees itself) had when it ended; 0: none.
+    #[must_use]
+    pub fn mourner(&self, pid: i32) -> u32 {
+        let words = self.control().mourners.iter().map(|word| word.load(Ordering::Acquire));
+        words
+            .filter(|word| word >> 32 == u64::from(pid.cast_unsigned()))
+            .map(|word| word as u32)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Notes such a signal. Only before the application runs.
+    pub fn enter_mourner(&self, pid: i32, signal: u32) {
+        let free = self.control().mourners.iter().find(|word| word.load(Ordering::Acquire) == 0);
+        if let Some(word) = free {
+            word.store(control::mourner(pid.cast_unsigned(), signal), Ordering::Release);
+        }
+    }
+
+    /// Forgets those of processes that are not there any more.
+    pub fn keep_mourners(&self, alive: impl Fn(i32) -> bool) {
+        for mourner in &self.control().mourners {
+            let word = mourner.load(Ordering::Acquire);
+            if word != 0 && !alive((word >> 32) as i32) {
+                let _ = mourner.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// A slot's state word.
     #[must_use]
     pub fn state(&self, index: usize) -> &AtomicU32 {

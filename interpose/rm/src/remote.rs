@@ -7,6 +7,7 @@
 mod memory;
 
 use crate::asks::{Answers, Asks};
+use crate::face;
 use crate::family::Family;
 use crate::fds::{self, Fd};
 use crate::manager::RmResult;
@@ -35,9 +36,13 @@ pub struct Remote {
     pub page: Arc<Page>,
     /// Its pid on this node.
     pub pid: i32,
+    /// The thread that it is looked at through, see [`crate::face`]; its pid, most often.
+    pub face: i32,
     /// Slot of the thread that makes calls for the process.
     pub leader: usize,
     pidfd: OwnedFd,
+    /// Of the face, if that is not the first thread.
+    face_fd: Option<OwnedFd>,
     tasks: OnceLock<Vec<Task>>,
     maps: OnceLock<Vec<u8>>,
     stat: OnceLock<Option<Stat>>,
@@ -75,6 +80,14 @@ impl Remote {
     /// # Errors
     /// The process is gone.
     pub fn new(page: Arc<Page>, pid: i32, leader: usize) -> io::Result<Self> {
+        Self::facing(page, pid, pid, leader)
+    }
+
+    /// The same, looked at through one of its threads.
+    ///
+    /// # Errors
+    /// The process, or the thread, is gone.
+    pub fn facing(page: Arc<Page>, pid: i32, face: i32, leader: usize) -> io::Result<Self> {
         // SAFETY: no memory is passed.
         let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         if raw < 0 {
@@ -85,8 +98,10 @@ impl Remote {
         Ok(Self {
             page,
             pid,
+            face,
             leader,
             pidfd,
+            face_fd: if face == pid { None } else { face::open(face).ok() },
             tasks: OnceLock::new(),
             maps: OnceLock::new(),
             stat: OnceLock::new(),
@@ -99,10 +114,10 @@ impl Remote {
         })
     }
 
-    /// `/proc/<pid>/<rest>`.
+    /// `/proc/<pid>/<rest>`, of its face.
     #[must_use]
     pub fn proc(&self, rest: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/{rest}", self.pid))
+        PathBuf::from(format!("/proc/{}/{rest}", self.face))
     }
 
     /// Its threads, as they were when they were first asked for: only while it is parked.
@@ -111,10 +126,10 @@ impl Remote {
     /// The process is gone.
     pub fn tasks(&self) -> io::Result<&[Task]> {
         if self.tasks.get().is_none() {
-            let (tasks, leader) = tasks::read(self.pid)?;
+            let (tasks, status) = tasks::read(self.pid, self.face)?;
             // The file of the process says the same.
-            if !leader.is_empty() {
-                let _ = self.status.set(leader);
+            if !status.is_empty() {
+                let _ = self.status.set(status);
             }
             let _ = self.tasks.set(tasks);
         }
@@ -350,6 +365,12 @@ impl Remote {
         unsafe { libc::poll(&raw mut entry, 1, 0) == 1 }
     }
 
+    /// Whether the thread that it is looked at through has ended and it has not.
+    #[must_use]
+    pub fn has_lost_face(&self) -> bool {
+        face::has_ended(self.face) && !self.ended()
+    }
+
     /// Makes a list of calls, all of which must succeed.
     ///
     /// # Errors
@@ -372,7 +393,7 @@ impl Remote {
     /// # Errors
     /// The kernel's; a partial read is an error.
     pub fn read(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
-        read_memory(self.pid, at, bytes)
+        read_memory(self.face, at, bytes)
     }
 
     /// Writes memory.
@@ -380,7 +401,7 @@ impl Remote {
     /// # Errors
     /// The kernel's; a partial write is an error.
     pub fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        transfer(self.pid, at, bytes.as_ptr().cast_mut(), bytes.len(), true)
+        transfer(self.face, at, bytes.as_ptr().cast_mut(), bytes.len(), true)
     }
 
     /// A duplicate of the process's descriptor `fd`.
@@ -388,8 +409,9 @@ impl Remote {
     /// # Errors
     /// The kernel's.
     pub fn borrow_fd(&self, fd: i32) -> io::Result<OwnedFd> {
+        let through = self.face_fd.as_ref().unwrap_or(&self.pidfd);
         // SAFETY: no memory is passed.
-        let raw = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.pidfd.as_raw_fd(), fd, 0) };
+        let raw = unsafe { libc::syscall(libc::SYS_pidfd_getfd, through.as_raw_fd(), fd, 0) };
         if raw < 0 {
             return Err(io::Error::last_os_error());
         }

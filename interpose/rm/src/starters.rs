@@ -1,6 +1,7 @@
 //! Processes that are on their way into an application: between `exec`, or `fork`, and their join.
 
 use crate::barrier::{BarrierError, name_of, not_ready};
+use crate::face::face;
 use crate::proc_file;
 use crate::traced;
 use crate::tree::{Census, Seat};
@@ -12,20 +13,34 @@ use std::time::{Duration, Instant};
 /// machine.
 const LOADING: Duration = Duration::from_secs(2);
 
-/// Processes that are stopped by job control. None may be traced: it would be stopped by our signal.
-fn stopped_of(seats: &[Seat]) -> Result<HashSet<i32>, BarrierError> {
-    let mut stopped = HashSet::new();
+/// What is seen of processes before anything stops.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// They are stopped by job control.
+    pub(crate) stopped: HashSet<i32>,
+    /// Their first threads have ended.
+    pub(crate) headless: HashSet<i32>,
+}
+
+/// Looks at all. None may be traced: it would be stopped by our signal.
+fn look_at(seats: &[Seat]) -> Result<Seen, BarrierError> {
+    let mut seen = Seen::default();
     for pid in seats.iter().map(|seat| seat.pid) {
-        let status = proc_file::read(format!("/proc/{pid}/status")).unwrap_or_default();
+        let read = |tid: i32| proc_file::read(format!("/proc/{tid}/status")).unwrap_or_default();
+        let mut status = read(pid);
+        if String::from_utf8_lossy(&status).lines().any(|line| line.starts_with("State:\tZ")) {
+            seen.headless.insert(pid);
+            status = read(face(pid));
+        }
         let status = String::from_utf8_lossy(&status);
         if let Some(tracer) = traced::tracer(&status) {
             return Err(BarrierError::Traced { pid, name: name_of(pid), tracer });
         }
         if status.lines().any(|line| line.starts_with("State:\tT")) {
-            stopped.insert(pid);
+            seen.stopped.insert(pid);
         }
     }
-    Ok(stopped)
+    Ok(seen)
 }
 
 /// Whether libholo is not ready in a process: without its handler our signal would end it.
@@ -46,11 +61,8 @@ pub(crate) fn is_loading(pid: i32) -> bool {
 /// Where there is always another one, as under a shell or `make`, the barrier is closed all the same: when all others are
 /// parked there will be no more of them, and those that are left arrive.
 ///
-/// Gives those that are stopped by job control.
-pub(crate) fn wait_for_starters(
-    census: &dyn Census,
-    patience: Duration,
-) -> Result<HashSet<i32>, BarrierError> {
+/// Gives what was seen of those that are there.
+pub(crate) fn wait_for_starters(census: &dyn Census, patience: Duration) -> Result<Seen, BarrierError> {
     let since = Instant::now();
     let mut seen: HashMap<i32, Instant> = HashMap::new();
     let mut is_slow = false;
@@ -60,7 +72,7 @@ pub(crate) fn wait_for_starters(
         let starting: Vec<i32> = seats.iter().filter(|seat| is_starting(seat)).map(|seat| seat.pid).collect();
         seen.retain(|pid, _| starting.contains(pid));
         if starting.is_empty() {
-            return stopped_of(&seats);
+            return look_at(&seats);
         }
         for pid in &starting {
             if now - *seen.entry(*pid).or_insert(now) < patience {
@@ -74,7 +86,7 @@ pub(crate) fn wait_for_starters(
         // None of the first is left, and there are others. Not where one takes longer than all that are parked would wait for it.
         if !is_slow && now - since >= patience / 4 && seen.values().all(|first| *first > since + patience / 8)
         {
-            return stopped_of(&seats);
+            return look_at(&seats);
         }
         std::thread::sleep(Duration::from_millis(if is_slow { 5 } else { 1 }));
     }

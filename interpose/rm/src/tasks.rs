@@ -24,19 +24,19 @@ pub struct Task {
     pub shared_pending: u64,
 }
 
-/// All threads of a process, and what of its leader was read for that.
+/// All threads of a process, and the file of its thread `face`, which was read for that.
 ///
 /// # Errors
 /// The process is gone.
-pub(crate) fn read(pid: i32) -> io::Result<(Vec<Task>, String)> {
-    let (mut out, mut leader) = (Vec::new(), String::new());
+pub(crate) fn read(pid: i32, face: i32) -> io::Result<(Vec<Task>, String)> {
+    let (mut out, mut text) = (Vec::new(), String::new());
     each(pid, c"status", &mut |tid, status| {
-        if tid == pid {
-            leader = String::from_utf8_lossy(status).into_owned();
+        if tid == face {
+            text = String::from_utf8_lossy(status).into_owned();
         }
         out.push(parse(tid, status));
     })?;
-    Ok((out, leader))
+    Ok((out, text))
 }
 
 /// One thread of a process.
@@ -175,8 +175,9 @@ mod tests {
             let _ = end.recv();
         });
         let tid = told.1.recv().unwrap();
-        let (tasks, leader) = read(std::process::id() as i32).unwrap();
-        assert!(leader.contains(&format!("\nTgid:\t{}\n", std::process::id())));
+        let me = std::process::id() as i32;
+        let (tasks, status) = read(me, me).unwrap();
+        assert!(status.contains(&format!("\nTgid:\t{}\n", std::process::id())));
         let task = tasks.iter().find(|task| task.inner == tid).unwrap();
         assert_eq!(task.name, name);
         drop(wait.0);

@@ -1,5 +1,6 @@
 //! The processes of an application, as they are seen from outside.
 
+use crate::face::{face, others};
 use crate::page::Page;
 use crate::proc_file;
 use crate::remote::Remote;
@@ -83,12 +84,14 @@ pub fn children(pid: i32) -> Vec<i32> {
 /// What `/proc/<pid>/stat` tells of a process or thread; ids are those of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
-    /// Its threads, with those that have ended and were not waited for.
+    /// Its threads that live.
     pub threads: usize,
+    /// Its first thread has ended, others have not.
+    pub first_has_ended: bool,
     /// Where parts of its memory are: code, data, break, arguments and environment, in the order of `struct prctl_mm_map`. The
     /// break is where it began, and its end is not told.
     pub parts: [u64; 11],
-    /// State letter; that of a process whose first thread has ended while others live is `S`.
+    /// State letter; of a process whose first thread has ended while others live, that of one of them.
     pub state: char,
     /// Parent.
     pub parent: i32,
@@ -108,7 +111,13 @@ const PARTS: [usize; 11] = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51];
 /// Reads it; none if it is gone.
 #[must_use]
 pub fn stat(pid: i32) -> Option<Stat> {
-    Stat::parse(&proc_file::read(format!("/proc/{pid}/stat")).ok()?)
+    let read = |tid: i32| Stat::parse(&proc_file::read(format!("/proc/{tid}/stat")).ok()?);
+    let first = read(pid)?;
+    // The first one shows what is of the process still, and nothing of its memory.
+    match first.first_has_ended.then(|| others(pid).find_map(read)).flatten() {
+        Some(Stat { parts, state, .. }) => Some(Stat { parts, state, ..first }),
+        None => Some(first),
+    }
 }
 
 impl Stat {
@@ -117,11 +126,14 @@ impl Stat {
         // By the numbers of proc(5), which begin with 1; the second one is the name, which may contain anything.
         let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_whitespace().collect();
         let field = |number: usize| fields.get(number.checked_sub(3)?).copied();
-        let threads = field(20)?.parse().ok()?;
+        let (letter, threads) = (field(3)?.chars().next()?, field(20)?.parse().ok()?);
+        let state = of_process(letter, threads);
+        let first_has_ended = state != letter;
         Some(Stat {
-            threads,
+            threads: threads - usize::from(first_has_ended),
+            first_has_ended,
             parts: PARTS.map(|number| field(number).and_then(|word| word.parse().ok()).unwrap_or(0)),
-            state: of_process(field(3)?.chars().next()?, threads),
+            state,
             parent: field(4)?.parse().ok()?,
             session: field(6)?.parse().ok()?,
             terminal: field(7)?.parse().ok()?,
@@ -157,16 +169,6 @@ pub fn is_nested(pid: i32) -> bool {
     ids.is_some_and(|ids| ids.split_whitespace().count() > 1)
 }
 
-/// Whether the first thread of a process has ended, and perhaps the process.
-pub(crate) fn first_has_ended(pid: i32) -> bool {
-    let stat = proc_file::read(format!("/proc/{pid}/stat")).ok();
-    let state = stat.and_then(|text| {
-        let at = text.windows(2).rposition(|pair| pair == b") ")?;
-        text.get(at + 2).copied()
-    });
-    matches!(state, None | Some(b'Z' | b'X'))
-}
-
 /// Whether a process or thread is there and has not ended.
 pub(crate) fn is_alive(pid: i32) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
@@ -200,10 +202,10 @@ pub struct Look {
     pub parks: bool,
     /// Its pid as it sees itself.
     pub inner: i32,
-    /// State letter, as [`Stat::state`].
+    /// State letter; that of a process whose first thread has ended while others live is `S`.
     pub state: char,
-    /// Its first thread has ended, others have not: the kernel shows nothing of it.
-    pub is_headless: bool,
+    /// The thread that it is looked at through, see [`crate::face`].
+    pub face: i32,
 }
 
 /// Looks at a process; none if it is gone.
@@ -218,11 +220,11 @@ pub fn look(pid: i32) -> Option<Look> {
         parks: caught & 1 << (holo_abi::PARK_SIGNAL - 1) != 0,
         inner: value("NSpid:")?.split_whitespace().last()?.parse().ok()?,
         state,
-        is_headless: state != first,
+        face: if state == first { pid } else { face(pid) },
     })
 }
 
-/// Whether two processes share their memory: one is on its way from `vfork` to `exec`.
+/// Whether two processes, by their faces, share their memory: one is on its way from `vfork` to `exec`.
 #[must_use]
 pub fn share_memory(one: i32, other: i32) -> bool {
     const KCMP_VM: i32 = 1;

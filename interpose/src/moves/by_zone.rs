@@ -42,8 +42,9 @@ struct Zones(i64);
 
 impl Zones {
     fn open() -> Option<Self> {
+        // Not by the process, of which the first thread may have ended.
         // SAFETY: a constant path.
-        let fd = unsafe { sys!(sysno::open, c"/proc/self/maps".as_ptr(), O_CLOEXEC) };
+        let fd = unsafe { sys!(sysno::open, c"/proc/thread-self/maps".as_ptr(), O_CLOEXEC) };
         (fd >= 0).then_some(Self(fd))
     }
 

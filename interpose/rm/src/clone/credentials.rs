@@ -34,13 +34,9 @@ pub(super) fn calls(state: &ProcessState, remote: &Remote) -> Vec<Call> {
     calls
 }
 
-/// The same for the first thread, for which the death of the parent would go unnoticed as another user.
-pub(super) fn calls_of_first(state: &ProcessState, calls: &[Call]) -> Vec<Call> {
-    let mut calls = calls.to_vec();
-    if state.pdeathsig != 0 {
-        calls.push(call(sysno::prctl, &[PR_SET_PDEATHSIG, u64::from(state.pdeathsig)]));
-    }
-    calls
+/// The signal at the parent's death, which is lost by becoming another user.
+pub(super) fn at_parents_death(signal: u32) -> Option<Call> {
+    (signal != 0).then(|| call(sysno::prctl, &[PR_SET_PDEATHSIG, u64::from(signal)]))
 }
 
 fn as_root(state: &ProcessState, remote: &Remote) -> Vec<Call> {

@@ -2,8 +2,9 @@
 
 use super::{PATIENCE, Prepared, Restored, Running, TICKS_RUNNING, credentials, page_path};
 use crate::barrier::{tasks, tid_in};
+use crate::face::has_ended;
 use crate::kinds::process::ProcessState;
-use crate::kinds::threads::ThreadsState;
+use crate::kinds::threads::{EndedState, ThreadsState};
 use crate::manager::{Context, RmError, RmResult};
 use crate::remote::{Remote, call};
 use crate::stopped::Stopped;
@@ -64,15 +65,14 @@ impl Prepared {
         }
         for ((remote, slots), (_, threads)) in all() {
             let frames = threads.threads.iter().map(|thread| thread.frame);
-            let own = &slots[usize::from(threads.leader_gone)..];
-            for (index, frame) in own.iter().zip(frames).rev() {
+            for (index, frame) in threads.living(slots).iter().zip(frames).rev() {
                 remote.page.start(*index, &[call(CALL_SIGRETURN, &[frame])], false);
             }
         }
         self.stopped.iter().for_each(Stopped::follow);
         let mut first = None;
         for ((remote, slots), (_, threads)) in all() {
-            for index in &slots[usize::from(threads.leader_gone)..] {
+            for index in threads.living(slots) {
                 wait_left(remote, *index).on("starting", "the threads")?;
                 first.get_or_insert_with(Instant::now);
                 // SAFETY: the thread has left; the slot is free.
@@ -89,25 +89,42 @@ impl Prepared {
 
 /// The last that the threads of a process do for us.
 fn ready(remote: &Remote, slots: &[usize], state: &ProcessState, threads: &ThreadsState) -> RmResult<()> {
-    let page = &remote.page;
     let mut credentials = credentials::calls(state, remote);
     if state.ways & holo_abi::ways::TRAPS != 0 {
         // Each thread's own, and not inherited: calls from outside libholo trap.
         let [_, start, end] = state.holo;
         credentials.push(call(sysno::prctl, &[PR_SET_SYSCALL_USER_DISPATCH, 1, start, end - start, 0]));
     }
-    for index in &slots[usize::from(threads.leader_gone)..] {
-        let mut calls = if *index == remote.leader {
-            credentials::calls_of_first(state, &credentials)
-        } else {
-            credentials.clone()
-        };
-        remote.run_in(*index, &mut calls, false).on("restoring", "credentials")?;
+    for index in slots {
+        remote.run_in(*index, &mut credentials.clone(), false).on("restoring", "credentials")?;
     }
-    if threads.leader_gone {
-        page.start(remote.leader, &[call(sysno::exit, &[0])], false);
-        page.state(remote.leader).store(slot::FREE, Ordering::SeqCst);
+    // Parents come before children: the end of a first thread, which has made them, is the death of their parent to them.
+    if let Some(made) = credentials::at_parents_death(state.pdeathsig) {
+        let first = threads.living(slots)[0];
+        remote.run_in(first, &mut [made], false).on("restoring", "the signal at the parent's death")?;
     }
+    match &threads.ended {
+        Some(ended) => end_first(remote, state.pid, ended).on("ending", "a first thread"),
+        None => Ok(()),
+    }
+}
+
+/// The first thread, which made all that the process has, ends as it did.
+fn end_first(remote: &Remote, pid: i32, ended: &EndedState) -> io::Result<()> {
+    if let Some(made) = credentials::at_parents_death(ended.pdeathsig) {
+        remote.run(&mut [made], false)?;
+        remote.page.enter_mourner(pid, ended.pdeathsig);
+    }
+    let code = u64::from(ended.status.cast_unsigned() >> 8 & 0xff);
+    remote.page.start(remote.leader, &[call(sysno::exit, &[code])], false);
+    let until = Instant::now() + PATIENCE;
+    while !has_ended(remote.pid) {
+        if Instant::now() > until {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    remote.page.state(remote.leader).store(slot::FREE, Ordering::SeqCst);
     Ok(())
 }
 

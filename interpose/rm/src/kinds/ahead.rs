@@ -215,7 +215,7 @@ impl Increment {
     /// While the process runs: protects what was written since the last look. True: so many pages that they are to be stored, when no
     /// thread is any more in the call that it was in.
     pub(crate) fn watch_ahead(&mut self, remote: &Remote, zones: &[Zone]) -> bool {
-        let Ok(pagemap) = Pagemap::open(remote.pid) else { return false };
+        let Ok(pagemap) = Pagemap::open(remote.face) else { return false };
         let Some(written) = self.look_ahead(remote, zones) else { return false };
         let places = ranges::without(&self.ahead.places(), &written);
         self.ahead.keep(&places);

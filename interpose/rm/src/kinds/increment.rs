@@ -254,7 +254,7 @@ pub(crate) fn copy(remote: &Remote, read: &[Range], into: &mut Vec<u8>) -> std::
         work.push((part, room));
         rest = tail;
     }
-    at_once::run(work, |(part, room)| read_many(remote.pid, part, room)).into_iter().collect()
+    at_once::run(work, |(part, room)| read_many(remote.face, part, room)).into_iter().collect()
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ type Ask<'a> = &'a dyn Fn(&[u64], u64) -> io::Result<Given>;
 
 /// Lists them before it is a kind's turn, where no process is needed for that.
 pub(super) fn look(remote: &Remote, sort: &Sort) -> Option<Objects> {
-    if sees_what_we_see(remote.pid) {
+    if sees_what_we_see(remote.face) {
         all(sort, &|indexes, command| by_us(sort, indexes, command), "").ok()
     } else {
         None
@@ -89,7 +89,7 @@ pub(super) fn list(
         Ok(out)
     };
     let by_us = |indexes: &[u64], command: u64| by_us(sort, indexes, command);
-    all(sort, if sees_what_we_see(remote.pid) { &by_us } else { &by_process }, named)
+    all(sort, if sees_what_we_see(remote.face) { &by_us } else { &by_process }, named)
 }
 
 fn all(sort: &Sort, ask: Ask, named: &'static str) -> RmResult<Objects> {

@@ -118,7 +118,7 @@ fn group(processes: &[&Remote], entries: &[Entry]) -> RmResult<Vec<usize>> {
         let mut failed = Ok(());
         let mut order = |one: usize, other: usize| {
             let (one, other) = (&entries[one], &entries[other]);
-            let pids = (processes[one.process].pid, processes[other.process].pid);
+            let pids = (processes[one.process].face, processes[other.process].face);
             kcmp(pids, compare::FILE, one.number as u64, other.number as u64).unwrap_or_else(|cause| {
                 failed = Err(cause);
                 Ordering::Equal

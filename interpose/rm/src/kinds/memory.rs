@@ -5,6 +5,7 @@
 //! cannot hold is copied: shared objects, zones that `fork` leaves out. All else is read from it afterwards.
 
 use crate::asks::{Asked, Asking};
+use crate::face::face;
 use crate::kinds::changing::Changing;
 use crate::kinds::hashes;
 use crate::kinds::increment::{self, Increment, Plan, Runs};
@@ -130,7 +131,7 @@ impl Memory {
             let mut bytes = vec![0; (end - start) as usize];
             cx.remote.page.keep_alive();
             let done = match zone.prot & 1 {
-                0 => read_guarded(cx.remote.pid, *start, &mut bytes),
+                0 => read_guarded(cx.remote.face, *start, &mut bytes),
                 _ => cx.remote.read(*start, &mut bytes),
             };
             done.on("copying", format!("zone {:#x}", zone.start))?;
@@ -155,7 +156,7 @@ impl Memory {
         // They are not in the snapshot, where the flags of all others are read.
         if all.iter().any(|zone| zone.kind == ZoneKind::SysV) {
             let mut flagged: Vec<&mut Zone> = all.iter_mut().filter(|zone| !zone.is_kernels()).collect();
-            self.flagged = self.flags.add(cx.remote.pid, self.advised, &mut flagged);
+            self.flagged = self.flags.add(cx.remote.face, self.advised, &mut flagged);
         }
         let snapshot = {
             let _hands = cx.remote.page.hands();
@@ -179,7 +180,7 @@ impl Memory {
             flagged.retain(|zone| zone.flags.contains(b"wf"));
             flagged
         };
-        let mut pagemap = Pagemap::open(cx.remote.pid).on("opening", "pagemap")?;
+        let mut pagemap = Pagemap::open(cx.remote.face).on("opening", "pagemap")?;
         for zone in all.iter().filter(|zone| zone.is_private()) {
             if zone.kind == ZoneKind::FilePrivate && zone.deleted {
                 continue;
@@ -234,7 +235,7 @@ impl ResourceManager for Memory {
         (self.wants_mark, self.marked, self.flags) = (false, true, Flags::default());
         self.advised = advised(cx.remote);
         let started = cx.remote.stat().map_or(0, |stat| stat.started);
-        self.increment.mark(cx, started, &read_zones(cx.remote.pid, own(cx.remote))?)
+        self.increment.mark(cx, started, &read_zones(cx.remote.face, own(cx.remote))?)
     }
 
     fn watch(&mut self, cx: &mut DumpCx) -> RmResult<bool> {
@@ -243,13 +244,13 @@ impl ResourceManager for Memory {
             return Ok(false);
         }
         // It has ended, if they cannot be read.
-        let Ok(mut zones) = read_zones(cx.remote.pid, own(cx.remote)) else { return Ok(false) };
+        let Ok(mut zones) = read_zones(cx.remote.face, own(cx.remote)) else { return Ok(false) };
         let is_wanted =
             looks && !zones.iter().any(super::aio::is_ring) && self.increment.watch_ahead(cx.remote, &zones);
         if std::mem::take(&mut self.marked) {
             // In the stop it would take long. What changes since the mark is known.
             let mut zones: Vec<&mut Zone> = zones.iter_mut().filter(|zone| !zone.is_kernels()).collect();
-            self.flags.add(cx.remote.pid, self.advised, &mut zones);
+            self.flags.add(cx.remote.face, self.advised, &mut zones);
         }
         Ok(is_wanted)
     }
@@ -313,7 +314,7 @@ impl ResourceManager for Memory {
         // Without a snapshot there may be nobody left to ask: many new processes live for a moment only.
         if !self.flagged && self.snapshot.is_none() && self.flags.is_new() {
             self.flagged =
-                self.flags.add(cx.remote.pid, self.advised, &mut zones.iter_mut().collect::<Vec<_>>());
+                self.flags.add(cx.remote.face, self.advised, &mut zones.iter_mut().collect::<Vec<_>>());
         }
         self.state = Some(MemoryState {
             zones,
@@ -329,7 +330,8 @@ impl ResourceManager for Memory {
         let (snapshot, Some(mut state)) = (self.snapshot.take(), self.state.take()) else {
             return Err(RmError::BadSection { kind: NAME, what: "nothing was captured".into() });
         };
-        let flags_of = snapshot.as_ref().map_or(cx.remote.pid, |snapshot| snapshot.pid);
+        // That which it had in the stop may have ended.
+        let flags_of = snapshot.as_ref().map_or_else(|| face(cx.remote.pid), |snapshot| snapshot.pid);
         let mut zones: Vec<&mut Zone> = state.zones.iter_mut().collect();
         if !self.flagged && !self.flags.add(flags_of, self.advised, &mut zones) {
             let ended = format!("process {} ended while its memory was stored", cx.remote.pid);

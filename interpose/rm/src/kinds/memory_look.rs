@@ -6,6 +6,7 @@ use crate::kinds::zones::{self, Zone, ZoneKind};
 use crate::manager::{Context, DumpCx, RmError, RmResult};
 use crate::proc_file;
 use crate::remote::{Remote, outcome};
+use std::io;
 use std::sync::atomic::Ordering;
 
 /// The end of the break among [`Layout::words`], which only the process itself can tell.
@@ -42,10 +43,15 @@ pub(crate) fn own_bytes(remote: &Remote) -> u64 {
     line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
-/// All but holo's own, which begin at `own`.
-pub(crate) fn read_zones(pid: i32, own: [u64; 2]) -> RmResult<Vec<Zone>> {
-    let path = format!("/proc/{pid}/maps");
-    parse_zones(&proc_file::read(&path).on("reading", &path)?, own)
+/// All but holo's own, which begin at `own`; of a process, or of that of a thread.
+pub(crate) fn read_zones(tid: i32, own: [u64; 2]) -> RmResult<Vec<Zone>> {
+    let path = format!("/proc/{tid}/maps");
+    let text = proc_file::read(&path).and_then(|text| match text.is_empty() {
+        // That of one that has ended.
+        true => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        false => Ok(text),
+    });
+    parse_zones(&text.on("reading", &path)?, own)
 }
 
 pub(crate) fn parse_zones(text: &[u8], own: [u64; 2]) -> RmResult<Vec<Zone>> {

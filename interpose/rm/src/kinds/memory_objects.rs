@@ -81,7 +81,7 @@ impl Objects {
             }
             for (start, end) in places {
                 let mut piece = vec![0; (end - start) as usize];
-                read_guarded(cx.remote.pid, start, &mut piece).on("copying", what())?;
+                read_guarded(cx.remote.face, start, &mut piece).on("copying", what())?;
                 bytes.append(&mut piece);
             }
             Ok(bytes)

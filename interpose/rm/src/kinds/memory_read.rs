@@ -170,7 +170,7 @@ fn has_swapped(smaps: &str, start: u64) -> bool {
 pub(crate) fn whole(remote: &Remote, zone: &Zone) -> Vec<(u64, u64)> {
     let mut probe = vec![0; PAGE as usize];
     let mut is_there = |at: u64| match zone.prot & 1 {
-        0 => read_guarded(remote.pid, at, &mut probe).is_ok(),
+        0 => read_guarded(remote.face, at, &mut probe).is_ok(),
         _ => remote.read(at, &mut probe).is_ok(),
     };
     let mut end = zone.start;

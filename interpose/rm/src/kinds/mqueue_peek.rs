@@ -141,7 +141,7 @@ pub(super) fn messages(cx: &DumpCx, open: &Open, count: usize, longest: usize) -
 
 fn run(remote: &Remote, open: &Open, layout: &Layout) -> RmResult<Vec<Message>> {
     let write = |at: u64, bytes: &[u8]| remote.write(at, bytes).on("asking for", open.named());
-    let mut head = format!("/proc/self/fd/{}", open.number).into_bytes();
+    let mut head = format!("/proc/thread-self/fd/{}", open.number).into_bytes();
     head.resize(HEAD_BYTES as usize, 0);
     write(layout.start, &head)?;
     let list = layout.list();

@@ -1,6 +1,8 @@
 //! Namespaces: a restored application is in those of its agent and of its clone, so that it must not have others.
 
+use crate::face::face;
 use crate::manager::{RmError, RmResult};
+use crate::remote::Remote;
 use crate::tree::{Process, state_and_parent};
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -48,9 +50,9 @@ fn lives(process: &impl Display) -> bool {
 }
 
 /// Who is in the namespaces that the application should be in: we, or the first process of the clone.
-fn reference(first: i32) -> String {
-    let (ours, mut at) = (of("self", "pid"), first);
-    if of(first, "pid") == ours {
+fn reference(first: &Remote) -> String {
+    let (ours, mut at) = (of("self", "pid"), first.pid);
+    if of(first.face, "pid") == ours {
         return "self".into();
     }
     while let Some((_, parent)) = state_and_parent(at)
@@ -59,7 +61,7 @@ fn reference(first: i32) -> String {
     {
         at = parent;
     }
-    at.to_string()
+    face(at).to_string()
 }
 
 fn refuse<T>(who: &str, what: &str) -> RmResult<T> {
@@ -72,27 +74,27 @@ fn refuse<T>(who: &str, what: &str) -> RmResult<T> {
 /// One has a namespace of its own.
 pub(super) fn check(processes: &[Process]) -> RmResult<()> {
     let Some(first) = processes.first() else { return Ok(()) };
-    let reference = reference(first.remote.pid);
+    let reference = reference(&first.remote);
     let wanted = KINDS.map(|(kind, _)| of(&reference, kind));
-    let ipc = of(first.remote.pid, "ipc");
+    let ipc = of(first.remote.face, "ipc");
     let differs = |one: &Namespace, other: &Namespace| {
         one != other && *one != Namespace::Nobodys && *other != Namespace::Nobodys
     };
     for process in processes {
-        let pid = process.remote.pid;
+        let (pid, face) = (process.remote.pid, process.remote.face);
         for ((kind, what), wanted) in KINDS.iter().zip(&wanted) {
-            if differs(&of(pid, kind), wanted) {
+            if differs(&of(face, kind), wanted) {
                 return refuse(&format!("process {pid}"), what);
             }
         }
-        if differs(&of(pid, "ipc"), &ipc) {
+        if differs(&of(face, "ipc"), &ipc) {
             return refuse(&format!("process {pid}"), "IPC");
         }
-        let own = OF_THREADS.map(|(kind, _)| of(pid, kind));
+        let own = OF_THREADS.map(|(kind, _)| of(face, kind));
         for entry in fs::read_dir(process.remote.proc("task")).into_iter().flatten().flatten() {
             let tid = entry.file_name().to_string_lossy().into_owned();
             for ((kind, what), own) in OF_THREADS.iter().zip(&own) {
-                if tid != pid.to_string() && differs(&of(&tid, kind), own) {
+                if tid != face.to_string() && differs(&of(&tid, kind), own) {
                     return refuse(&format!("thread {tid} of process {pid}"), what);
                 }
             }

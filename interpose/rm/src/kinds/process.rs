@@ -32,7 +32,6 @@ const PR_SET_DUMPABLE: u64 = 4;
 const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const PR_SET_CHILD_SUBREAPER: u64 = 36;
 const PR_GET_PDEATHSIG: u64 = 2;
-const PR_SET_PDEATHSIG: u64 = 1;
 const PR_SET_NO_NEW_PRIVS: u64 = 38;
 
 /// State of the process.
@@ -367,12 +366,9 @@ impl ResourceManager for Process {
             .map(|((_, set), value)| call(sysno::prctl, &[*set, *value]))
             .collect();
         calls.push(call(sysno::prctl, &[PR_SET_CHILD_SUBREAPER, u64::from(state.subreaper)]));
-        if state.pdeathsig != 0 {
-            if cx.index == 0 {
-                let what = "the signal at the parent's death is kept, but the parent is holo's init now";
-                cx.remarks.push(what.into());
-            }
-            calls.push(call(sysno::prctl, &[PR_SET_PDEATHSIG, u64::from(state.pdeathsig)]));
+        if state.pdeathsig != 0 && cx.index == 0 {
+            let what = "the signal at the parent's death is kept, but the parent is holo's init now";
+            cx.remarks.push(what.into());
         }
         if state.no_new_privs {
             calls.push(call(sysno::prctl, &[PR_SET_NO_NEW_PRIVS, 1]));

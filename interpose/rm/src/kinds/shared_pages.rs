@@ -349,7 +349,7 @@ fn watch(watcher: &Userfaultfd, remote: &Remote, view: &View, before: bool) -> O
         return None;
     }
     remote.page.keep_alive();
-    let pagemap = Pagemap::open(remote.pid).ok()?;
+    let pagemap = Pagemap::open(remote.face).ok()?;
     let is_new = !before || !pagemap.is_watched(view.start);
     if is_new && !watcher.watch_shared(remote, view.start, view.end).ok()? {
         return Some(Watched { written: Vec::new(), is_new: false });

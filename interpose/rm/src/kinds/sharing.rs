@@ -5,8 +5,9 @@
 
 use super::kernel::{compare, kcmp};
 use super::tree::{NAME, TreeState};
+use crate::face::has_ended;
 use crate::manager::{Context, DumpCx, RmError, RmResult, decode};
-use crate::tree::{Process, Stat, first_has_ended, is_alive};
+use crate::tree::{Process, Stat};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::fs;
@@ -35,21 +36,20 @@ pub(super) fn holders(cx: &DumpCx) -> Vec<usize> {
 }
 
 /// For each process the first one that has the same.
-fn firsts(pids: &[i32], what: i32) -> RmResult<Vec<usize>> {
+fn firsts(faces: &[i32], what: i32) -> RmResult<Vec<usize>> {
     let mut failed = Ok(());
     let mut order = |one: usize, other: usize| {
-        kcmp((pids[one], pids[other]), what, 0, 0).unwrap_or_else(|cause| {
+        kcmp((faces[one], faces[other]), what, 0, 0).unwrap_or_else(|cause| {
             failed = Err(cause);
             Ordering::Equal
         })
     };
-    let mut places: Vec<usize> = (0..pids.len()).collect();
+    let mut places: Vec<usize> = (0..faces.len()).collect();
     // Stable: of those that share, the first comes first.
     places.sort_by(|one, other| order(*one, *other));
-    let mut firsts: Vec<usize> = (0..pids.len()).collect();
+    let mut firsts: Vec<usize> = (0..faces.len()).collect();
     for pair in places.windows(2) {
-        // A process of which the first thread has ended has nothing, for the kernel, and is equal to others of that sort.
-        if order(pair[0], pair[1]).is_eq() && !first_has_ended(pids[pair[0]]) {
+        if order(pair[0], pair[1]).is_eq() {
             firsts[pair[1]] = firsts[pair[0]];
         }
     }
@@ -65,10 +65,10 @@ pub(super) fn find(processes: &[Process]) -> RmResult<Vec<Sharing>> {
     if processes.len() < 2 {
         return Ok(Vec::new());
     }
-    let pids: Vec<i32> = processes.iter().map(|process| process.remote.pid).collect();
-    let files = firsts(&pids, compare::FILES)?;
-    let directory = firsts(&pids, compare::FS)?;
-    let sharers = (0..pids.len()).filter(|place| files[*place] != *place || directory[*place] != *place);
+    let faces: Vec<i32> = processes.iter().map(|process| process.remote.face).collect();
+    let files = firsts(&faces, compare::FILES)?;
+    let directory = firsts(&faces, compare::FS)?;
+    let sharers = (0..faces.len()).filter(|place| files[*place] != *place || directory[*place] != *place);
     sharers.map(|place| sharing(place, processes, &files, &directory)).collect()
 }
 
@@ -104,18 +104,15 @@ fn sharing(place: usize, processes: &[Process], files: &[usize], directory: &[us
 /// One has its own.
 pub(super) fn check_threads(processes: &[Process]) -> RmResult<()> {
     for process in processes {
-        let pid = process.remote.pid;
+        let (pid, face) = (process.remote.pid, process.remote.face);
         let names = fs::read_dir(process.remote.proc("task")).into_iter().flatten().flatten();
         let tids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        if first_has_ended(pid) {
-            continue;
-        }
-        for tid in tids.filter(|tid| *tid != pid) {
+        for tid in tids.filter(|tid| *tid != face) {
             for (kind, what) in [(compare::FILES, "descriptors"), (compare::FS, "a directory")] {
                 // One that has ended meanwhile has nothing.
-                if kcmp((pid, tid), kind, 0, 0).is_ok_and(Ordering::is_ne)
-                    && is_alive(tid)
-                    && !first_has_ended(pid)
+                if kcmp((face, tid), kind, 0, 0).is_ok_and(Ordering::is_ne)
+                    && !has_ended(tid)
+                    && !has_ended(face)
                 {
                     let why = format!("thread {tid} of process {pid} has {what} of its own (unshare)");
                     return Err(RmError::Unsupported(why));

@@ -58,11 +58,13 @@ pub struct Signals {
     asked: Option<Asked>,
 }
 
+/// Flags of `pidfd_open` and `pidfd_send_signal` (Linux 6.9): a thread; its whole process is meant.
+const PIDFD_THREAD: u64 = libc::O_EXCL as u64;
+const TO_PROCESS: u64 = 2;
 /// The signal that parks, in a set.
 const OURS: u64 = 1 << (PARK_SIGNAL - 1);
 
-/// Takes and queues again every signal that waits for the thread of `slot`, and in the leader also those for the process: the kernel
-/// lets only it put back what another process sent.
+/// Takes and queues again every signal that waits for the thread of `slot`, and in the first one also those for the process.
 fn look(cx: &DumpCx, index: usize, slot: usize, task: &Task, out: &mut Vec<Pending>) -> RmResult<()> {
     let (own, shared) = (task.pending & !OURS, task.shared_pending & !OURS);
     let set = if index == 0 { own | shared } else { own };
@@ -98,13 +100,25 @@ fn look(cx: &DumpCx, index: usize, slot: usize, task: &Task, out: &mut Vec<Pendi
             let info_at = page.put(64, &info);
             let back = match private {
                 true => cx.remote.call_in(slot, sysno::rt_tgsigqueueinfo, &[pid, tid, signal, info_at]),
-                false => cx.remote.call_in(slot, sysno::rt_sigqueueinfo, &[pid, signal, info_at]),
+                false => queue(cx.remote, slot, [pid, tid, signal, info_at]),
             };
             back.on("putting back", format!("pending signal {signal}"))?;
             out.push(Pending { thread: private.then_some(index as u32), info });
         }
     }
     Ok(())
+}
+
+/// Queues a signal for the process. What another process, or the kernel, sent may only be queued by who queues it for itself: the
+/// first thread by the number of the process, any other one by a descriptor of itself.
+fn queue(remote: &Remote, slot: usize, [pid, tid, signal, info_at]: [u64; 4]) -> io::Result<u64> {
+    if pid == tid {
+        return remote.call_in(slot, sysno::rt_sigqueueinfo, &[pid, signal, info_at]);
+    }
+    let fd = remote.call_in(slot, sysno::pidfd_open, &[tid, PIDFD_THREAD])?;
+    let queued = remote.call_in(slot, sysno::pidfd_send_signal, &[fd, signal, info_at, TO_PROCESS]);
+    remote.call_in(slot, sysno::close, &[fd])?;
+    queued
 }
 
 /// All that is pending, of which `tasks` tell for whom.
@@ -180,7 +194,7 @@ impl ResourceManager for Signals {
                 None => cx.remote.call(sysno::rt_sigqueueinfo, &[pid, signal, info_at]),
                 Some(index) => {
                     let Some(thread) = threads.threads.get(index as usize) else { continue };
-                    let Some(slot) = cx.slots.get(index as usize + usize::from(threads.leader_gone)) else {
+                    let Some(slot) = threads.living(cx.slots).get(index as usize) else {
                         continue;
                     };
                     cx.remote.call_in(

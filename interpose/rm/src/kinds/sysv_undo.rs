@@ -197,7 +197,7 @@ pub(super) fn find(cx: &DumpCx, set: &Set) -> RmResult<Vec<Undo>> {
     for (index, process) in cx.processes.iter().enumerate() {
         let remote = &process.remote;
         let undos = of_thread(remote, remote.leader, set)?;
-        let other = |undo: &Undo| share(cx.processes[undo.process as usize].remote.pid, remote.pid);
+        let other = |undo: &Undo| share(cx.processes[undo.process as usize].remote.face, remote.face);
         if !undos.is_empty() && out.iter().any(other) {
             let why = format!("process {} shares what is undone at its end with another", process.pid);
             return Err(RmError::Unsupported(why));

@@ -1,14 +1,15 @@
 //! Threads: where each resumes, its thread-local base, what the kernel knows by its id.
 
+use crate::face::status_of_first;
 use crate::manager::{Context, DumpCx, ResourceManager, RmError, RmResult, SwitchCx};
-use crate::remote::call;
+use crate::remote::{Remote, call};
 use holo_abi::control::{CALL_CLONE, slot};
 use holo_abi::sysno;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 const NAME: &str = "threads";
-/// Version of the section.
+/// Version of the section. Its last byte said once whether there is an `ended`, which no epoch had: those are understood.
 pub(crate) const VERSION: u16 = 2;
 const THREADS_MAX: usize = holo_abi::control::SLOTS_MAX / 2;
 const PR_SET_NAME: u64 = 15;
@@ -21,7 +22,7 @@ const THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// State of a thread.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ThreadState {
     /// Id as the application sees it.
     pub tid: i32,
@@ -49,13 +50,37 @@ pub struct ThreadState {
     pub io_priority: u32,
 }
 
-/// State of all threads, the leader first.
+/// A first thread that has ended (`pthread_exit` in `main`), of which there is nothing to resume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndedState {
+    /// What the kernel shows of it still.
+    pub thread: ThreadState,
+    /// Its exit status, as `wait` gives one; it shows in `/proc`.
+    pub status: i32,
+    /// Signal at the parent's death that it wanted.
+    pub pdeathsig: u32,
+}
+
+/// State of all threads.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ThreadsState {
-    /// Threads.
+    /// Those that live, the first one first.
     pub threads: Vec<ThreadState>,
-    /// The leader has ended (`pthread_exit` in `main`); it is made and ended again.
-    pub leader_gone: bool,
+    /// The first one, if it has ended; it is made and ended again.
+    pub ended: Option<EndedState>,
+}
+
+impl ThreadsState {
+    /// All that are made, in the order of their slots.
+    fn all(&self) -> impl Iterator<Item = &ThreadState> {
+        self.ended.iter().map(|ended| &ended.thread).chain(&self.threads)
+    }
+
+    /// Slots, of those of all threads, of the ones that live.
+    #[must_use]
+    pub fn living<'a>(&self, slots: &'a [usize]) -> &'a [usize] {
+        &slots[usize::from(self.ended.is_some())..]
+    }
 }
 
 #[repr(C)]
@@ -93,6 +118,12 @@ fn capture(cx: &DumpCx, index: usize) -> RmResult<ThreadState> {
             slot.slack_ns,
         )
     };
+    let seen = seen(remote, tid)?;
+    Ok(ThreadState { tid, frame, fs_base, gs_base, tid_address, robust, rseq, slack_ns, ..seen })
+}
+
+/// What the kernel shows of a thread to others, also of one that has ended.
+fn seen(remote: &Remote, tid: i32) -> RmResult<ThreadState> {
     let task = remote.task(tid).on("finding", format!("thread {tid}"))?;
     let outer = task.tid;
     let mut attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..SchedAttr::default() };
@@ -107,17 +138,11 @@ fn capture(cx: &DumpCx, index: usize) -> RmResult<ThreadState> {
     affinity.truncate(mask_bytes.max(0) as usize);
     Ok(ThreadState {
         tid,
-        frame,
-        fs_base,
-        gs_base,
-        tid_address,
-        robust,
-        rseq,
         comm: task.name.clone(),
         sched: (attr.policy, attr.nice, attr.priority, attr.flags),
         affinity,
-        slack_ns,
         io_priority: io_priority.max(0) as u32,
+        ..ThreadState::default()
     })
 }
 
@@ -131,9 +156,16 @@ impl ResourceManager for Threads {
         for index in cx.slots {
             threads.push(capture(cx, *index)?);
         }
-        let leader = cx.processes[cx.index].pid;
-        let leader_gone = threads.first().is_none_or(|first| first.tid != leader);
-        cx.put(NAME, VERSION, &ThreadsState { threads, leader_gone })
+        let (remote, first) = (cx.remote, cx.processes[cx.index].pid);
+        let ended = match remote.face == remote.pid {
+            true => None,
+            false => {
+                remote.page.keep_mourners(|pid| cx.processes.iter().any(|process| process.pid == pid));
+                let (status, pdeathsig) = (status_of_first(remote.pid), remote.page.mourner(first));
+                Some(EndedState { thread: seen(remote, first)?, status, pdeathsig })
+            }
+        };
+        cx.put(NAME, VERSION, &ThreadsState { threads, ended })
     }
 
     fn pre_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
@@ -148,9 +180,8 @@ impl ResourceManager for Threads {
     /// Makes the threads; they serve calls, in slots that follow the leader's in `cx.slots`.
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
         let state: ThreadsState = cx.section(NAME, VERSION)?;
-        let others = if state.leader_gone { &state.threads[..] } else { &state.threads[1..] };
         let page = &cx.remote.page;
-        for thread in others {
+        for thread in state.all().skip(1) {
             let index =
                 page.reserve().ok_or_else(|| RmError::Unsupported("no free slot for a thread".into()))?;
             // SAFETY: reserved by us.
@@ -176,8 +207,7 @@ impl ResourceManager for Threads {
     fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
         let state: ThreadsState = cx.section(NAME, VERSION)?;
         let page = &cx.remote.page;
-        for (number, thread) in state.threads.iter().enumerate() {
-            let index = cx.slots[if state.leader_gone { number + 1 } else { number }];
+        for (thread, index) in state.all().zip(cx.slots.iter().copied()) {
             let mut comm = thread.comm.clone();
             comm.resize(16, 0);
             let comm_at = page.put(0, &comm);
@@ -230,5 +260,24 @@ impl ResourceManager for Threads {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::manager::decode;
+    use holo_image::wire;
+
+    // Goal: epochs of before are understood. Method: their layout, in which a byte said that the first thread has ended.
+    #[test]
+    fn a_first_thread_that_lives_is_told_as_before() {
+        let thread = ThreadState { tid: 7, comm: b"name".to_vec(), ..ThreadState::default() };
+        let before = wire::encode(&(vec![thread], false), crate::manager::SECTION).unwrap();
+        let state: ThreadsState = decode(&before).unwrap();
+        assert!(state.ended.is_none() && state.threads[0].tid == 7);
+        assert_eq!(state.living(&[3, 4]), [3, 4]);
+        assert_eq!(wire::encode(&state, crate::manager::SECTION).unwrap(), before);
     }
 }

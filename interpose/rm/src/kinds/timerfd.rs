@@ -48,7 +48,7 @@ impl TimerState {
         let next = match (left_ns, clock::is_wall(clock)) {
             (0, _) => Next::Never,
             (_, true) if !absolute => Next::In(left_ns),
-            _ => Next::At(clock::now(dumping.cx.remote.pid, clock).on("reading clock", clock)? + left_ns),
+            _ => Next::At(clock::now(dumping.cx.remote.face, clock).on("reading clock", clock)? + left_ns),
         };
         Ok(Self {
             clock,

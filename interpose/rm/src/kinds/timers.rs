@@ -228,7 +228,7 @@ fn pending(remote: &Remote, posix: &[PosixTimer], seen: &[Task]) -> io::Result<O
             return Ok(None);
         }
     }
-    let (now, _) = tasks::read(remote.pid)?;
+    let (now, _) = tasks::read(remote.pid, remote.face)?;
     let is_same = now.iter().map(sets).eq(seen.iter().map(sets));
     let all = now.iter().fold(0, |all, task| all | task.pending | task.shared_pending);
     let is_of_one = |timer: &PosixTimer| timer.left_ns == 0 && all >> timer.signal.saturating_sub(1) & 1 != 0;

@@ -126,7 +126,7 @@ pub fn is_in_head(remote: &Remote, slots: &[usize]) -> io::Result<bool> {
     let frames = slots.iter().map(|index| unsafe { (*remote.page.slot(*index)).frame } + RIP_AT);
     let places: Vec<(u64, u64)> = frames.map(|at| (at, at + 8)).collect();
     let mut all = vec![0; places.len() * 8];
-    read_many(remote.pid, &places, &mut all)?;
+    read_many(remote.face, &places, &mut all)?;
     let in_head = |rip: &[u8]| {
         let offset = u64::from_le_bytes(rip.try_into().unwrap_or([0; 8])).wrapping_sub(base);
         heads().iter().any(|at| *at < offset && offset < at + JUMP_BYTES)

@@ -1,5 +1,6 @@
 //! The thread of ours that traces a stopped process.
 
+use crate::face::has_ended;
 use holo_abi::{PARK_SIGNAL, sysno};
 use std::fs;
 use std::io;
@@ -162,6 +163,10 @@ impl Tracee {
                 let signal = if event.signal == SYSCALL_STOP { 0 } else { self.given(&event) };
                 self.stage = Stage::Trapped(signal);
                 return true;
+            }
+            // The first thread of a process that goes on is not told of by `wait` when it has ended.
+            if since.elapsed() > EAGER && has_ended(self.tid) {
+                self.stage = Stage::Gone;
             }
             if self.stage == Stage::Gone {
                 return true;

@@ -139,7 +139,7 @@ impl Userfaultfd {
             return Err(RmError::Unsupported("the kernel has no PROCMAP_QUERY".into()));
         }
         let uffd = make(remote)?;
-        Pagemap::open(remote.pid).and_then(|pagemap| pagemap.scans()).on("trying", "PAGEMAP_SCAN")?;
+        Pagemap::open(remote.face).and_then(|pagemap| pagemap.scans()).on("trying", "PAGEMAP_SCAN")?;
         Ok(Self {
             held: Arc::new(Held(Mutex::new(Some(uffd)))),
             lifts: lifts.clone(),
@@ -311,7 +311,7 @@ impl Tracker for Userfaultfd {
             }
             *self = Self::new(remote, &self.lifts)?;
         }
-        let mut pagemap = Pagemap::open(remote.pid).on("opening", "pagemap")?;
+        let mut pagemap = Pagemap::open(remote.face).on("opening", "pagemap")?;
         // All of it is read.
         let fresh = std::mem::take(&mut self.fresh);
         let spans = ranges::without(&spans(zones), &fresh);
@@ -422,7 +422,7 @@ impl Tracker for Userfaultfd {
         if is_off || self.held.with(|uffd| uffd.is_none()) {
             return Ok(None);
         }
-        let pagemap = Pagemap::open(remote.pid).on("opening", "pagemap")?;
+        let pagemap = Pagemap::open(remote.face).on("opening", "pagemap")?;
         let zones = zones.iter().filter(|zone| is_ahead(zone)).map(|zone| (zone.start, zone.end));
         let zones = ranges::normal(zones.collect());
         let watched = ranges::without(&zones, &self.fresh);
