@@ -17,6 +17,7 @@ holo_tests::workloads! {
     passed_sets: Workload::new("fd_passed_sets.c");
     senders: Workload::new("fd_senders.c");
     owners: Workload::new("fd_owners.c");
+    options: Workload::new("fd_options.c");
     multicast: Workload::new("fd_multicast.c");
     tcp: Workload::new("fd_tcp.c");
     tcp_listen: Workload::new("fd_tcp.c").arg("listen");

@@ -155,7 +155,8 @@ impl Blob {
     /// Checks one that was received: runs in order, inside the length, without zero pages.
     pub fn check(&self) -> Result<(), ManifestError> {
         let bad = ManifestError::BadBlob { len: self.len };
-        let fits = self.names.ranges().last().is_none_or(|last| last.end.div_ceil(PAGE) <= self.len.div_ceil(PAGE));
+        let fits =
+            self.names.ranges().last().is_none_or(|last| last.end.div_ceil(PAGE) <= self.len.div_ceil(PAGE));
         if !fits || self.names.pieces().iter().any(|piece| piece.space != SPACE) {
             return Err(bad);
         }
@@ -198,8 +199,11 @@ mod tests {
         let key = |n: u8| PageKey::from_bytes([n; 16]);
         let keys: Vec<PageKey> = (1..30).map(|n| if n % 11 == 0 { PageKey::ZERO } else { key(n) }).collect();
         let blob = Blob::of_keys(29 * 4096 - 5, &keys);
-        let runs: Vec<(u64, Vec<PageKey>)> =
-            vec![(0, (1..11).map(key).collect()), (11, (12..22).map(key).collect()), (22, (23..30).map(key).collect())];
+        let runs: Vec<(u64, Vec<PageKey>)> = vec![
+            (0, (1..11).map(key).collect()),
+            (11, (12..22).map(key).collect()),
+            (22, (23..30).map(key).collect()),
+        ];
         let frame = wire::encode(&blob, Kind::STATE).unwrap();
         assert_eq!(frame, wire::encode(&(blob.len, runs), Kind::STATE).unwrap());
         assert_eq!(wire::decode::<Blob>(&frame, Kind::STATE, 1 << 20).unwrap(), blob);

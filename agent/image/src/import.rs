@@ -43,7 +43,13 @@ impl Import {
                     // All others are the newest epoch's here.
                     let fresh = delta.references().collect();
                     let Made { meta, sections, memory, extra } = made_here(app, delta)?;
-                    (meta, sections, memory.names().clone(), extra.iter().map(|(key, _)| *key).collect(), fresh)
+                    (
+                        meta,
+                        sections,
+                        memory.names().clone(),
+                        extra.iter().map(|(key, _)| *key).collect(),
+                        fresh,
+                    )
                 }
                 _ => {
                     let manifest = Manifest::parse(frame)?;

@@ -236,9 +236,9 @@ impl Memory {
         let mut there = there.as_slice();
         for range in ranges {
             let mut at = range.start;
-            while let Some(next) = there.first().filter(|next| {
-                next.space == range.space && next.start < range.end
-            }) {
+            while let Some(next) =
+                there.first().filter(|next| next.space == range.space && next.start < range.end)
+            {
                 if at < next.start {
                     gaps.push(Range { start: at, end: next.start, ..*range });
                 }

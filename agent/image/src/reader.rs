@@ -65,7 +65,15 @@ impl EpochReader {
 
     pub(crate) fn of(app: &Arc<AppInner>, file: EpochFile, meta: EpochMeta, pin: Pin) -> EpochReader {
         let EpochFile { made, change } = file;
-        EpochReader { app: app.clone(), made, change, meta, runs: OnceLock::new(), places: OnceLock::new(), _pin: pin }
+        EpochReader {
+            app: app.clone(),
+            made,
+            change,
+            meta,
+            runs: OnceLock::new(),
+            places: OnceLock::new(),
+            _pin: pin,
+        }
     }
 
     /// Where it has its pages itself.

@@ -88,7 +88,8 @@ impl<T: Copy> Spread<T> {
     /// The last piece, if the next page at this place belongs to it.
     fn open_piece(&mut self, space: u64, address: u64) -> Option<&mut Vec<T>> {
         let last = self.pieces.last_mut()?;
-        let is_next = last.space == space && last.end() == address && !(address / PAGE).is_multiple_of(PIECE_PAGES);
+        let is_next =
+            last.space == space && last.end() == address && !(address / PAGE).is_multiple_of(PIECE_PAGES);
         is_next.then(|| Arc::make_mut(&mut last.items))
     }
 
@@ -216,7 +217,12 @@ mod tests {
     fn model(spread: &Spread<u8>) -> Model {
         let of = |piece: &Piece<u8>| {
             let (space, first) = (piece.space, piece.address / PAGE);
-            piece.items.iter().zip(first..).map(move |(item, number)| ((space, number), *item)).collect::<Vec<_>>()
+            piece
+                .items
+                .iter()
+                .zip(first..)
+                .map(move |(item, number)| ((space, number), *item))
+                .collect::<Vec<_>>()
         };
         spread.pieces.iter().flat_map(of).collect()
     }

@@ -137,7 +137,10 @@ impl EpochWriter {
 
     /// [`EpochWriter::put_pages`] of all pages of a space: those that it shares with the epoch before cost next to nothing.
     pub fn put_names(&mut self, space: u64, names: &Names) -> Result<()> {
-        names.pieces().iter().try_for_each(|piece| check_run(space, piece.address, &piece.items).map(drop))?;
+        names
+            .pieces()
+            .iter()
+            .try_for_each(|piece| check_run(space, piece.address, &piece.items).map(drop))?;
         self.enter(&names.in_space(space))
     }
 

@@ -10,8 +10,8 @@ use super::eventfd::EventState;
 use super::fifos::FifoState;
 use super::files::FileState;
 use super::inotify::InotifyState;
-use super::known_options::KnownOptions;
 use super::ipc::{self, Ipc};
+use super::known_options::KnownOptions;
 use super::listing::{AskCloexec, Listed};
 use super::locks::Lock;
 use super::memfd::{self, MemfdState};
@@ -120,7 +120,8 @@ pub(crate) fn capture(
     let (first, index_of_first) = (cx.remote, cx.index);
     let passed = Passed::new(&opens);
     let diag = SockDiag::default();
-    let mut dumping = Dumping { cx, shared, recorded: BTreeSet::new(), watched, options, diag, passed, groups: None };
+    let mut dumping =
+        Dumping { cx, shared, recorded: BTreeSet::new(), watched, options, diag, passed, groups: None };
     let mut index = 0;
     while let Some(open) = opens.get(index) {
         (dumping.cx.remote, dumping.cx.index) = (remotes[open.process], open.process);

@@ -271,7 +271,8 @@ mod tests {
         let figures = &mut Figures::default();
         let mut increment = Increment::default();
         let runs: Runs =
-            [(4 * PAGE, vec![key(4), key(5), key(6)]), (9 * PAGE, vec![key(9)]), (20 * PAGE, vec![key(20)])].into();
+            [(4 * PAGE, vec![key(4), key(5), key(6)]), (9 * PAGE, vec![key(9)]), (20 * PAGE, vec![key(20)])]
+                .into();
         increment.drafted(spread(&runs));
         increment.sealed();
         let read: Runs = [(7 * PAGE, vec![key(7)])].into();

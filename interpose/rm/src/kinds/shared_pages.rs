@@ -335,7 +335,6 @@ impl Job<'_> {
     }
 }
 
-
 struct Watched {
     /// Addresses of what may have been written; of holes too.
     written: Vec<Range>,

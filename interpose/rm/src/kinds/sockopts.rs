@@ -142,11 +142,7 @@ impl Options {
         let size = |bit: i32, name: i32| {
             (locked & bit != 0).then(|| get_int(fd, libc::SOL_SOCKET, name)).transpose()
         };
-        Ok(Self {
-            values,
-            send_bytes: size(1, libc::SO_SNDBUF)?,
-            receive_bytes: size(2, libc::SO_RCVBUF)?,
-        })
+        Ok(Self { values, send_bytes: size(1, libc::SO_SNDBUF)?, receive_bytes: size(2, libc::SO_RCVBUF)? })
     }
 
     /// Does the kernel change one of them as the application reads?

@@ -97,7 +97,8 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
     };
     // Holders have no server of calls, and no descriptor with the flag.
     let ask = |_: &Remote, numbers: &[i32]| Ok(vec![false; numbers.len()]);
-    let state = descriptors::capture(&mut cx, &SharedObjects::new(), &names, &mut KnownOptions::default(), &ask)?;
+    let state =
+        descriptors::capture(&mut cx, &SharedObjects::new(), &names, &mut KnownOptions::default(), &ask)?;
     Ok(Captured { state, remarks, staged })
 }
 

@@ -20,7 +20,8 @@ impl Flagged {
     /// Would another zone at this place have the same flags, as far as it matters?
     fn is_told(&self) -> bool {
         // That shared memory is to have no huge pages is mostly holo's own advice, and harmless.
-        let is_harmless = |flag: &[u8; 2]| flag == b"gd" || flag == b"nr" || flag == b"nh" && !self.is_private;
+        let is_harmless =
+            |flag: &[u8; 2]| flag == b"gd" || flag == b"nr" || flag == b"nh" && !self.is_private;
         self.flags.iter().all(is_harmless)
     }
 }
