@@ -259,9 +259,10 @@ fn context<'a>(processes: &'a [Process], index: usize, out: &'a mut Out, app: &'
     }
 }
 
-/// Why the processes cannot be looked at. It is tried again where a thread that one was looked at through has ended since.
+/// Why the processes cannot be looked at. It is tried again where a thread that one was looked at through has ended since, perhaps with
+/// its process.
 fn unseen(cause: &RmError, processes: &[Process], out: &mut Out) -> Failure {
-    let blind = processes.iter().filter(|process| process.remote.has_lost_face());
+    let blind = processes.iter().filter(|process| process.remote.has_lost_face() || process.remote.ended());
     let what =
         |process: &Process| format!("a thread of process {} has just ended: {cause}", process.remote.pid);
     out.unsettled.extend(blind.map(what));

@@ -145,10 +145,12 @@ impl Options {
         Ok(Self { values, send_bytes: size(1, libc::SO_SNDBUF)?, receive_bytes: size(2, libc::SO_RCVBUF)? })
     }
 
-    /// Does the kernel change one of them as the application reads?
+    /// Does the kernel change one of them as the application reads, or connects?
     pub(crate) fn move_by_themselves(&self) -> bool {
-        let moves = |SocketOption(level, name, value): &SocketOption| {
-            (*level, *name) == (libc::SOL_SOCKET, SO_PEEK_OFF) && value.0 != (-1i32).to_ne_bytes()
+        let moves = |SocketOption(level, name, value): &SocketOption| match (*level, *name) {
+            (libc::SOL_SOCKET, SO_PEEK_OFF) => value.0 != (-1i32).to_ne_bytes(),
+            (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT) => value.0 != 0i32.to_ne_bytes(),
+            _ => false,
         };
         self.values.iter().any(moves)
     }
