@@ -51,7 +51,13 @@ impl Flags {
         else {
             return false;
         };
-        zones::add_flags(all, &smaps);
+        // What a process that runs on has unmapped since its zones were read had the flags that were read before.
+        for index in zones::add_flags(all, &smaps) {
+            let known = self.of.partition_point(|known| known.place.1 <= all[index].start);
+            if let Some(known) = self.of.get(known).filter(|known| known.place.0 < all[index].end) {
+                all[index].flags.clone_from(&known.flags);
+            }
+        }
         let flagged = |zone: &&mut Zone| {
             let (place, is_private) = ((zone.start, zone.end), zone.is_private());
             Flagged { place, flags: zone.flags.clone(), is_private }
@@ -77,5 +83,44 @@ impl Flags {
     fn are_those_of(&self, all: &[&mut Zone]) -> bool {
         self.of.len() == all.len()
             && self.of.iter().zip(all).all(|(known, zone)| known.place == (zone.start, zone.end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const GONE: (u64, u64) = (0x10_0000, 0x20_0000);
+
+    fn known(place: (u64, u64), flag: [u8; 2], is_private: bool) -> Flags {
+        let of = vec![Flagged { place, flags: vec![flag], is_private }];
+        Flags { advised: 1, age: 0, of, read: true }
+    }
+
+    #[test]
+    fn flags_of_a_zone_that_is_gone_are_those_that_were_read_before() {
+        // Below all that a process has mapped.
+        let mut zones = zones::parse(b"100000-200000 rw-p 00000000 00:00 0 \n").unwrap();
+        let mut flags = known(GONE, *b"lo", true);
+        assert!(flags.add(std::process::id() as i32, 2, &mut zones.iter_mut().collect::<Vec<_>>()));
+        assert_eq!(zones[0].flags, [*b"lo"]);
+        let mut flags = known((0x30_0000, 0x40_0000), *b"lo", true);
+        let mut zones = zones::parse(b"100000-200000 rw-p 00000000 00:00 0 \n").unwrap();
+        assert!(flags.add(std::process::id() as i32, 2, &mut zones.iter_mut().collect::<Vec<_>>()));
+        assert!(zones[0].flags.is_empty());
+    }
+
+    #[test]
+    fn advice_that_may_be_gone_is_read_again() {
+        let kept = |flag: [u8; 2], is_private: bool, lasted: &[Range]| {
+            let mut flags = known(GONE, flag, is_private);
+            flags.keep(lasted);
+            !flags.of.is_empty()
+        };
+        assert!(!kept(*b"nh", true, &[]), "private memory without huge pages may be another zone by now");
+        assert!(kept(*b"nh", true, &[GONE]));
+        assert!(kept(*b"nh", false, &[]), "that of shared memory is holo's own advice");
+        assert!(kept(*b"gd", true, &[]), "a zone that grows is known by its place");
     }
 }

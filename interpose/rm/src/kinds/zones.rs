@@ -183,29 +183,41 @@ fn unescape(path: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Adds the `VmFlags` of `smaps` that a restore must ask for again.
-pub fn add_flags(zones: &mut [&mut Zone], smaps: &[u8]) {
+/// Adds the `VmFlags` of `smaps` that a restore must ask for again to rising zones; returns the places of those that are not there any more.
+///
+/// A process that runs on may have changed its zones since they were read: one that grew is the one that contains it, of one that was
+/// cut the lowest part counts.
+pub fn add_flags(zones: &mut [&mut Zone], smaps: &[u8]) -> Vec<usize> {
     // grows down, huge page advice, no huge pages, locked, wipe and no copy on fork, not in core dumps, mergeable, read in order, read
     // at random, sealed, not counted as memory that is promised
     const KEPT: [&[u8; 2]; 12] =
         [b"gd", b"hg", b"nh", b"lo", b"wf", b"dc", b"dd", b"mg", b"sr", b"rr", b"sl", b"nr"];
-    let mut start = 0;
+    let (mut start, mut end) = (0, 0);
+    let mut found = vec![false; zones.len()];
     for line in smaps.split(|byte| *byte == b'\n') {
         if let Some(flags) = line.strip_prefix(b"VmFlags:") {
-            let Ok(index) = zones.binary_search_by_key(&start, |zone| zone.start) else { continue };
-            zones[index].flags = flags
-                .split(|byte| *byte == b' ')
-                .filter_map(|flag| flag.try_into().ok())
-                .filter(|flag| KEPT.contains(&flag))
-                .collect();
+            let within = zones.partition_point(|zone| zone.end <= start)
+                ..zones.partition_point(|zone| zone.start < end);
+            for index in within {
+                if std::mem::replace(&mut found[index], true) {
+                    continue;
+                }
+                zones[index].flags = flags
+                    .split(|byte| *byte == b' ')
+                    .filter_map(|flag| flag.try_into().ok())
+                    .filter(|flag| KEPT.contains(&flag))
+                    .collect();
+            }
         } else if line.first().is_some_and(u8::is_ascii_hexdigit)
-            && let Some(at) = line.iter().position(|byte| *byte == b'-')
-            && let Ok(text) = std::str::from_utf8(&line[..at])
-            && let Ok(value) = u64::from_str_radix(text, 16)
+            && let Some(place) = line.split(|byte| *byte == b' ').next()
+            && let Ok(text) = std::str::from_utf8(place)
+            && let Some((from, to)) = text.split_once('-')
+            && let (Ok(from), Ok(to)) = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16))
         {
-            start = value;
+            (start, end) = (from, to);
         }
     }
+    (0..zones.len()).filter(|index| !found[*index]).collect()
 }
 
 #[cfg(test)]
@@ -252,5 +264,21 @@ mod tests {
         );
         assert!(zones[0].flags.is_empty());
         assert_eq!(zones[1].flags, [*b"hg", *b"dc"]);
+    }
+
+    #[test]
+    fn flags_reach_a_zone_that_changed_since() {
+        let maps = b"3000-4000 rw-p 00000000 00:00 0 \n5000-7000 rw-p 00000000 00:00 0 \n\
+            8000-9000 rw-p 00000000 00:00 0 \na000-b000 rw-p 00000000 00:00 0 \n";
+        let mut zones = parse(maps).unwrap();
+        // The first grew down, the second was cut, the third is gone, the fourth is one with another by now.
+        let gone = add_flags(
+            &mut zones.iter_mut().collect::<Vec<_>>(),
+            b"1000-4000 rw-p\nVmFlags: gd\n5000-5800 rw-p\nVmFlags: lo\n6000-7000 rw-p\nVmFlags: hg\n\
+                9000-c000 rw-p\nVmFlags: dc\n",
+        );
+        let flags: Vec<_> = zones.iter().map(|zone| zone.flags.as_slice()).collect();
+        assert_eq!(flags, [&[*b"gd"][..], &[*b"lo"], &[], &[*b"dc"]]);
+        assert_eq!(gone, [2]);
     }
 }
