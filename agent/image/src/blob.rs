@@ -138,18 +138,12 @@ impl Blob {
             return None;
         }
         let numbers = extents.iter().flat_map(|(at, len)| at / PAGE..(at + len).div_ceil(PAGE));
-        let mut pages = self.pages().peekable();
+        let mut pages = self.names.pages().map(|((_, at), key)| (at / PAGE, key)).peekable();
         Some(numbers.zip(0u64..).map(move |(number, place)| {
             while pages.next_if(|(page, _)| *page < place).is_some() {}
             let found = pages.peek().filter(|(page, _)| *page == place);
             (number, found.map_or(PageKey::ZERO, |(_, key)| *key))
         }))
-    }
-
-    /// Numbers and names of its pages, in order.
-    fn pages(&self) -> impl Iterator<Item = (u64, PageKey)> {
-        let of = |piece: &Piece<PageKey>| piece.address / PAGE..piece.end() / PAGE;
-        self.names.pieces().iter().flat_map(of).zip(self.names.items())
     }
 
     /// Checks one that was received: runs in order, inside the length, without zero pages.

@@ -19,6 +19,7 @@ use crate::{
     memory::Range,
     pages::Wanted,
     slotset::SlotSet,
+    spread::Names,
     state::{AppInner, Pin},
 };
 
@@ -107,8 +108,13 @@ impl EpochReader {
 
     /// A content of `len` bytes that was entered as a space.
     pub fn content(&self, space: u64, len: u64) -> Blob {
+        Blob { len, names: self.names_of(space) }
+    }
+
+    /// Names of the pages of a space, as if it were space 0.
+    pub fn names_of(&self, space: u64) -> Names {
         let all = Range { space, start: 0, end: ADDRESS_END };
-        Blob { len, names: self.made.memory.names().parts(&[all]).in_space(0) }
+        self.made.memory.names().parts(&[all]).in_space(0)
     }
 
     /// Names of all stored pages, each once.

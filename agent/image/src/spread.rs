@@ -48,9 +48,21 @@ impl<T> Piece<T> {
         Piece { space: self.space, address, items: Arc::clone(&self.items) }
     }
 
+    /// Where it may lie: no piece goes beyond.
+    fn window(&self) -> (u64, u64) {
+        (self.space, self.address / PAGE / PIECE_PAGES)
+    }
+
     fn range(&self) -> Range {
         Range { space: self.space, start: self.address, end: self.end() }
     }
+}
+
+fn pages<T: Copy>(pieces: &[Piece<T>]) -> impl Iterator<Item = ((u64, u64), T)> {
+    pieces.iter().flat_map(|piece| {
+        let places = (piece.address..).step_by(PAGE_BYTES).map(|address| (piece.space, address));
+        places.zip(piece.items.iter().copied())
+    })
 }
 
 impl<T: Copy> Spread<T> {
@@ -129,6 +141,11 @@ impl<T: Copy> Spread<T> {
         self.pieces.iter().flat_map(|piece| piece.items.iter().copied())
     }
 
+    /// Places, space and address, and items of all pages, in order.
+    pub fn pages(&self) -> impl Iterator<Item = ((u64, u64), T)> {
+        pages(&self.pieces)
+    }
+
     /// The item of the page at an address.
     pub fn get(&self, space: u64, address: u64) -> Option<T> {
         let piece = self.pieces.get(self.first_at(space, address))?;
@@ -184,6 +201,38 @@ impl<T: Copy> Spread<T> {
         out
     }
 
+    /// Gives the places, in rising order, at which `new` has something else, with what was there and what is. Pieces that both share
+    /// are not looked at.
+    pub fn differences(&self, new: &Self, mut give: impl FnMut((u64, u64), Option<T>, Option<T>))
+    where
+        T: PartialEq,
+    {
+        let (mut old, mut now) = (self.pieces.as_slice(), new.pieces.as_slice());
+        while let Some(window) = old.first().into_iter().chain(now.first()).map(Piece::window).min() {
+            let inside =
+                |pieces: &[Piece<T>]| pieces.iter().take_while(|piece| piece.window() == window).count();
+            let ((was, old_rest), (is, now_rest)) = (old.split_at(inside(old)), now.split_at(inside(now)));
+            (old, now) = (old_rest, now_rest);
+            let same = |(one, other): (&Piece<T>, &Piece<T>)| {
+                one.address == other.address && Arc::ptr_eq(&one.items, &other.items)
+            };
+            if was.len() == is.len() && was.iter().zip(is).all(same) {
+                continue;
+            }
+            let mut before = pages(was).peekable();
+            for (at, item) in pages(is) {
+                while let Some((gone, item)) = before.next_if(|(was, _)| *was < at) {
+                    give(gone, Some(item), None);
+                }
+                let was = before.next_if(|(was, _)| *was == at).map(|(_, item)| item);
+                if was != Some(item) {
+                    give(at, was, Some(item));
+                }
+            }
+            before.for_each(|(gone, item)| give(gone, Some(item), None));
+        }
+    }
+
     /// All of both, which have no place in common.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
@@ -215,16 +264,7 @@ mod tests {
     }
 
     fn model(spread: &Spread<u8>) -> Model {
-        let of = |piece: &Piece<u8>| {
-            let (space, first) = (piece.space, piece.address / PAGE);
-            piece
-                .items
-                .iter()
-                .zip(first..)
-                .map(move |(item, number)| ((space, number), *item))
-                .collect::<Vec<_>>()
-        };
-        spread.pieces.iter().flat_map(of).collect()
+        spread.pages().map(|((space, address), item)| ((space, address / PAGE), item)).collect()
     }
 
     fn models() -> impl Strategy<Value = Model> {
@@ -249,6 +289,17 @@ mod tests {
                 for number in 0..31 {
                     prop_assert_eq!(whole.get(space, number * PAGE), all.get(&(space, number)).copied());
                 }
+            }
+            for (other, old) in [(spread(&cuts), &all), (rest.clone(), &all)] {
+                let (new, mut made) = (model(&other), old.clone());
+                whole.differences(&other, |(space, address), was, is| {
+                    let place = (space, address / PAGE);
+                    assert_eq!((was, is), (old.get(&place).copied(), new.get(&place).copied()));
+                    assert_ne!(was, is);
+                    made.remove(&place);
+                    made.extend(is.map(|item| (place, item)));
+                });
+                prop_assert_eq!(made, new);
             }
             for piece in &rest.pieces {
                 let same = whole.pieces.iter().find(|other| *other == piece);

@@ -17,6 +17,8 @@ mod files;
 mod pace;
 #[path = "holo-bench/pgbench.rs"]
 mod pgbench;
+#[path = "holo-bench/standby.rs"]
+mod standby;
 #[path = "holo-bench/switches.rs"]
 mod switches;
 
@@ -30,7 +32,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
-    let parts: [(&str, fn()); 12] = [
+    let parts: [(&str, fn()); 13] = [
         ("start", start_up),
         ("calls", calls),
         ("memory", memory),
@@ -38,6 +40,7 @@ fn main() {
         ("stops", stops),
         ("ahead", ahead::ahead),
         ("switches", switches::switches),
+        ("standby", standby::standby),
         ("files", files::files),
         ("bringup", bringup::bringup),
         ("redis", redis_throughput),

@@ -7,6 +7,7 @@
 //!
 //! A clone that is made at once is one update from nothing.
 
+use crate::kinds::increment::named;
 use crate::kinds::laid_maps::map_all;
 use crate::kinds::laid_pages::{Within, delta, without, write};
 use crate::kinds::memory::{MemoryState, NAME, control_zone};
@@ -16,7 +17,7 @@ use crate::manager::{Context, RmError, RmResult};
 use crate::remote::{Remote, call};
 use holo_abi::control::{CALL_JUMP, Call};
 use holo_abi::sysno;
-use holo_image::{EpochReader, PageRun};
+use holo_image::{EpochReader, Names};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -199,7 +200,8 @@ impl Laid {
         };
         let wanted: Vec<&Zone> =
             state.zones.iter().filter(|zone| zone.is_private() && !is_later(zone)).collect();
-        let touched = touched(&state.zones, image.pages_of(space))?;
+        let names = image.names_of(space);
+        let touched = touched(&state.zones, &names)?;
         self.forget_replaced_files();
         let (kept, fresh) = self.compare(&wanted);
         let kept_ranges: Vec<(u64, u64)> =
@@ -240,8 +242,8 @@ impl Laid {
         self.pieces.extend(fresh);
         self.pieces.sort_unstable_by_key(|piece| piece.zone.start);
         self.join(&state.zones);
-        let old = self.image.as_ref().map_or(&[][..], |image| image.pages_of(space));
-        let mut delta = delta(old, image.pages_of(space), &kept_ranges);
+        let old = self.image.as_ref().map(|image| image.names_of(space)).unwrap_or_default();
+        let mut delta = delta(&old, &names, &kept_ranges);
         // Pages of zones that are not there yet come later.
         let there: Vec<(u64, u64)> =
             self.pieces.iter().map(|piece| (piece.zone.start, piece.zone.end)).collect();
@@ -349,11 +351,9 @@ fn owner(zones: &[Zone], at: u64) -> usize {
 }
 
 /// Zones that the image has pages of, by their places.
-fn touched(zones: &[Zone], runs: &[PageRun]) -> RmResult<BTreeSet<usize>> {
+fn touched(zones: &[Zone], names: &Names) -> RmResult<BTreeSet<usize>> {
     let mut out = BTreeSet::new();
-    for run in runs {
-        let mut at = run.address;
-        let end = run.address + run.keys.len() as u64 * PAGE;
+    for (mut at, end) in named(names) {
         while at < end {
             let index = owner(zones, at);
             match zones.get(index) {

@@ -1,19 +1,14 @@
 //! From one epoch to the next: which pages of a clone's memory are written, and which are given back.
 
 use crate::at_once;
+use crate::kinds::increment::SPACE;
 use crate::kinds::zones::PAGE;
 use crate::manager::{Context, RmResult};
 use crate::remote::{Remote, write_many};
-use holo_image::{EpochReader, Page, PageKey, PageRun};
+use holo_image::{EpochReader, Names, Page, PageKey};
 
 /// Pages that are read and written at once.
 const PART_PAGES: usize = 256;
-
-fn keys(runs: &[PageRun]) -> impl Iterator<Item = (u64, PageKey)> {
-    runs.iter().flat_map(|run| {
-        run.keys.iter().enumerate().map(|(number, key)| (run.address + number as u64 * PAGE, *key))
-    })
-}
 
 /// Ranges of `from` that none of `holes` covers; both sorted.
 pub(crate) fn without(from: &[(u64, u64)], holes: &[(u64, u64)]) -> Vec<(u64, u64)> {
@@ -59,29 +54,22 @@ pub(crate) struct Delta {
 }
 
 /// From one epoch to the next, where only `kept` is as it was.
-pub(crate) fn delta(old: &[PageRun], new: &[PageRun], kept: &[(u64, u64)]) -> Delta {
+pub(crate) fn delta(old: &Names, new: &Names, kept: &[(u64, u64)]) -> Delta {
     let mut out = Delta::default();
     let mut within = Within(kept);
-    let mut old = keys(old).peekable();
-    let gone = |out: &mut Delta, within: &mut Within, at: u64| {
-        if within.has(at) {
-            match out.drop.last_mut() {
-                Some((_, end)) if *end == at => *end = at + PAGE,
-                _ => out.drop.push((at, at + PAGE)),
-            }
-        }
-    };
-    for (at, key) in keys(new) {
-        while let Some((before, _)) = old.next_if(|(before, _)| *before < at) {
-            gone(&mut out, &mut within, before);
-        }
-        let was = old.next_if(|(before, _)| *before == at);
-        if was.is_none_or(|(_, was)| was != key) || !within.has(at) {
-            out.write.push((at, key));
-        }
-    }
-    for (before, _) in old {
-        gone(&mut out, &mut within, before);
+    old.differences(new, |(_, at), _, now| match now {
+        _ if !within.has(at) => {}
+        Some(key) => out.write.push((at, key)),
+        None => match out.drop.last_mut() {
+            Some((_, end)) if *end == at => *end = at + PAGE,
+            _ => out.drop.push((at, at + PAGE)),
+        },
+    });
+    let range = |&(start, end): &(u64, u64)| holo_image::Range { space: SPACE, start, end };
+    let fresh = new.without(&kept.iter().map(range).collect::<Vec<_>>());
+    if !fresh.is_empty() {
+        out.write.extend(fresh.pages().map(|((_, at), key)| (at, key)));
+        out.write.sort_unstable_by_key(|(at, _)| *at);
     }
     out
 }
@@ -129,7 +117,7 @@ mod tests {
         let key = |value: u64| PageKey::of(&[value as u8 + 1; 4096]);
         for _ in 0..500 {
             let mut epoch = || {
-                let mut runs: Vec<PageRun> = Vec::new();
+                let mut names = Names::default();
                 let mut model = BTreeMap::new();
                 for page in 0..24u64 {
                     if random(3) == 0 {
@@ -137,14 +125,9 @@ mod tests {
                     }
                     let (at, name) = (page * PAGE, key(random(3)));
                     model.insert(at, name);
-                    match runs.last_mut() {
-                        Some(run) if run.address + run.keys.len() as u64 * PAGE == at && random(4) > 0 => {
-                            run.keys.push(name);
-                        }
-                        _ => runs.push(PageRun { space: 0, address: at, keys: vec![name] }),
-                    }
+                    names.push(SPACE, at, &[name]);
                 }
-                (runs, model)
+                (names, model)
             };
             let ((old, was), (new, is)) = (epoch(), epoch());
             let (a, b) = (random(12) * PAGE, (12 + random(12)) * PAGE);
