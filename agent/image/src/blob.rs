@@ -6,7 +6,7 @@ use crate::{
     error::ManifestError,
     key::{PAGE_BYTES, PageKey},
     memory::Range,
-    spread::{Names, Piece},
+    spread::Names,
 };
 
 /// Content of a file: its pages by name, the last one filled up with zeros; pages of zeros are left out.
