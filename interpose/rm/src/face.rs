@@ -9,8 +9,8 @@ use crate::proc_file;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-/// Descriptors of single threads (Linux 6.9).
-const PIDFD_THREAD: i32 = libc::O_EXCL;
+/// Flag of descriptors of single threads (Linux 6.9), for the C library does not name it.
+pub(crate) const PIDFD_THREAD: i32 = libc::O_EXCL;
 
 /// The first thread of a process, or one that lives where that has ended. Of a process that is gone, its pid.
 #[must_use]

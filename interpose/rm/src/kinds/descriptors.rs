@@ -5,6 +5,7 @@
 //! restore the agent makes the objects and passes them to the clone; only what belongs to a process itself
 //! (epoll membership, record locks, owners) is done by the clone.
 
+use super::counted::counted;
 use super::epoll::{self, EpollState, Member};
 use super::eventfd::EventState;
 use super::fifos::FifoState;
@@ -227,7 +228,7 @@ impl ResourceManager for Descriptors {
     }
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
-        self.options.begin(cx);
+        self.options.begin(counted(cx, |header| &header.options_set));
         self.state = capture(cx, &self.shared, &self.watched, &mut self.options, &listing::ask_cloexec)?;
         if !self.state.queues.is_empty() {
             self.ipc.is_used();

@@ -3,10 +3,10 @@
 //! They are as they were while no process of the application has set one (`counted.rs`); each is read again now and then, since raw
 //! system calls outside libc count nothing.
 
-use super::counted::{Counts, counted};
+use super::counted::Counts;
 use super::packet_filter::PacketFilter;
 use super::sockopts::{self, Options};
-use crate::manager::{DumpCx, RmResult};
+use crate::manager::RmResult;
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 
@@ -26,9 +26,8 @@ pub(crate) struct KnownOptions {
 }
 
 impl KnownOptions {
-    /// An epoch begins; the application is parked.
-    pub(crate) fn begin(&mut self, cx: &DumpCx) {
-        let counts = counted(cx, |header| &header.options_set);
+    /// An epoch begins, in which processes have counted so many calls that set options.
+    pub(crate) fn begin(&mut self, counts: Counts) {
         self.epochs += 1;
         self.before = std::mem::take(&mut self.now);
         if counts != self.counts {
@@ -53,5 +52,42 @@ impl KnownOptions {
             self.now.insert(cookie, found.clone());
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::net::UdpSocket;
+
+    /// Whether the options of a socket were read.
+    fn reads(known: &mut KnownOptions, socket: &UdpSocket) -> bool {
+        let mut is_read = false;
+        let read = || {
+            is_read = true;
+            Ok((Options::default(), None))
+        };
+        known.of(socket, read).unwrap();
+        is_read
+    }
+
+    // Goal: options are read again when somebody has set one, when the socket is a new one, and now and then. Method: epochs with and
+    // without calls.
+    #[test]
+    fn they_are_read_again_when_they_may_be_others() {
+        let (socket, other) =
+            (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        let mut known = KnownOptions::default();
+        let mut epoch = |calls: u32, socket: &UdpSocket| {
+            known.begin(vec![(1, 0, calls)]);
+            reads(&mut known, socket)
+        };
+        assert!(epoch(0, &socket), "nothing is known at first");
+        assert!(epoch(1, &socket), "one was set");
+        let read = (0..2 * AGE_MAX).filter(|_| epoch(1, &socket)).count();
+        assert_eq!(read, 2, "once in {AGE_MAX} epochs");
+        assert!(epoch(1, &other));
+        assert!(epoch(1, &socket), "an epoch did not have it");
     }
 }

@@ -3,6 +3,7 @@
 use super::kernel::owned;
 use super::open::{Dumping, Each, Making, Open};
 use crate::barrier::inner_tid;
+use crate::face::PIDFD_THREAD;
 use crate::grow::{any_child, end};
 use crate::manager::{Context, RmError, RmResult};
 use crate::tree::{child_of, state_and_parent};
@@ -10,9 +11,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
-
-/// What the kernel calls `PIDFD_THREAD`.
-const OF_THREAD: i32 = libc::O_EXCL;
 
 /// Whom a descriptor leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +43,7 @@ impl PidState {
         }
         match state_and_parent(pid).map(|(state, parent)| (state, place(parent))) {
             Some(('Z', Some(parent))) => Ok(Self { whom: Whom::Ended(parent as u32, inner_tid(pid, pid)) }),
-            _ if open.flags() & OF_THREAD != 0 => {
+            _ if open.flags() & PIDFD_THREAD != 0 => {
                 Err(open.unsupported(format!("of a thread ({pid}) that is not the first of its process")))
             }
             _ => Err(open.unsupported(format!("of process {pid}, which is not of the application"))),
@@ -73,7 +71,7 @@ fn of_nobody(all: &Each<PidState>, gone: u64, making: &mut Making) -> RmResult<(
 }
 
 fn settable(making: &Making, index: u32) -> i32 {
-    making.flags(index) & (libc::O_NONBLOCK | OF_THREAD)
+    making.flags(index) & (libc::O_NONBLOCK | PIDFD_THREAD)
 }
 
 /// Makes all of them again; the processes are there.

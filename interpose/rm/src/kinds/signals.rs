@@ -4,6 +4,7 @@
 //! blocked: nothing is delivered or lost. (There is no call that only looks.)
 
 use crate::asks::{Asked, Asking};
+use crate::face::PIDFD_THREAD;
 use crate::kinds::threads::{self, ThreadsState};
 use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
 use crate::remote::{Remote, call};
@@ -58,8 +59,7 @@ pub struct Signals {
     asked: Option<Asked>,
 }
 
-/// Flags of `pidfd_open` and `pidfd_send_signal` (Linux 6.9): a thread; its whole process is meant.
-const PIDFD_THREAD: u64 = libc::O_EXCL as u64;
+/// Flag of `pidfd_send_signal` (Linux 6.9): the whole process is meant.
 const TO_PROCESS: u64 = 2;
 /// The signal that parks, in a set.
 const OURS: u64 = 1 << (PARK_SIGNAL - 1);
@@ -115,7 +115,7 @@ fn queue(remote: &Remote, slot: usize, [pid, tid, signal, info_at]: [u64; 4]) ->
     if pid == tid {
         return remote.call_in(slot, sysno::rt_sigqueueinfo, &[pid, signal, info_at]);
     }
-    let fd = remote.call_in(slot, sysno::pidfd_open, &[tid, PIDFD_THREAD])?;
+    let fd = remote.call_in(slot, sysno::pidfd_open, &[tid, PIDFD_THREAD as u64])?;
     let queued = remote.call_in(slot, sysno::pidfd_send_signal, &[fd, signal, info_at, TO_PROCESS]);
     remote.call_in(slot, sysno::close, &[fd])?;
     queued
