@@ -55,7 +55,24 @@ enum State {
 #[derive(Default)]
 pub(crate) struct Asks {
     state: Mutex<State>,
-    answers: OnceLock<Answers>,
+    /// Or why there are none: whoever wants them is told.
+    answers: OnceLock<Result<Answers, Failed>>,
+}
+
+/// An error as often as it is wanted.
+struct Failed {
+    number: Option<i32>,
+    text: String,
+}
+
+impl Failed {
+    fn of(cause: &io::Error) -> Self {
+        Self { number: cause.raw_os_error(), text: cause.to_string() }
+    }
+
+    fn again(&self) -> io::Error {
+        self.number.map_or_else(|| io::Error::other(self.text.clone()), io::Error::from_raw_os_error)
+    }
 }
 
 /// Where the next list of a page goes.
@@ -140,9 +157,12 @@ impl Asks {
                 return Ok(());
             }
         };
-        remote.finish_list()?;
-        let _ = self.answers.set(asking.answers(&remote.page));
-        Ok(())
+        let done = remote.finish_list();
+        let _ = self.answers.set(match &done {
+            Ok(()) => Ok(asking.answers(&remote.page)),
+            Err(cause) => Err(Failed::of(cause)),
+        });
+        done
     }
 
     /// The answers, waited or asked for if they are not there yet.
@@ -157,10 +177,14 @@ impl Asks {
         };
         if let Some(asking) = late {
             let _hands = remote.page.hands();
-            remote.run_at(asking.list(&remote.page), asking.calls.len())?;
-            let _ = self.answers.set(asking.answers(&remote.page));
+            if let Err(cause) = remote.run_at(asking.list(&remote.page), asking.calls.len()) {
+                let _ = self.answers.set(Err(Failed::of(&cause)));
+                return Err(cause);
+            }
+            let _ = self.answers.set(Ok(asking.answers(&remote.page)));
         }
-        self.answers.get().ok_or_else(|| io::Error::other("the process was not asked"))
+        let answers = self.answers.get().ok_or_else(|| io::Error::other("the process was not asked"))?;
+        answers.as_ref().map_err(Failed::again)
     }
 }
 

@@ -5,11 +5,15 @@ use holo_tests::app::{App, Epoch, Program};
 use holo_tests::node::{Node, Who, hand_over};
 use holo_tests::{command, redis, wait};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Pages of an epoch in which nobody fills memory any more.
 const STEADY_PAGES: u64 = 20_000;
+
+/// Parts of a stop that are shown.
+const PARTS_SHOWN: usize = 12;
 
 /// How an application runs.
 pub(super) const MODES: [&str; 3] =
@@ -75,6 +79,23 @@ pub(super) fn newest(all: &[Epoch]) -> u64 {
     all.iter().map(|epoch| epoch.number("epoch")).max().unwrap_or(0)
 }
 
+/// Parts of the stop that take longest, with their median times in milliseconds.
+pub(super) fn stop_parts(all: &[Epoch]) -> String {
+    let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (part, us) in all.iter().filter_map(|epoch| epoch.0["stop_parts_us"].as_object()).flatten() {
+        times.entry(part).or_default().push(us.as_f64().unwrap_or(f64::NAN) / 1e3);
+    }
+    let mut medians: Vec<(&str, f64)> = Vec::new();
+    for (part, mut times) in times {
+        // Others did not have it.
+        times.resize(all.len(), 0.0);
+        medians.push((part, quantile(&times, 0.5)));
+    }
+    medians.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let longest = medians.iter().take(PARTS_SHOWN);
+    longest.map(|(part, ms)| format!("{part} {ms:.2}")).collect::<Vec<_>>().join(", ")
+}
+
 fn once(mode: usize, load: &[&str]) -> Row {
     let node = if mode == 0 { Node::without_agent(Who::Me) } else { Node::start(Who::Me) };
     hand_over(&node.outside(DIR), Who::Me);
@@ -121,6 +142,7 @@ fn once(mode: usize, load: &[&str]) -> Row {
         if mode == 2 {
             let all: Vec<Epoch> =
                 epochs(&node, "redis").into_iter().filter(|epoch| epoch.number("epoch") > seen).collect();
+            println!("longest parts of a stop, p50 in ms: {}", stop_parts(&all));
             let half = |name: &str, unit: f64| {
                 let values: Vec<f64> = all.iter().map(|epoch| epoch.number(name) as f64 / unit).collect();
                 quantile(&values, 0.5)

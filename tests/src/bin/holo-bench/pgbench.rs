@@ -1,7 +1,7 @@
 //! What PostgreSQL does at twenty epochs a second under pgbench, its files replicated, beside what it does without holo and with the
 //! library alone. As an ordinary user.
 
-use super::pace::{MODES, epochs, newest};
+use super::pace::{MODES, epochs, newest, stop_parts};
 use super::{DIR, LIMIT, median, quantile};
 use holo_tests::app::{App, Epoch, Program, start_plain};
 use holo_tests::node::{Node, Who, hand_over};
@@ -98,6 +98,7 @@ fn once(mode: usize) -> Row {
                 quantile(&values, 0.5)
             };
             row.epochs_per_s = newest(&all).saturating_sub(seen) as f64 / f64::from(SECONDS);
+            println!("longest parts of a stop, p50 in ms: {}", stop_parts(&all));
             (row.stop_ms, row.dump_ms) = (half("stop_us"), half("dump_us"));
         }
         app.kill(&node);
