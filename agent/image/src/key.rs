@@ -9,6 +9,8 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::many_hashes;
+
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
 /// Content of a page.
@@ -16,7 +18,7 @@ pub type Page = [u8; PAGE_BYTES];
 
 static ZEROS: Page = [0; PAGE_BYTES];
 /// Below this a thread costs more than it hashes (some 30 us for 128 KiB).
-const PAGES_PER_THREAD_MIN: usize = 64;
+const PAGES_PER_THREAD_MIN: usize = 128;
 
 /// Name of a page's content: the first 16 bytes of its BLAKE3, or [`PageKey::ZERO`].
 ///
@@ -37,8 +39,12 @@ impl PageKey {
         if page == &ZEROS {
             return PageKey::ZERO;
         }
+        PageKey::of_hash(blake3::hash(page).as_bytes())
+    }
+
+    fn of_hash(hash: &[u8; blake3::OUT_LEN]) -> PageKey {
         let mut key = [0; 16];
-        key.copy_from_slice(&blake3::hash(page).as_bytes()[..16]);
+        key.copy_from_slice(&hash[..16]);
         PageKey(key)
     }
 
@@ -101,9 +107,15 @@ pub(crate) fn as_pages_mut(bytes: &mut [u8]) -> Vec<&mut Page> {
     bytes.chunks_exact_mut(PAGE_BYTES).filter_map(|page| page.first_chunk_mut()).collect()
 }
 
-fn name_all(pages: &[&Page], keys: &mut [PageKey]) {
-    for (page, key) in pages.iter().zip(keys) {
-        *key = PageKey::of(page);
+/// Names of pages, with which `keys` is filled.
+pub(crate) fn name_all(pages: &[&Page], keys: &mut [PageKey]) {
+    keys.fill(PageKey::ZERO);
+    let (stored, mut keys): (Vec<&Page>, Vec<&mut PageKey>) =
+        pages.iter().zip(keys).filter(|(page, _)| **page != &ZEROS).unzip();
+    for (pages, keys) in stored.chunks(many_hashes::PAGES).zip(keys.chunks_mut(many_hashes::PAGES)) {
+        for (hash, key) in many_hashes::hashes(pages).zip(keys) {
+            **key = PageKey::of_hash(&hash);
+        }
     }
 }
 
@@ -154,8 +166,9 @@ mod tests {
 
     #[test]
     fn many_are_named_like_one() {
-        for count in [0, 1, 63, 64, 129, 1000] {
-            let bytes: Vec<u8> = (0..count * PAGE_BYTES).map(|i| (i / 1000) as u8).collect();
+        for count in (0..40).chain([63, 64, 257, 1000]) {
+            let mut bytes: Vec<u8> = (0..count * PAGE_BYTES).map(|i| (i * i / 1000) as u8).collect();
+            bytes.chunks_mut(PAGE_BYTES).skip(3).step_by(7).for_each(|page| page.fill(0));
             let keys = PageKey::of_all(&bytes);
             let one_by_one: Vec<_> = as_pages(&bytes).into_iter().map(PageKey::of).collect();
             assert_eq!(keys, one_by_one);

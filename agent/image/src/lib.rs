@@ -22,6 +22,7 @@ mod key;
 mod keymap;
 mod line;
 mod manifest;
+mod many_hashes;
 mod memory;
 mod pages;
 mod progress;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     io::{ErrorKind, IoSliceMut},
+    iter,
     path::PathBuf,
     sync::{Arc, Mutex},
 };
@@ -10,7 +11,7 @@ use std::{
 use crate::{
     disk::{Disk, DiskFile},
     error::{Error, Result},
-    key::{PAGE_BYTES, Page, PageKey},
+    key::{PAGE_BYTES, Page, PageKey, name_all},
     lock,
     slots::SEGMENT_SLOTS,
 };
@@ -136,19 +137,17 @@ impl PageFiles {
             let mut buffers: Vec<_> = group.iter_mut().map(|page| IoSliceMut::new(page.into)).collect();
             file.read_vectored_at(&mut buffers, offset(first)).unwrap_or(0)
         };
-        let mut outcome = Ok(());
-        for (number, page) in group.iter_mut().enumerate() {
-            // What one call did not bring is read alone, so that errors are about one page.
-            let known = if read < (number + 1) * PAGE_BYTES { self.read_one(&*file, page) } else { Ok(()) };
-            let checked = known.and_then(|()| match PageKey::of(page.into) == page.key {
-                true => Ok(()),
-                false => {
-                    Err(Error::BadPage { path: self.path_of_slot(first), slot: page.slot, key: page.key })
-                }
-            });
-            outcome = outcome.and(checked);
-        }
-        outcome
+        // What one call did not bring is read alone, so that errors are about one page.
+        let brought = (read / PAGE_BYTES).min(group.len());
+        let late: Vec<Result<()>> =
+            group[brought..].iter_mut().map(|page| self.read_one(&*file, page)).collect();
+        let mut keys = vec![PageKey::ZERO; group.len()];
+        name_all(&group.iter().map(|page| &*page.into).collect::<Vec<_>>(), &mut keys);
+        let known = iter::repeat_with(|| Ok(())).take(brought).chain(late);
+        group.iter().zip(keys).zip(known).fold(Ok(()), |outcome, ((page, key), known)| {
+            let bad = || Error::BadPage { path: self.path_of_slot(first), slot: page.slot, key: page.key };
+            outcome.and(known.and_then(|()| if key == page.key { Ok(()) } else { Err(bad()) }))
+        })
     }
 
     fn read_one(&self, file: &dyn DiskFile, page: &mut Wanted<'_>) -> Result<()> {
