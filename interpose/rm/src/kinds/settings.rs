@@ -11,6 +11,8 @@ use std::io;
 
 /// `MEMBARRIER_CMD_GET_REGISTRATIONS`; each of the bits that it gives is the command that registers.
 const REGISTRATIONS: u64 = 512;
+/// All that can be registered on a kernel that does not tell (before Linux 6.3): a barrier that a process was not registered for fails.
+const ANY_REGISTRATION: u64 = 4 | 16 | 64 | 256;
 const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
 const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
 /// States that a program must ask for (`asm/prctl.h`): tiles of AMX.
@@ -88,8 +90,14 @@ impl Settings {
             return Err(RmError::Unsupported(what));
         }
         let nodes = (0..NODE_WORDS).map(|index| word(NODES_AT + index * 8)).collect();
+        let untold = |cause: &io::Error| cause.raw_os_error() == Some(libc::EINVAL);
+        let membarrier = match made.first().map(outcome) {
+            Some(Ok(registered)) => registered,
+            Some(Err(cause)) if untold(&cause) => ANY_REGISTRATION,
+            Some(Err(_)) | None => 0,
+        };
         Ok(Self {
-            membarrier: given(0).unwrap_or(0),
+            membarrier,
             permitted: given(1).map_or(0, |_| word(0)),
             policy: given(2).map_or((0, Vec::new()), |_| (word(MODE_AT) as u32, nodes)),
             files,
@@ -163,6 +171,23 @@ mod tests {
         settings.end(&other.remote, &mut remarks).unwrap();
         assert_eq!(asked(&other.remote).unwrap(), settings);
         assert!(remarks.is_empty(), "{remarks:?}");
+    }
+
+    // Goal: a kernel that does not tell of registrations gets all of them, one that has no barriers none. Method: answers as of such.
+    #[test]
+    fn registrations_that_nobody_tells() {
+        let with = |error: i32| {
+            let mut list = calls(0);
+            list[0].ret = i64::from(-error);
+            Settings::of(7, &list, &[0; BYTES], Files::default()).unwrap().membarrier
+        };
+        assert_eq!(with(libc::EINVAL), ANY_REGISTRATION);
+        assert_eq!(with(libc::ENOSYS), 0);
+        let clone = TestClone::new();
+        let settings = Settings { membarrier: ANY_REGISTRATION, ..asked(&clone.remote).unwrap() };
+        settings.end(&clone.remote, &mut Vec::new()).unwrap();
+        // PRIVATE_EXPEDITED
+        clone.remote.call(sysno::membarrier, &[8, 0, 0]).unwrap();
     }
 
     // Goal: a process with a table of its own is refused. Method: answers as of such a one.
