@@ -1,6 +1,6 @@
 //! Receiving an epoch from another store.
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use crate::{
     delta::{Delta, Made},
@@ -9,9 +9,8 @@ use crate::{
     error::{Error, Result},
     key::{Page, PageKey},
     keymap::KeySet,
-    manifest::{EpochMeta, Manifest, Section, check_count},
+    manifest::{EpochMeta, Manifest, check_count},
     memory::{Memory, NOWHERE},
-    spread::Names,
     state::AppInner,
     store::check_app_name,
     wire::{self, Kind},
@@ -23,11 +22,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Import {
     draft: Draft,
-    meta: EpochMeta,
-    sections: Vec<Section>,
-    names: Names,
-    /// Further pages, in rising order.
-    extra: Vec<PageKey>,
+    /// Of which the pages are nowhere yet.
+    made: Made,
     /// Pages that were not here at the start, in the order of the manifest.
     wanted: Vec<PageKey>,
     /// Those of them that have not come yet.
@@ -36,32 +32,22 @@ pub struct Import {
 
 impl Import {
     pub(crate) fn begin(app: &Arc<AppInner>, frame: &[u8]) -> Result<Import> {
-        let (meta, sections, names, extra, fresh): (_, _, _, Vec<PageKey>, Vec<PageKey>) =
-            match wire::peek(frame).map(|header| header.kind.id) {
-                Ok(id) if id == Kind::DELTA.id => {
-                    let delta = Delta::parse(frame)?;
-                    // All others are the newest epoch's here.
-                    let fresh = delta.references().collect();
-                    let Made { meta, sections, memory, extra } = made_here(app, delta)?;
-                    (
-                        meta,
-                        sections,
-                        memory.names().clone(),
-                        extra.iter().map(|(key, _)| *key).collect(),
-                        fresh,
-                    )
-                }
-                _ => {
-                    let manifest = Manifest::parse(frame)?;
-                    let fresh = manifest.references().collect();
-                    let mut names = Names::default();
-                    manifest.runs.iter().for_each(|run| names.push(run.space, run.address, &run.keys));
-                    (manifest.meta, manifest.sections, names, manifest.extra, fresh)
-                }
-            };
-        check_app_name(&meta.app)?;
-        check_identity(&meta, &app.name, meta.epoch)?;
-        let mut draft = app.begin(meta.epoch)?;
+        let (made, fresh): (Made, Vec<PageKey>) = match wire::peek(frame).map(|header| header.kind.id) {
+            Ok(id) if id == Kind::DELTA.id => {
+                let delta = Delta::parse(frame)?;
+                // All others are the newest epoch's here.
+                let fresh = delta.references().collect();
+                (made_here(app, delta)?, fresh)
+            }
+            _ => {
+                let manifest = Manifest::parse(frame)?;
+                let fresh = manifest.references().collect();
+                (Made::of(manifest, iter::repeat(NOWHERE)), fresh)
+            }
+        };
+        check_app_name(&made.meta.app)?;
+        check_identity(&made.meta, &app.name, made.meta.epoch)?;
+        let mut draft = app.begin(made.meta.epoch)?;
         let mut wanted = draft.missing(fresh.into_iter());
         let mut open = KeySet::default();
         wanted.retain(|key| open.insert(*key));
@@ -74,12 +60,12 @@ impl Import {
             state.slots.release(slot);
         }
         drop(state);
-        Ok(Import { draft, meta, sections, names, extra, wanted, open })
+        Ok(Import { draft, made, wanted, open })
     }
 
     /// What is received.
     pub fn meta(&self) -> &EpochMeta {
-        &self.meta
+        &self.made.meta
     }
 
     /// Pages that have not come yet, in the order in which they are best sent.
@@ -113,10 +99,12 @@ impl Import {
             return Err(Error::Incomplete { count: self.open.len(), first: *first });
         }
         let mut memory = Memory::default();
-        self.draft.keep_names(&self.names, &mut memory)?;
-        let extra = self.draft.keep_extra(&self.extra)?;
-        let (meta, sections) = (self.meta.clone(), std::mem::take(&mut self.sections));
-        self.draft.seal(Made { meta: meta.clone(), sections, memory, extra })?;
+        let made = std::mem::take(&mut self.made);
+        self.draft.keep_names(made.memory.names(), &mut memory)?;
+        let extra: Vec<PageKey> = made.extra.iter().map(|(key, _)| *key).collect();
+        let extra = self.draft.keep_extra(&extra)?;
+        let meta = made.meta.clone();
+        self.draft.seal(Made { memory, extra, ..made })?;
         Ok(meta)
     }
 }
@@ -127,7 +115,7 @@ fn made_here(app: &Arc<AppInner>, delta: Delta) -> Result<Made> {
     let needs_whole = || Error::NeedsWhole { app: app.name.clone(), base };
     let head = app.state().head.clone().filter(|head| (base..delta.meta.epoch).contains(&head.id.epoch));
     let head = head.ok_or_else(needs_whole)?;
-    let made = delta.made_of(&head.memory, &head.extra, Some(head.sum), std::iter::repeat(NOWHERE));
+    let made = delta.made_of(&head.memory, &head.extra, Some(head.sum), iter::repeat(NOWHERE));
     let made = made.map_err(|_| needs_whole())?;
     check_count(made.memory.page_count() + made.extra.len() as u64)?;
     Ok(made)

@@ -105,25 +105,10 @@ pub struct Manifest {
 impl Manifest {
     /// Decodes and checks a frame that nobody vouches for.
     pub fn parse(frame: &[u8]) -> Result<Manifest, crate::Error> {
-        let mut manifest: Manifest =
+        let manifest: Manifest =
             wire::decode(frame, Kind::MANIFEST, MANIFEST_BYTES_MAX).map_err(crate::Error::ReceivedWire)?;
         manifest.check()?;
-        manifest.join();
         Ok(manifest)
-    }
-
-    /// Makes one run of runs that touch, as the store does.
-    fn join(&mut self) {
-        let touch = |a: &PageRun, b: &PageRun| {
-            (a.space, a.address + (a.keys.len() * PAGE_BYTES) as u64) == (b.space, b.address)
-        };
-        self.runs.dedup_by(|next, run| {
-            let one = touch(run, next);
-            if one {
-                run.keys.append(&mut next.keys);
-            }
-            one
-        });
     }
 
     /// The frame of a manifest out of its parts.
