@@ -4,6 +4,8 @@
 //! memory that came later, not even when the protection is lifted, and an `mremap` of both fails: then it is made zone by
 //! zone. Nor does the kernel give another userfaultfd a place in a protected zone, or move several at once: before such a
 //! call the protection is lifted, and what it covered counts as changed.
+//!
+//! Where it finds them by soft-dirty bits instead, it must know of memory that the kernel has moved with those bits.
 
 mod by_zone;
 
@@ -20,6 +22,10 @@ pub(crate) const USERFAULTFD_IOC_NEW: u32 = 0xaa00;
 const EFAULT: i64 = -14;
 /// `MREMAP_FIXED | MREMAP_DONTUNMAP`: may have moved a part of the range before they fail.
 const MOVES_FIRST: u64 = 2 | 4;
+const MAYMOVE: u64 = 1;
+const FIXED: u64 = 2;
+/// The kernel moves tables of pages, where all pages of one go to another one.
+const TABLE_BYTES: u64 = 2 << 20;
 const FUTEX_WAIT: u64 = 0;
 const FUTEX_WAKE: u64 = 1;
 const PAGE: u64 = 4096;
@@ -34,17 +40,22 @@ pub(crate) fn advised() {
     }
 }
 
-/// While it lives, the agent protects nothing.
-struct HandsOff<'a>(&'a AtomicU32);
+/// A word of the page that counts those that live.
+struct Raised<'a>(&'a AtomicU32);
 
-impl<'a> HandsOff<'a> {
-    fn begin(page: &'a Control) -> Self {
-        page.header.hands_off.fetch_add(1, Ordering::SeqCst);
-        Self(&page.header.hands_off)
+impl<'a> Raised<'a> {
+    fn begin(word: &'a AtomicU32) -> Self {
+        word.fetch_add(1, Ordering::SeqCst);
+        Self(word)
+    }
+
+    /// While it lives, the agent protects nothing.
+    fn hands_off(page: &'a Control) -> Self {
+        Self::begin(&page.header.hands_off)
     }
 }
 
-impl Drop for HandsOff<'_> {
+impl Drop for Raised<'_> {
     fn drop(&mut self) {
         // A restored process has a new page, on which it is nobody.
         let _ =
@@ -54,9 +65,32 @@ impl Drop for HandsOff<'_> {
 
 pub(crate) fn on_mremap(regs: &Regs) -> Verdict {
     let Some(page) = start::control() else { return Verdict::Forward };
+    let [start, .., flags, to, _] = regs.args;
     if filters::on() {
+        if flags & MAYMOVE != 0 {
+            // How it ends is not seen.
+            core::mem::forget(Raised::begin(&page.header.moving));
+        }
         return Verdict::Forward;
     }
+    if flags & MAYMOVE == 0 {
+        return Verdict::Handled(remap(page, regs));
+    }
+    let _moving = Raised::begin(&page.header.moving);
+    let ret = remap(page, regs);
+    // One that failed may have moved a part.
+    let to = match ret {
+        ..0 if flags & FIXED == 0 => start,
+        ..0 => to,
+        ret => ret.cast_unsigned(),
+    };
+    if to != start && (to ^ start) % TABLE_BYTES == 0 {
+        page.header.moved.fetch_add(1, Ordering::SeqCst);
+    }
+    Verdict::Handled(ret)
+}
+
+fn remap(page: &Control, regs: &Regs) -> i64 {
     let [start, bytes, _, flags, ..] = regs.args;
     // SAFETY: the application's call with its own arguments.
     let call = || unsafe { holo_sys::raw::call(sysno::mremap, regs.args) };
@@ -64,24 +98,24 @@ pub(crate) fn on_mremap(regs: &Regs) -> Verdict {
         let ret = call();
         // It has done nothing yet where it is a border between zones that it fails at.
         if ret != EFAULT || page.header.tracked.load(Ordering::SeqCst) == 0 {
-            return Verdict::Handled(ret);
+            return ret;
         }
-        let _hands_off = HandsOff::begin(page);
-        return Verdict::Handled(by_zone::mremap(regs.args).unwrap_or(ret));
+        let _hands_off = Raised::hands_off(page);
+        return by_zone::mremap(regs.args).unwrap_or(ret);
     }
-    let _hands_off = HandsOff::begin(page);
+    let _hands_off = Raised::hands_off(page);
     ask_to_lift(page, start, start.saturating_add(bytes));
     let ret = call();
     if ret != EFAULT || page.header.tracked.load(Ordering::SeqCst) == 0 {
-        return Verdict::Handled(ret);
+        return ret;
     }
-    Verdict::Handled(by_zone::mremap(regs.args).unwrap_or(ret))
+    by_zone::mremap(regs.args).unwrap_or(ret)
 }
 
 /// The application has userfaultfds of its own: from now on the agent has none in its processes.
 pub(crate) fn on_userfaultfd() -> Verdict {
     if let Some(page) = start::control().filter(|_| !filters::on()) {
-        core::mem::forget(HandsOff::begin(page));
+        core::mem::forget(Raised::hands_off(page));
         ask_to_lift(page, 0, u64::MAX);
     }
     Verdict::Forward

@@ -267,7 +267,7 @@ pub struct Header {
     /// Entries of [`Control::inodes`]; not changed while the process runs.
     pub inodes_count: AtomicU32,
     /// Address of the library's class of each call number, one byte each: a restore that fills
-    /// [`Control::inodes`] marks the calls that show inodes there.
+    /// [`Control::inodes`] marks the calls that show inodes there. Nothing else is in their page, nor is it written otherwise.
     pub class_at: u64,
     /// See [`exiting`]; set by the process itself in `exit_group`, so that its end is told from a kill also where nobody
     /// watched.
@@ -290,6 +290,10 @@ pub struct Header {
     pub changes_at: u64,
     /// Address of the table of contexts of asynchronous I/O ([`super::aio`]), the same in forked processes.
     pub aio_at: u64,
+    /// Threads that are in a call that may move memory (`mremap`).
+    pub moving: AtomicU32,
+    /// Raised with each such call that may have moved page tables as they are, with all that they say of pages.
+    pub moved: AtomicU32,
 }
 
 /// What [`Header::exiting`] says for an exit code: 0 is for a process that has not called `exit_group`.

@@ -178,8 +178,9 @@ global_asm!(
     ".section .bss.holo_class,\"aw\",@nobits",
     ".globl holo_class",
     ".hidden holo_class",
-    ".balign 64",
-    "holo_class: .zero 512",
+    // A page of its own: who tracks memory knows when it is written.
+    ".balign 4096",
+    "holo_class: .zero 4096",
     ".section .text.holo_gate,\"ax\",@progbits",
     ".balign 64",
     ".globl holo_gate",
