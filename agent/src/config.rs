@@ -47,7 +47,8 @@ pub struct Options {
     /// Epochs kept of an application unless it says otherwise.
     #[arg(long, value_name = "N")]
     pub keep_epochs: Option<u32>,
-    /// How pages are found that changed since the epoch before: auto (the best that works), userfaultfd, full-scan.
+    /// How pages are found that changed since the epoch before: auto (the best that works), userfaultfd, soft-dirty,
+    /// full-scan.
     #[arg(long, env = "HOLO_ENGINE", value_name = "ENGINE")]
     pub engine: Option<String>,
     /// Clones of applications that this node stands by for: hot (kept in memory, as of the last epoch) or cold (made from the

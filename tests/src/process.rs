@@ -5,6 +5,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Once;
 use std::time::Duration;
@@ -18,6 +19,20 @@ pub fn become_subreaper() {
             eprintln!("cannot become subreaper: {e}");
         }
     });
+}
+
+/// Has the kernel soft-dirty bits? Says so if not.
+#[must_use]
+pub fn have_soft_dirty() -> bool {
+    let page = [1u8];
+    let mut entry = [0; 8];
+    let read = fs::File::open("/proc/self/pagemap")
+        .and_then(|map| map.read_exact_at(&mut entry, page.as_ptr() as u64 / 4096 * 8));
+    let have = read.is_ok() && u64::from_le_bytes(entry) >> 55 & 1 == 1;
+    if !have {
+        eprintln!("this kernel has no soft-dirty bits (CONFIG_MEM_SOFT_DIRTY): not tried");
+    }
+    have
 }
 
 /// The state letter of a process (`R`, `S`, `Z`, ...), if it exists.

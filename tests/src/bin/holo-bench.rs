@@ -3,7 +3,7 @@
 
 use holo_tests::app::{App, Program};
 use holo_tests::node::{Node, Who, hand_over};
-use holo_tests::{command, compile, paths, redis, wait};
+use holo_tests::{command, compile, paths, process, redis, wait};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -32,11 +32,12 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
-    let parts: [(&str, fn()); 13] = [
+    let parts: [(&str, fn()); 14] = [
         ("start", start_up),
         ("calls", calls),
         ("memory", memory),
         ("incremental", incremental),
+        ("engines", engines),
         ("stops", stops),
         ("ahead", ahead::ahead),
         ("switches", switches::switches),
@@ -151,15 +152,26 @@ fn quantile(values: &[f64], part: f64) -> f64 {
 
 /// Epochs of memory of which a fixed part changes, one behind the other, with each engine.
 fn incremental() {
-    println!(
-        "changing memory, 60 epochs        first stop   stop p50    p99     dump p50   dirty    written"
-    );
-    for (mib, pages, engine) in [
-        (1024_u64, 2621_u64, "userfaultfd"),
+    changing(&[
+        (1024, 2621, "userfaultfd"),
         (1024, 2621, "full-scan"),
         (16, 1000, "userfaultfd"),
         (16, 1000, "full-scan"),
-    ] {
+    ]);
+}
+
+/// The engines that old kernels have.
+fn engines() {
+    if process::have_soft_dirty() {
+        changing(&[(256, 655, "soft-dirty"), (256, 655, "full-scan")]);
+    }
+}
+
+fn changing(cases: &[(u64, u64, &str)]) {
+    println!(
+        "changing memory, 60 epochs        first stop   stop p50    p99     dump p50   dirty    written"
+    );
+    for &(mib, pages, engine) in cases {
         let mut node = Node::without_agent(Who::Me);
         node.set_agent_env("HOLO_ENGINE", engine);
         node.start_agent();

@@ -17,8 +17,8 @@ const DIRTY: usize = 2;
 const WRONG: i64 = -1;
 
 pub(super) fn probes() -> Vec<Probe> {
-    let (uffd, query) = (tried(uffd_wp_async), tried(procmap_query));
-    let engine = engine(&uffd, &query);
+    let (uffd, query, soft) = (tried(uffd_wp_async), tried(procmap_query), tried(soft_dirty));
+    let engine = engine(&uffd, &query, &soft);
     let uffd = Probe::feature(
         GROUP,
         "uffd_wp_async",
@@ -36,15 +36,20 @@ pub(super) fn probes() -> Vec<Probe> {
     let soft = Probe::feature(
         GROUP,
         "soft_dirty",
-        "another way to find changed pages, which no engine uses yet",
-        tried(soft_dirty),
+        "changed pages are found by soft-dirty bits where userfaultfd does not do",
+        soft,
         (Status::Missing, ""),
     );
     vec![engine, uffd, query, soft]
 }
 
 /// What an agent with this environment uses: the rule is that of `holod --engine`.
-fn engine(uffd: &Result<String, String>, query: &Result<String, String>) -> Probe {
+fn engine(
+    uffd: &Result<String, String>,
+    query: &Result<String, String>,
+    soft: &Result<String, String>,
+) -> Probe {
+    const REMEDY: &str = "a kernel of 6.11 or later, with userfaultfd allowed";
     const MEANS: &str = "how epochs find the pages that changed; holod --engine forces one";
     let forced = std::env::var("HOLO_ENGINE").ok().filter(|name| !name.is_empty() && name != "auto");
     let lacks = uffd.as_ref().err().or(query.as_ref().err());
@@ -52,9 +57,15 @@ fn engine(uffd: &Result<String, String>, query: &Result<String, String>) -> Prob
     match (forced, lacks) {
         (Some(name), _) => Probe { why: format!("{name}: HOLO_ENGINE says so"), ..probe },
         (None, None) => probe,
+        (None, Some(why)) if soft.is_ok() => {
+            let why = format!(
+                "soft-dirty: only pages that changed are read, but all page tables in each stop, and none ahead of it ({why})"
+            );
+            Probe { why, ..probe }.bad(Status::Degraded, REMEDY)
+        }
         (None, Some(why)) => {
             Probe { why: format!("full-scan: all pages are read in every epoch ({why})"), ..probe }
-                .bad(Status::Degraded, "a kernel of 6.11 or later, with userfaultfd allowed")
+                .bad(Status::Degraded, REMEDY)
         }
     }
 }

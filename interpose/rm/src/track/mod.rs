@@ -2,6 +2,7 @@
 
 mod lifts;
 pub mod ranges;
+mod soft_dirty;
 mod userfaultfd;
 mod youth;
 
@@ -10,6 +11,7 @@ use crate::manager::RmResult;
 use crate::remote::Remote;
 pub use lifts::Lifts;
 use ranges::Range;
+use soft_dirty::SoftDirty;
 use std::str::FromStr;
 pub use userfaultfd::Userfaultfd;
 
@@ -24,6 +26,8 @@ pub enum Engine {
     Auto,
     /// [`Userfaultfd`], or none.
     Userfaultfd,
+    /// [`SoftDirty`], or none.
+    SoftDirty,
     /// [`FullScan`].
     FullScan,
 }
@@ -35,8 +39,11 @@ impl FromStr for Engine {
         match name {
             "auto" => Ok(Self::Auto),
             "userfaultfd" => Ok(Self::Userfaultfd),
+            "soft-dirty" => Ok(Self::SoftDirty),
             "full-scan" => Ok(Self::FullScan),
-            other => Err(format!("`{other}` is no engine; there are auto, userfaultfd, full-scan")),
+            other => {
+                Err(format!("`{other}` is no engine; there are auto, userfaultfd, soft-dirty, full-scan"))
+            }
         }
     }
 }
@@ -62,10 +69,10 @@ impl Tracking {
         self.checks
     }
 
-    /// Is anything to be watched?
+    /// Is anything to be watched before the first stop?
     pub(crate) fn watches(&self) -> bool {
         match self.engine {
-            Engine::FullScan => false,
+            Engine::FullScan | Engine::SoftDirty => false,
             Engine::Userfaultfd | Engine::Auto => true,
         }
     }
@@ -78,12 +85,16 @@ impl Tracking {
         match self.engine {
             Engine::FullScan => Ok(Box::new(FullScan)),
             Engine::Userfaultfd => Ok(Box::new(Userfaultfd::new(remote, &self.lifts)?)),
+            Engine::SoftDirty => Ok(Box::new(SoftDirty::new(remote)?)),
             Engine::Auto => Ok(match Userfaultfd::new(remote, &self.lifts) {
                 Ok(engine) => Box::new(engine),
-                Err(cause) => {
-                    remarks.push(format!("all pages are looked at in every epoch: {cause}"));
-                    Box::new(FullScan)
-                }
+                Err(first) => match SoftDirty::new(remote) {
+                    Ok(engine) => Box::new(engine),
+                    Err(cause) => {
+                        remarks.push(format!("all pages are looked at in every epoch: {first}; {cause}"));
+                        Box::new(FullScan)
+                    }
+                },
             }),
         }
     }
@@ -91,7 +102,7 @@ impl Tracking {
     /// What watches shared memory in a parked process. `None`: no engine can, or none is to.
     pub(crate) fn watcher(&self, remote: &Remote) -> Option<Userfaultfd> {
         match self.engine {
-            Engine::FullScan => None,
+            Engine::FullScan | Engine::SoftDirty => None,
             Engine::Userfaultfd | Engine::Auto => Userfaultfd::new(remote, &self.lifts).ok(),
         }
     }
@@ -144,6 +155,11 @@ pub trait Tracker: Send {
     }
 }
 
+/// Can its pages be told apart? Those of a file without a name are read whole every time.
+fn is_tracked(zone: &Zone) -> bool {
+    zone.is_private() && !zone.deleted
+}
+
 /// All pages, at every epoch: works everywhere.
 pub struct FullScan;
 
@@ -167,6 +183,7 @@ mod tests {
         assert_eq!("full-scan".parse(), Ok(Engine::FullScan));
         assert_eq!("userfaultfd".parse(), Ok(Engine::Userfaultfd));
         assert_eq!("auto".parse(), Ok(Engine::default()));
-        assert!("soft-dirty".parse::<Engine>().is_err_and(|cause| cause.contains("userfaultfd")));
+        assert_eq!("soft-dirty".parse(), Ok(Engine::SoftDirty));
+        assert!("dirty".parse::<Engine>().is_err_and(|cause| cause.contains("userfaultfd, soft-dirty")));
     }
 }

@@ -12,7 +12,7 @@
 use super::lifts::{Holder, Lifts};
 use super::ranges::{self, Range};
 use super::youth::Youth;
-use super::{Found, Tracker};
+use super::{Found, Tracker, is_tracked};
 use crate::at_once;
 use crate::kinds::pagemap::{PFNZERO, PRESENT, Pagemap, Region, SWAPPED, WRITTEN};
 use crate::kinds::zones::zones_can_be_asked_for;
@@ -232,11 +232,6 @@ fn by_zone<'a>(regions: &'a [Region], zones: &'a [&Zone]) -> impl Iterator<Item 
             (first + index, (region.start.max(zone.start), region.end.min(zone.end)), region.categories)
         })
     })
-}
-
-/// Can its pages be told apart? Those of a file without a name are read whole every time.
-fn is_tracked(zone: &Zone) -> bool {
-    zone.is_private() && !zone.deleted
 }
 
 /// May its pages be protected while the process runs? In a map of a file marks do not tell enough.
