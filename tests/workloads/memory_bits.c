@@ -7,20 +7,21 @@ enum { PAGE = 4096, TABLE = 2 << 20, AREAS = 4, PAGES = 2 * TABLE / PAGE, EQUAL 
 static char *area[AREAS], *room;
 static unsigned version[AREAS][PAGES], last = 1;
 static char *equal;
-static unsigned equal_version;
+static unsigned equal_version[EQUAL];
 
 static uint64_t *page_at(int i, int page) { return (uint64_t *)(area[i] + (size_t)page * PAGE); }
 static void store(int i, int page) {
     unsigned v = version[i][page] = ++last;
     page_at(i, page)[0] = work_mix(v), page_at(i, page)[511] = v;
 }
+static void store_equal(int page, unsigned v) { *(uint64_t *)(equal + page * PAGE) = work_mix(equal_version[page] = v); }
 static void expect(void) {
     for (int i = 0; i < AREAS; i++)
         for (int page = 0; page < PAGES; page++) {
             unsigned v = version[i][page];
             CHECK(page_at(i, page)[0] == (v ? work_mix(v) : 0) && page_at(i, page)[511] == v, "area %d, page %d of version %u holds %lx", i, page, v, page_at(i, page)[511]);
         }
-    for (int page = 0; page < EQUAL; page++) CHECK(*(uint64_t *)(equal + page * PAGE) == work_mix(equal_version), "equal page %d", page);
+    for (int page = 0; page < EQUAL; page++) CHECK(*(uint64_t *)(equal + page * PAGE) == work_mix(equal_version[page]), "equal page %d", page);
 }
 static void *map(void *at, size_t bytes, int prot) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at ? MAP_FIXED : 0);
@@ -60,12 +61,15 @@ static void step(int n) {
         OK(madvise(page_at(0, 100), 20 * PAGE, MADV_NOHUGEPAGE)), zeros(0, 100, 20);
         break;
     case 6: {
-        equal_version = ++last;
-        for (int page = 0; page < EQUAL; page++) *(uint64_t *)(equal + page * PAGE) = work_mix(equal_version);
+        unsigned v = ++last;
+        for (int page = 0; page < EQUAL; page++) store_equal(page, v);
         char runs = '0';
         int fd = open("/sys/kernel/mm/ksm/run", O_RDONLY | O_CLOEXEC);
         if (fd >= 0) CHECK(read(fd, &runs, 1) == 1, "ksm"), OK(close(fd));
         if (runs == '1') work_sleep_us(3000000);
+        /* One is left alone with what was merged. */
+        for (int page = 0; page < EQUAL; page++)
+            if (page != n / 8 % EQUAL) store_equal(page, ++last);
         break;
     }
     case 7:
@@ -85,7 +89,7 @@ int main(int argc, char **argv) {
     }
     room = aligned + (size_t)(2 * AREAS + 1) * 2 * TABLE;
     equal = map(NULL, EQUAL * PAGE, PROT_READ | PROT_WRITE);
-    for (int page = 0; page < EQUAL; page++) *(uint64_t *)(equal + page * PAGE) = work_mix(0);
+    for (int page = 0; page < EQUAL; page++) store_equal(page, 0);
     /* Not on every kernel. */
     (void)madvise(equal, EQUAL * PAGE, MADV_MERGEABLE);
     for (int n = 0; work_more();) {
