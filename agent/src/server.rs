@@ -258,7 +258,7 @@ fn answer(
         }
         Request::Checkpoint { name } => {
             let app = apps.get(&name)?;
-            let look = || progress::of(&app).into_iter().chain(cluster.sending(&name)).next_back();
+            let look = || progress::of(&app).into_iter().chain(cluster.sending(&name)).next();
             telling(stream, &look, || cluster.checkpoint(&app)).map(Reply::Epoch)
         }
         Request::Restore { name, epoch, aside, force, attach } => {

@@ -7,7 +7,9 @@
 //!   messages of all applications ([`AppMsg`]), also as heartbeat of the node when empty.
 //! * **transfer**: one epoch after the other of one application: [`Transfer::Offer`], answered with
 //!   [`TransferReply::Piece`] (go on), `Sealed` (known already) or `Rejected`; the manifest in pieces; then for each [`TransferReply::NeedKeys`] the pages in pieces, until [`TransferReply::Sealed`] or
-//!   [`TransferReply::Rejected`]. At most [`WINDOW`] pieces are unacknowledged.
+//!   [`TransferReply::Rejected`]. At most [`WINDOW`] pieces are unacknowledged. Before the first epoch what is stored for it:
+//!   [`Transfer::Ahead`], answered with `NeedKeys` or `Rejected`; the pages in pieces, as many of them as the sender likes;
+//!   [`Transfer::Done`], answered with `Piece`.
 //! * **order**: one [`Order`], one [`OrderReply`].
 //!
 //! Node names in the messages are never believed: the sender is who its certificate says. Nodes inside an
@@ -39,6 +41,8 @@ pub const PIECE_BYTES: usize = 1 << 20;
 pub const BLOCK_BYTES_MAX: usize = 4 << 20;
 /// Most keys asked for at once.
 pub const NEED_KEYS_MAX: usize = 65_536;
+/// Most keys named by [`Transfer::Ahead`] (64 MiB of pages).
+pub const AHEAD_KEYS_MAX: usize = 16_384;
 /// Pieces that may be under way without an acknowledgement; a sender that has so many waits.
 pub const WINDOW: u32 = 8;
 /// Longest reason.
@@ -344,8 +348,17 @@ pub enum Transfer {
     /// A piece of what was asked for, in the order of the question. Each key with its bytes, packed by
     /// the sender's store (compressed; the receiver's store verifies them against the key).
     Pages(Vec<Page>),
-    /// Nothing more is missing.
+    /// Nothing more is missing; behind [`Transfer::Ahead`]: no more is sent.
     Done,
+    /// Names what is stored for an epoch that is not sealed yet. Nodes that do not know it end the connection.
+    Ahead {
+        /// Application.
+        app: String,
+        /// Launch of it.
+        run: u64,
+        /// Blocks.
+        keys: Vec<Key>,
+    },
 }
 
 /// A block of content.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use holo_api::peer::Key;
+use holo_api::peer::{Key, Page};
 
 use crate::{AppStatus, Described};
 
@@ -74,6 +74,23 @@ pub struct StoreError {
 pub trait EpochSource: Send + Sync + 'static {
     /// Opens an epoch and keeps it from being dropped by retention until the reader is dropped.
     fn open(&self, app: &str, epoch: u64) -> Result<Box<dyn EpochReader>, StoreError>;
+
+    /// Up to `max` blocks that are stored for the next epoch, from a place on, which 0 is the first of. None: there is nothing.
+    fn ahead(&self, app: &str, from: u64, max: usize) -> Option<Ahead>;
+
+    /// Such blocks, packed. They may be gone again.
+    fn read_ahead(&self, app: &str, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError>;
+}
+
+/// What is stored for an epoch that is not sealed yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// Blocks.
+    pub keys: Vec<Key>,
+    /// Place behind them.
+    pub end: u64,
+    /// How many blocks the epoch may have in the end.
+    pub all: u64,
 }
 
 /// One sealed epoch.
@@ -118,6 +135,12 @@ pub trait EpochSink: Send + Sync + 'static {
     /// Starts to receive an epoch. Nothing is visible before [`EpochWriter::seal`]; a writer that is dropped
     /// leaves nothing but blocks that a later attempt may use.
     fn begin(&self, offered: &Offered, manifest: &[u8]) -> Result<Box<dyn EpochWriter>, StoreError>;
+
+    /// Those of these blocks of a run that the store does not have. What it was given of another run may be dropped.
+    fn lacking(&self, app: &str, run: u64, keys: &[Key]) -> Result<Vec<Key>, StoreError>;
+
+    /// Packed blocks of an epoch that is to come, verified against their keys: it will find them if they are still there then.
+    fn put_ahead(&self, app: &str, blocks: &[Page]) -> Result<(), StoreError>;
 }
 
 /// An epoch being received.

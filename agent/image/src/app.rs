@@ -51,11 +51,7 @@ impl AppStore {
     /// Nothing is visible before [`EpochWriter::seal`]; dropping the writer gives everything back.
     pub fn begin(&self, epoch: u64) -> Result<EpochWriter> {
         let draft = self.inner.begin(epoch)?;
-        let mut state = self.inner.state();
-        for (_, slot) in std::mem::take(&mut state.orphans) {
-            state.slots.release(slot);
-        }
-        drop(state);
+        self.inner.state().drop_orphans();
         Ok(EpochWriter::new(draft))
     }
 

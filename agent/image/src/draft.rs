@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
+    ahead::TOLD_PAGES,
     delta::Made,
     epochs,
     error::{Error, Result},
@@ -31,6 +32,9 @@ pub(crate) struct Draft {
     in_runs: SlotSet,
     /// Pages that were not in the store before, in the order of their coming.
     pub(crate) fresh: Vec<(PageKey, u32)>,
+    /// So many of them are told of, from this place on.
+    told: usize,
+    told_from: u64,
     /// Where those are that cannot be found in the store yet.
     unpublished: KeyMap<u32>,
     /// Behind the slot that was found last.
@@ -49,12 +53,12 @@ impl Draft {
         let (fresh, unpublished) = (Vec::new(), KeyMap::default());
         let buffer = Vec::with_capacity(EXTENT_SLOTS as usize * PAGE_BYTES);
         let (near, next, end) = (0, 0, 0);
-        let before = {
+        let (before, told_from) = {
             let mut state = app.state();
             if state.is_line_full() {
                 state.end_line();
             }
-            state.head.clone()
+            (state.head.clone(), state.told.end())
         };
         Draft {
             app,
@@ -63,6 +67,8 @@ impl Draft {
             held,
             in_runs,
             fresh,
+            told: 0,
+            told_from,
             unpublished,
             near,
             next,
@@ -219,7 +225,22 @@ impl Draft {
         let written = self.app.files.write(first, &self.buffer);
         self.failed = written.is_err();
         self.buffer.clear();
+        if written.is_ok() && self.fresh.len() - self.told >= TOLD_PAGES {
+            self.tell();
+        }
         written
+    }
+
+    /// What was written is told to who wants it before the epoch is sealed.
+    fn tell(&mut self) {
+        let app = self.app.clone();
+        let mut state = app.state();
+        let news = &self.fresh[self.told..];
+        for (key, slot) in news {
+            state.slots.publish(*slot, *key);
+        }
+        state.told.tell(news.iter().map(|(_, slot)| *slot).collect());
+        self.told = self.fresh.len();
     }
 
     /// Makes pages and names durable, in this order, and the epoch visible. Returns its file's length.
@@ -287,6 +308,7 @@ impl Draft {
         for slot in std::mem::take(&mut state.ahead) {
             state.slots.release(slot);
         }
+        state.told.forget(0);
         self.sealed = true;
         Ok(bytes.len() as u64)
     }
@@ -294,19 +316,21 @@ impl Draft {
     /// Leaves pages that were stored for an epoch to come, until one is sealed.
     pub(crate) fn leave(mut self) -> Result<()> {
         self.flush()?;
+        self.tell();
         let app = self.app.clone();
         let mut state = app.state();
-        for (key, slot) in self.fresh.drain(..) {
+        for (_, slot) in self.fresh.drain(..) {
             self.held.remove(slot);
-            state.slots.publish(slot, key);
             state.ahead.push(slot);
         }
+        self.told_from = state.told.end();
         Ok(())
     }
 
     /// Makes the pages so far durable.
     pub(crate) fn sync(&mut self) -> Result<()> {
         self.flush()?;
+        self.tell();
         let synced = self.app.files.sync();
         self.failed = synced.is_err();
         synced
@@ -333,6 +357,7 @@ impl Drop for Draft {
         for slot in self.held.take().into_iter().chain(unused) {
             state.slots.release(slot);
         }
+        state.told.forget(self.told_from);
         (state.writing, state.sealing) = (false, None);
         if self.failed {
             // The disk may be full, also for others.

@@ -7,6 +7,7 @@
 //! `docs/internals/image.md`.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod app;
 mod aside;
 mod blob;

@@ -96,6 +96,12 @@ impl Slots {
         slot.good && slot.key == key
     }
 
+    /// The page that may be found in a slot.
+    pub(crate) fn page_at(&self, slot: u32) -> Option<PageKey> {
+        let known = self.slot(slot);
+        known.good.then_some(known.key)
+    }
+
     /// Says which slots have which pages, for one more holder. Of two slots with one page, the one that came
     /// first is found. Fails, and changes nothing, if a slot is said to have another page than before.
     ///

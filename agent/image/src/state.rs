@@ -14,6 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    ahead::Told,
     app::DamagedEpoch,
     aside::{ASIDE_DIR, Aside, AsideKey},
     delta::BaseId,
@@ -80,10 +81,14 @@ pub(crate) struct State {
     pub(crate) aside: BTreeMap<AsideKey, Aside>,
     /// An epoch is being written or received.
     pub(crate) writing: bool,
-    /// Pages of a broken import, each held once, kept for the next try.
+    /// Pages of a broken import, or that came ahead of one, each held once, kept for the next try.
     pub(crate) orphans: KeyMap<u32>,
+    /// The run of the application that they are of, if they came ahead of its first epoch.
+    pub(crate) orphans_of: u64,
     /// Slots of pages that were stored ahead of an epoch, each held once, until one is sealed.
     pub(crate) ahead: Vec<u32>,
+    /// What is being stored, for who wants it before an epoch is sealed.
+    pub(crate) told: Told,
     /// Slots of epochs whose removal is not known to be durable, each held once.
     pub(crate) leaving: Vec<u32>,
     /// The same for epochs that had been put aside.

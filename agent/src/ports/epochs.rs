@@ -6,8 +6,8 @@ use crate::app::{App, Failure};
 use crate::apps::Apps;
 use crate::record::Options2;
 use holo_api::local::AppOptions;
-use holo_api::peer::Key;
-use holo_cluster::ports::{EpochReader, EpochSink, EpochSource, EpochWriter, Offered, StoreError};
+use holo_api::peer::{Key, Page as Block};
+use holo_cluster::ports::{Ahead, EpochReader, EpochSink, EpochSource, EpochWriter, Offered, StoreError};
 use holo_image::wire::{self, Kind, WireError};
 use holo_image::{Import, PAGE_BYTES, Page, PageKey};
 use serde::{Deserialize, Serialize};
@@ -103,6 +103,18 @@ fn unpack(block: &[u8]) -> Result<Page, StoreError> {
     if bytes == PAGE_BYTES { Ok(page) } else { Err(refused("a block that is no page".into())) }
 }
 
+/// Pages by name, packed.
+fn packed(
+    keys: &[Key],
+    read: impl FnOnce(&mut [(PageKey, &mut Page)]) -> holo_image::Result<()>,
+) -> Result<Vec<Vec<u8>>, StoreError> {
+    let keys = keys.iter().map(from_wire).collect::<Result<Vec<_>, _>>()?;
+    let mut pages = vec![[0; PAGE_BYTES]; keys.len()];
+    let mut wanted: Vec<_> = keys.into_iter().zip(&mut pages).collect();
+    read(&mut wanted).map_err(|cause| broken(&cause))?;
+    Ok(pages.iter().map(pack).collect())
+}
+
 struct Reader {
     app: Arc<App>,
     epoch: holo_image::EpochReader,
@@ -113,6 +125,18 @@ impl EpochSource for Epochs {
         let app = self.apps.get(app).map_err(|failure| unknown(&failure))?;
         let epoch = app.store.open_epoch(epoch).map_err(|cause| broken(&cause))?;
         Ok(Box::new(Reader { app, epoch }))
+    }
+
+    fn ahead(&self, app: &str, from: u64, max: usize) -> Option<Ahead> {
+        let store = &self.apps.get(app).ok()?.store;
+        let (keys, end) = store.ahead(from, max);
+        let all = store.progress().1 / PAGE_BYTES as u64;
+        (end > from).then(|| Ahead { keys: keys.into_iter().map(to_wire).collect(), end, all })
+    }
+
+    fn read_ahead(&self, app: &str, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError> {
+        let store = &self.apps.get(app).map_err(|failure| unknown(&failure))?.store;
+        packed(keys, |wanted| store.read_stored(wanted))
     }
 }
 
@@ -135,11 +159,7 @@ impl EpochReader for Reader {
     }
 
     fn read(&mut self, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError> {
-        let keys = keys.iter().map(from_wire).collect::<Result<Vec<_>, _>>()?;
-        let mut pages = vec![[0; PAGE_BYTES]; keys.len()];
-        let mut wanted: Vec<_> = keys.into_iter().zip(&mut pages).collect();
-        self.epoch.read_pages_into(&mut wanted).map_err(|cause| broken(&cause))?;
-        Ok(pages.iter().map(pack).collect())
+        packed(keys, |wanted| self.epoch.read_pages_into(wanted))
     }
 }
 
@@ -199,6 +219,24 @@ impl EpochSink for Epochs {
             return Err(bad(&format!("its manifest is of epoch {}", import.meta().epoch)));
         }
         Ok(Box::new(Writer { app, import, along, from: offered.from.clone() }))
+    }
+
+    fn lacking(&self, app: &str, run: u64, keys: &[Key]) -> Result<Vec<Key>, StoreError> {
+        let keys = keys.iter().map(from_wire).collect::<Result<Vec<_>, _>>()?;
+        let app = self.apps.get_or_add(app).map_err(|failure| unknown(&failure))?;
+        Ok(app.store.lacking(run, &keys).into_iter().map(to_wire).collect())
+    }
+
+    fn put_ahead(&self, app: &str, blocks: &[Block]) -> Result<(), StoreError> {
+        let page = |block: &Block| Ok((from_wire(&block.key)?, unpack(&block.bytes)?));
+        let pages = blocks.iter().map(page).collect::<Result<Vec<_>, StoreError>>()?;
+        let app = self.apps.get(app).map_err(|failure| unknown(&failure))?;
+        // An epoch that is taken here must find nobody at it.
+        let _work = app.work();
+        if app.living().is_some() {
+            return Err(refused(format!("{}: an instance of it lives here", app.name)));
+        }
+        app.store.put_ahead(&pages).map_err(|cause| broken(&cause))
     }
 }
 

@@ -199,6 +199,9 @@ impl AppPort for Instances {
                 return;
             }
         };
+        if status.role == RoleView::Ended {
+            found.store.forget_received();
+        }
         let to = |to: &u16| status.members.get(usize::from(*to)).map_or("?", String::as_str).to_owned();
         found.set_parked(match &status.role {
             RoleView::Fenced { why } => Some(format!("parked: {why}")),

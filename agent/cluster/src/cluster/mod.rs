@@ -1,5 +1,6 @@
 //! The façade: owns the threads, the heartbeats, the transfers, and drives the failover core of each application.
 
+mod ahead;
 mod app;
 mod control;
 mod order;

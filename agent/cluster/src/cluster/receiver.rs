@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use holo_api::peer::{
-    EpochRef, Key, MANIFEST_BYTES_MAX, NEED_KEYS_MAX, OPTIONS_BYTES_MAX, REASON_BYTES_MAX,
+    AHEAD_KEYS_MAX, EpochRef, Key, MANIFEST_BYTES_MAX, NEED_KEYS_MAX, OPTIONS_BYTES_MAX, REASON_BYTES_MAX,
     TRANSFER_FRAME_BYTES_MAX, Transfer, TransferReply,
 };
 
@@ -55,14 +55,24 @@ pub(super) fn serve(shared: &Arc<Shared>, mut connection: Connection) -> Result<
     connection.set_patience(shared.transfer_patience)?;
     connection.set_frame_bytes_max(TRANSFER_FRAME_BYTES_MAX);
     while !shared.stopping() {
-        let Transfer::Offer { app, run, at, options, manifest_bytes } = connection.receive()? else {
-            return Err(connection.unexpected("a piece without an offer"));
-        };
         let from = connection.peer().to_owned();
-        let (incarnation, epoch) = (at.incarnation, at.epoch);
-        let offered = Offered { app, from, run, incarnation, epoch, options };
-        match receive(shared, &mut connection, &offered, at, manifest_bytes) {
-            Ok(held) => connection.send(&TransferReply::Sealed(held))?,
+        let (at, outcome) = match connection.receive()? {
+            Transfer::Offer { app, run, at, options, manifest_bytes } => {
+                let (incarnation, epoch) = (at.incarnation, at.epoch);
+                let offered = Offered { app, from, run, incarnation, epoch, options };
+                let held = receive(shared, &mut connection, &offered, at, manifest_bytes);
+                (at, held.map(TransferReply::Sealed))
+            }
+            Transfer::Ahead { app, run, keys } => {
+                let taken = receive_ahead(shared, &mut connection, (&app, run, &from), &keys);
+                (EpochRef::default(), taken.map(|()| TransferReply::Piece))
+            }
+            Transfer::Manifest(_) | Transfer::Pages(_) | Transfer::Done => {
+                return Err(connection.unexpected("a piece without an offer"));
+            }
+        };
+        match outcome {
+            Ok(reply) => connection.send(&reply)?,
             Err(Failure::Link(e)) => return Err(e),
             Err(Failure::Refused(Refusal { mut reason, retry })) => {
                 let mut end = reason.len().min(REASON_BYTES_MAX);
@@ -91,7 +101,7 @@ fn receive(
     if offered.options.len() > OPTIONS_BYTES_MAX || manifest_bytes > MANIFEST_BYTES_MAX || at.epoch == 0 {
         return Err(refusal("outside of the limits", false).into());
     }
-    let app = find(shared, offered)?;
+    let app = find(shared, (&offered.app, offered.run, &offered.from))?;
     let held = app.read(|core| core.sealed());
     if held == at {
         return Ok(held);
@@ -119,18 +129,18 @@ fn receive(
     }
     match connection.receive()? {
         Transfer::Done => {}
-        Transfer::Offer { .. } | Transfer::Manifest(_) | Transfer::Pages(_) => {
+        Transfer::Offer { .. } | Transfer::Manifest(_) | Transfer::Pages(_) | Transfer::Ahead { .. } => {
             return Err(connection.unexpected("something else than the end").into());
         }
     }
     seal(shared, &app, at, writer)
 }
 
-fn find(shared: &Arc<Shared>, offered: &Offered) -> Result<Arc<App>, Failure> {
-    let app = shared.app(&offered.app).filter(|app| app.run == offered.run);
+fn find(shared: &Arc<Shared>, (name, run, from): (&str, u64, &str)) -> Result<Arc<App>, Failure> {
+    let app = shared.app(name).filter(|app| app.run == run);
     // The heartbeat that announces it may still be under way.
     let app = app.ok_or_else(|| refusal("not known here yet", true))?;
-    let from = app.member(&offered.from);
+    let from = app.member(from);
     if from.is_none() || app.read(|core| core.record().owner) != from {
         return Err(refusal("the sender is not the owner that this node knows", true).into());
     }
@@ -174,6 +184,40 @@ fn receive_pages(
         connection.send(&TransferReply::Piece)?;
     }
     Ok(())
+}
+
+/// Takes what is stored for the first epoch of an application, as far as it is missing here.
+fn receive_ahead(
+    shared: &Arc<Shared>,
+    connection: &mut Connection,
+    of: (&str, u64, &str),
+    keys: &[Key],
+) -> Result<(), Failure> {
+    if keys.len() > AHEAD_KEYS_MAX {
+        return Err(refusal("outside of the limits", false).into());
+    }
+    let app = find(shared, of)?;
+    if app.read(|core| core.sealed()) != EpochRef::default() {
+        return Err(refusal("this node has epochs of it", false).into());
+    }
+    let sink = &shared.ports.sink;
+    let missing = sink.lacking(&app.name, app.run, keys)?;
+    let mut rest = missing.iter();
+    connection.send(&TransferReply::NeedKeys(missing.clone()))?;
+    loop {
+        let pages = match connection.receive()? {
+            Transfer::Pages(pages) => pages,
+            Transfer::Done => return Ok(()),
+            Transfer::Offer { .. } | Transfer::Manifest(_) | Transfer::Ahead { .. } => {
+                return Err(connection.unexpected("something else than the blocks asked for").into());
+            }
+        };
+        if pages.is_empty() || !pages.iter().all(|page| rest.next() == Some(&page.key)) {
+            return Err(connection.unexpected("a block that was not asked for").into());
+        }
+        sink.put_ahead(&app.name, &pages)?;
+        connection.send(&TransferReply::Piece)?;
+    }
 }
 
 fn seal(

@@ -3,15 +3,15 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use holo_api::peer::{
-    BLOCK_BYTES_MAX, EpochRef, Key, MANIFEST_BYTES_MAX, NEED_KEYS_MAX, OPTIONS_BYTES_MAX, PIECE_BYTES, Page,
-    Purpose, TRANSFER_FRAME_BYTES_MAX, Transfer, TransferReply, WINDOW,
+    AHEAD_KEYS_MAX, BLOCK_BYTES_MAX, EpochRef, Key, MANIFEST_BYTES_MAX, NEED_KEYS_MAX, OPTIONS_BYTES_MAX,
+    PIECE_BYTES, Page, Purpose, TRANSFER_FRAME_BYTES_MAX, Transfer, TransferReply, WINDOW,
 };
 
-use super::{Shared, app::App, sending::UnderWay};
+use super::{Shared, ahead::Early, app::App, sending::UnderWay};
 use crate::{
     error::LinkError,
     link::{Connection, Patience},
-    ports::{EpochReader, StoreError},
+    ports::{Ahead, EpochReader, StoreError},
 };
 
 /// Blocks that are read from the store at once.
@@ -20,14 +20,14 @@ const BLOCKS_AT_ONCE: usize = 128;
 const IDLE: Duration = Duration::from_secs(10);
 
 /// How an attempt to bring an epoch ended.
-enum Outcome {
+pub(super) enum Outcome {
     Sealed(EpochRef),
     /// Not taken; false: never will be.
     Rejected(String, bool),
 }
 
 #[derive(Debug, thiserror::Error)]
-enum SendError {
+pub(super) enum SendError {
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error("read epoch from the local store: {0}")]
@@ -44,10 +44,17 @@ pub(super) fn start(shared: &Arc<Shared>, app: &Arc<App>, peer: &str) {
     named.spawn(move || sender.run()).expect("the system has threads left");
 }
 
-struct Sender {
-    shared: Arc<Shared>,
-    app: Arc<App>,
-    peer: String,
+pub(super) struct Sender {
+    pub(super) shared: Arc<Shared>,
+    pub(super) app: Arc<App>,
+    pub(super) peer: String,
+}
+
+/// What there is to bring.
+enum Work {
+    Epoch(EpochRef),
+    /// What is stored for the first epoch.
+    Ahead(Ahead),
 }
 
 impl Sender {
@@ -58,11 +65,23 @@ impl Sender {
         let mut failures = 0u32;
         // A change of what the peer has was refused: it has another one, has forgotten it, or is too old to know changes.
         let mut whole = false;
+        let mut early = Early::default();
         while !self.over() {
-            let Some(at) = self.wait_work(hopeless, if connection.is_some() { IDLE } else { Duration::MAX })
-            else {
-                connection = None;
-                continue;
+            if connection.is_none() {
+                // The peer may have lost what it had.
+                early.from = 0;
+            }
+            let patience = if connection.is_some() { IDLE } else { Duration::MAX };
+            let at = match self.wait_work(hopeless, patience, &early) {
+                Some(Work::Epoch(at)) => at,
+                Some(Work::Ahead(stored)) => {
+                    self.bring_ahead(&mut connection, &mut early, &stored);
+                    continue;
+                }
+                None => {
+                    connection = None;
+                    continue;
+                }
             };
             let fresh = connection.is_none();
             let outcome = self.bring(&mut connection, at, whole);
@@ -116,14 +135,23 @@ impl Sender {
         self.app.is_gone() || self.shared.stopping()
     }
 
-    /// The newest epoch that the peer does not hold, once there is one; `None` after `patience`.
-    fn wait_work(&self, hopeless: EpochRef, patience: Duration) -> Option<EpochRef> {
+    /// The newest epoch that the peer does not hold, once there is one, before the first one what is stored for it; `None` after
+    /// `patience`.
+    fn wait_work(&self, hopeless: EpochRef, patience: Duration, early: &Early) -> Option<Work> {
         let step = Duration::from_millis(200);
         let mut waited = Duration::ZERO;
         while !self.over() && waited < patience {
             let member = self.app.member(&self.peer)?;
             let (owner, newest, told) =
                 self.app.read(|core| (core.is_owner(), core.sealed(), core.sealed_at(member)));
+            if owner
+                && newest.epoch == 0
+                && early.is_due()
+                && let Some(stored) =
+                    self.shared.ports.source.ahead(&self.app.name, early.from, AHEAD_KEYS_MAX)
+            {
+                return Some(Work::Ahead(stored));
+            }
             let mut replicas = self.app.replicas.lock();
             if owner && told > replicas.get(&self.peer).copied().unwrap_or_default() {
                 replicas.insert(self.peer.clone(), told);
@@ -131,7 +159,7 @@ impl Sender {
             }
             let held = replicas.get(&self.peer).copied().unwrap_or_default();
             if owner && newest.epoch > 0 && newest > held && newest != hopeless {
-                return Some(newest);
+                return Some(Work::Epoch(newest));
             }
             self.app.replicated.wait_for(&mut replicas, step);
             waited += step;
@@ -154,7 +182,7 @@ impl Sender {
         self.transfer(connection, reader.as_mut(), at, if whole { 0 } else { held })
     }
 
-    fn dial(&self) -> Result<Connection, LinkError> {
+    pub(super) fn dial(&self) -> Result<Connection, LinkError> {
         let shared = &self.shared;
         let patience = Patience { connect: Duration::from_secs(5), io: shared.transfer_patience };
         let Some(peer) = shared.peers.get(&self.peer) else {
@@ -214,23 +242,24 @@ impl Sender {
             let all = *all.get_or_insert_with(|| {
                 if held == 0 && keys.len() == NEED_KEYS_MAX { reader.blocks() } else { 0 }
             });
-            under_way.wanted(keys.len(), all);
-            if let Some(end) = self.send_pages(connection, reader, (&mut window, &under_way), &keys)? {
+            under_way.wanted(keys.len(), if keys.len() < NEED_KEYS_MAX { 0 } else { all });
+            let mut read = |keys: &[Key]| reader.read(keys);
+            if let Some(end) = self.send_pages(connection, &mut read, (&mut window, &under_way), &keys)? {
                 return Ok(end);
             }
         }
     }
 
-    fn send_pages(
+    pub(super) fn send_pages(
         &self,
         connection: &mut Connection,
-        reader: &mut dyn EpochReader,
+        read: &mut dyn FnMut(&[Key]) -> Result<Vec<Vec<u8>>, StoreError>,
         (window, under_way): (&mut Window, &UnderWay<'_>),
         keys: &[Key],
     ) -> Result<Option<Outcome>, SendError> {
         let (mut pages, mut bytes) = (Vec::new(), 0);
         for part in keys.chunks(BLOCKS_AT_ONCE) {
-            for (key, block) in part.iter().zip(reader.read(part)?) {
+            for (key, block) in part.iter().zip(read(part)?) {
                 if block.len() > BLOCK_BYTES_MAX {
                     return Err(SendError::Limit(format!("a block of {} bytes is too large", block.len())));
                 }
@@ -265,17 +294,21 @@ impl Sender {
 
 /// Pieces under way: the receiver's acknowledgements are the only credit, so that a slow one slows us.
 #[derive(Default)]
-struct Window {
+pub(super) struct Window {
     unacknowledged: u32,
 }
 
-enum Reply {
+pub(super) enum Reply {
     Need(Vec<Key>),
     End(Outcome),
 }
 
 impl Window {
-    fn send(&mut self, connection: &mut Connection, piece: &Transfer) -> Result<Option<Outcome>, SendError> {
+    pub(super) fn send(
+        &mut self,
+        connection: &mut Connection,
+        piece: &Transfer,
+    ) -> Result<Option<Outcome>, SendError> {
         while self.unacknowledged >= WINDOW {
             match self.read(connection)? {
                 None => {}
@@ -288,7 +321,19 @@ impl Window {
         Ok(None)
     }
 
-    fn next(&mut self, connection: &mut Connection) -> Result<Reply, SendError> {
+    /// Until nothing is under way.
+    pub(super) fn drain(&mut self, connection: &mut Connection) -> Result<Option<Outcome>, SendError> {
+        while self.unacknowledged > 0 {
+            match self.read(connection)? {
+                None => {}
+                Some(Reply::End(outcome)) => return Ok(Some(outcome)),
+                Some(Reply::Need(_)) => return Err(connection.unexpected("a question after the end").into()),
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn next(&mut self, connection: &mut Connection) -> Result<Reply, SendError> {
         loop {
             if let Some(reply) = self.read(connection)? {
                 return Ok(reply);

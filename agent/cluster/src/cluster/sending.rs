@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use holo_api::peer::NEED_KEYS_MAX;
 use parking_lot::Mutex;
 
 use super::Sending;
@@ -57,7 +56,7 @@ impl UnderWay<'_> {
     pub(super) fn wanted(&self, count: usize, all: u64) {
         self.change(|sending| {
             let least = sending.done + count as u64;
-            sending.total = if count < NEED_KEYS_MAX { least } else { least.max(all) };
+            sending.total = least.max(all);
         });
     }
 

@@ -1,7 +1,7 @@
-//! Nodes with applications and stores in memory.
+//! Nodes with stores in memory.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     path::PathBuf,
     sync::{
@@ -12,15 +12,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holo_api::peer::Key;
+use holo_api::peer::{Key, Page};
 use holo_cluster::{
     AppStatus, Cluster, ClusterConfig, ClusterHandle, PeerConfig,
     core::Timing,
     keys,
-    ports::{AppPort, EpochReader, EpochSink, EpochSource, EpochWriter, Offered, Ports, StoreError},
+    ports::{Ahead, EpochReader, EpochSink, EpochSource, EpochWriter, Offered, Ports, StoreError},
 };
 
-use crate::relay::{Relay, Wire};
+use crate::{
+    instances::{Apps, Instance, Port},
+    relay::{Relay, Wire},
+};
 
 pub const BLOCK_BYTES: usize = 64 * 1024;
 
@@ -29,118 +32,15 @@ pub fn timing() -> Timing {
     Timing { heartbeat_ms: 50, lease_ms: 1200, failover_ms: 2000, switch_ms_max: 8_000, ..Timing::default() }
 }
 
-#[derive(Clone, Default)]
-struct Instance {
-    running: bool,
-    from: Option<u64>,
-    fences: u32,
-}
-
-/// Instances; they outlive their agent.
-#[derive(Default)]
-pub struct Apps {
-    live: Mutex<HashMap<String, Instance>>,
-    prepared: Mutex<HashMap<String, u64>>,
-    failing: Mutex<HashSet<String>>,
-    from: Mutex<HashMap<String, u64>>,
-    store: Mutex<Option<Arc<Store>>>,
-}
-
-impl Apps {
-    pub fn running(&self, app: &str) -> bool {
-        self.live.lock().unwrap().get(app).is_some_and(|i| i.running)
-    }
-
-    pub fn found_instance(&self, app: &str) -> bool {
-        self.live.lock().unwrap().contains_key(app)
-    }
-
-    pub fn started_from(&self, app: &str) -> Option<u64> {
-        self.live.lock().unwrap().get(app).and_then(|i| i.from)
-    }
-
-    pub fn fences(&self, app: &str) -> u32 {
-        self.live.lock().unwrap().get(app).map_or(0, |i| i.fences)
-    }
-
-    pub fn fail_prepare(&self, app: &str, fail: bool) {
-        let mut failing = self.failing.lock().unwrap();
-        if fail {
-            failing.insert(app.to_owned())
-        } else {
-            failing.remove(app)
-        };
-    }
-
-    pub fn clear(&self, app: &str) {
-        self.live.lock().unwrap().remove(app);
-    }
-}
-
-pub struct Port(Arc<Apps>);
-
-impl AppPort for Port {
-    fn found(&self, app: &str) -> bool {
-        self.0.found_instance(app)
-    }
-
-    fn lease(&self, _app: &str, _until_ms: Option<u64>) {}
-
-    fn fence(&self, app: &str) {
-        if let Some(i) = self.0.live.lock().unwrap().get_mut(app) {
-            i.running = false;
-            i.fences += 1;
-        }
-    }
-
-    fn unfence(&self, app: &str) -> Result<(), String> {
-        self.0.live.lock().unwrap().get_mut(app).map(|i| i.running = true).ok_or("no instance".to_owned())
-    }
-
-    fn stop_instance(&self, app: &str) {
-        self.0.clear(app);
-    }
-
-    fn prepare(&self, app: &str, epoch: u64) -> Result<(), String> {
-        if self.0.failing.lock().unwrap().contains(app) {
-            return Err("told to fail".to_owned());
-        }
-        let store = self.0.store.lock().unwrap().clone().unwrap();
-        assert_eq!(store.newest_of(app), epoch, "prepared from the newest");
-        self.0.prepared.lock().unwrap().insert(app.to_owned(), epoch);
-        Ok(())
-    }
-
-    fn abort_prepare(&self, app: &str) {
-        self.0.prepared.lock().unwrap().remove(app);
-    }
-
-    fn activate(&self, app: &str, _incarnation: u64, epoch: u64) -> Result<(), String> {
-        assert_eq!(self.0.prepared.lock().unwrap().remove(app), Some(epoch));
-        self.0.from.lock().unwrap().insert(app.to_owned(), epoch);
-        let instance = Instance { running: true, from: Some(epoch), fences: 0 };
-        self.0.live.lock().unwrap().insert(app.to_owned(), instance);
-        Ok(())
-    }
-
-    fn final_epoch(&self, app: &str) -> Result<u64, String> {
-        if let Some(i) = self.0.live.lock().unwrap().get_mut(app) {
-            i.running = false;
-        }
-        let store = self.0.store.lock().unwrap().clone().unwrap();
-        let epoch = store.newest_of(app) + 1;
-        store.make(app, epoch, 7);
-        Ok(epoch)
-    }
-}
-
 type Epochs = BTreeMap<(String, u64), Vec<Key>>;
 
 /// A content-addressed store in memory: a key begins with a sum of its block.
 #[derive(Default)]
 pub struct Store {
     epochs: Mutex<Epochs>,
-    blocks: Mutex<HashMap<Key, Vec<u8>>>,
+    pub blocks: Mutex<HashMap<Key, Vec<u8>>>,
+    /// Blocks of an application that are stored ahead of its first epoch.
+    pub staged: Mutex<Vec<(String, Key)>>,
     slow_us: AtomicU64,
     reads: AtomicUsize,
     puts: AtomicUsize,
@@ -159,21 +59,34 @@ fn key_of(block: &[u8], serial: u64) -> Key {
     key
 }
 
-fn error(why: &str, retry: bool) -> StoreError {
+pub fn error(why: &str, retry: bool) -> StoreError {
     StoreError { why: why.to_owned(), retry }
 }
 
 impl Store {
+    /// The block of a number of an epoch, there from now on.
+    pub fn block(&self, epoch: u64, number: u64) -> Key {
+        let serial = epoch * 1_000_000 + number;
+        let block = vec![(serial % 251) as u8; BLOCK_BYTES];
+        let key = key_of(&block, serial);
+        self.blocks.lock().unwrap().insert(key, block);
+        key
+    }
+
     pub fn make(&self, app: &str, epoch: u64, blocks: u64) {
-        let keys = (0..blocks).map(|n| {
-            let serial = epoch * 1_000_000 + n;
-            let block = vec![(serial % 251) as u8; BLOCK_BYTES];
-            let key = key_of(&block, serial);
-            self.blocks.lock().unwrap().insert(key, block);
-            key
-        });
-        let keys: Vec<Key> = keys.collect();
+        let keys: Vec<Key> = (0..blocks).map(|number| self.block(epoch, number)).collect();
         self.epochs.lock().unwrap().insert((app.to_owned(), epoch), keys);
+    }
+
+    pub fn put(&self, key: &Key, bytes: &[u8]) -> Result<(), StoreError> {
+        let serial = u64::from_le_bytes(key[8..16].try_into().unwrap());
+        if key_of(bytes, serial) != *key {
+            return Err(error("a block does not match its key", false));
+        }
+        thread::sleep(Duration::from_micros(self.slow_us.load(Ordering::Relaxed)));
+        self.puts.fetch_add(1, Ordering::Relaxed);
+        self.blocks.lock().unwrap().insert(*key, bytes.to_vec());
+        Ok(())
     }
 
     pub fn newest_of(&self, app: &str) -> u64 {
@@ -221,6 +134,10 @@ impl Store {
         self.keeping.store(on, Ordering::Relaxed);
     }
 
+    pub fn is_refusing(&self) -> bool {
+        self.refusing.load(Ordering::Relaxed)
+    }
+
     pub fn refuse(&self, on: bool) {
         self.refusing.store(on, Ordering::Relaxed);
     }
@@ -235,6 +152,14 @@ impl EpochSource for StorePort {
         let epochs = self.0.epochs.lock().unwrap();
         let keys = epochs.get(&(app.to_owned(), epoch)).ok_or_else(|| error("no such epoch", false))?;
         Ok(Box::new(Reader(self.0.clone(), keys.clone())))
+    }
+
+    fn ahead(&self, app: &str, from: u64, max: usize) -> Option<Ahead> {
+        self.0.ahead(app, from, max)
+    }
+
+    fn read_ahead(&self, _app: &str, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError> {
+        Reader(self.0.clone(), Vec::new()).read(keys)
     }
 }
 
@@ -307,6 +232,15 @@ impl EpochSink for StorePort {
         let (store, app) = (self.0.clone(), offered.app.clone());
         Ok(Box::new(Writer { store, app, epoch: offered.epoch, keys }))
     }
+
+    fn lacking(&self, _app: &str, _run: u64, keys: &[Key]) -> Result<Vec<Key>, StoreError> {
+        let blocks = self.0.blocks.lock().unwrap();
+        Ok(keys.iter().filter(|key| !blocks.contains_key(*key)).copied().collect())
+    }
+
+    fn put_ahead(&self, _app: &str, blocks: &[Page]) -> Result<(), StoreError> {
+        self.0.put_ahead(blocks)
+    }
 }
 
 impl EpochWriter for Writer {
@@ -316,14 +250,7 @@ impl EpochWriter for Writer {
     }
 
     fn put(&mut self, key: &Key, bytes: &[u8]) -> Result<(), StoreError> {
-        let serial = u64::from_le_bytes(key[8..16].try_into().unwrap());
-        if key_of(bytes, serial) != *key {
-            return Err(error("a block does not match its key", false));
-        }
-        thread::sleep(Duration::from_micros(self.store.slow_us.load(Ordering::Relaxed)));
-        self.store.puts.fetch_add(1, Ordering::Relaxed);
-        self.store.blocks.lock().unwrap().insert(*key, bytes.to_vec());
-        Ok(())
+        self.store.put(key, bytes)
     }
 
     fn seal(self: Box<Self>) -> Result<(), StoreError> {

@@ -4,7 +4,9 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod ahead;
 mod fake;
+mod instances;
 mod links;
 mod relay;
 

@@ -68,7 +68,19 @@ fn send(from: &AppStore, to: &AppStore, epoch: u64, held: u64) -> bool {
     let whole = reader.export_manifest().unwrap();
     let change = reader.export_since(held).and_then(|frame| to.begin_import(frame).ok());
     let is_change = change.is_some();
+    // What came before is not asked for.
+    let early: Vec<_> = reader.keys().into_iter().step_by(3).chain([PageKey::of(&page(1 << 40))]).collect();
+    drop(change);
+    let page_of = |key: PageKey| {
+        let mut bytes = page(1 << 40);
+        let _ = reader.read_page(key, &mut bytes);
+        (key, bytes)
+    };
+    to.put_ahead(&early.iter().copied().map(page_of).collect::<Vec<_>>()).unwrap();
+    assert!(to.lacking(0, &early).is_empty());
+    let change = reader.export_since(held).and_then(|frame| to.begin_import(frame).ok());
     let mut import = change.unwrap_or_else(|| to.begin_import(&whole).unwrap());
+    assert!(import.missing().iter().all(|key| !early.contains(key)));
     for key in import.missing() {
         let mut bytes = [0; PAGE_BYTES];
         reader.read_page(key, &mut bytes).unwrap();

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, io::ErrorKind, time::Duration};
 
 use super::{Content, changes::open, memory};
 use crate::{
-    AppStore, EpochMeta, Error, PageKey, Result, Retention,
+    AppStore, EpochMeta, Error, Page, PageKey, Result, Retention,
     disk::sim::{Fault, SimDisk, Survival},
 };
 
@@ -95,6 +95,12 @@ fn import(app: &AppStore, manifest: &[u8], pages: &[(PageKey, Vec<u8>)], seal: b
     if seal { import.seal().map(drop) } else { Ok(()) }
 }
 
+/// Pages for [`AppStore::put_ahead`], named anew.
+fn ahead_of(pages: &[(PageKey, Vec<u8>)]) -> Vec<(PageKey, Page)> {
+    let page = |bytes: &[u8]| -> Page { bytes.try_into().unwrap() };
+    pages.iter().map(|(_, bytes)| (PageKey::of(&page(bytes)), page(bytes))).collect()
+}
+
 /// The life. Goes on after errors, so that what comes after a failed operation is tested, too.
 fn live(disk: &SimDisk, foreign: &(Vec<u8>, Vec<(PageKey, Vec<u8>)>)) -> Known {
     let mut known = Known::default();
@@ -111,7 +117,12 @@ fn live(disk: &SimDisk, foreign: &(Vec<u8>, Vec<(PageKey, Vec<u8>)>)) -> Known {
         }
         let _ = app.retain_at(&keep, 1000);
     }
+    // Some of it came before, with what is of no use; after a break again.
+    let some = |from: usize| ahead_of(&foreign.1[from..from + 4]);
+    let _ =
+        app.put_ahead(&some(0)).and_then(|()| app.put_ahead(&ahead_of(&[(PageKey::ZERO, memory(&[77]))])));
     let _ = import(&app, &foreign.0, &foreign.1, false);
+    let _ = app.put_ahead(&some(7));
     let _ = known.epoch(5, import(&app, &foreign.0, &foreign.1, true));
     // Dropped half-way.
     if let Ok(mut writer) = app.begin(6) {
