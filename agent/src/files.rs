@@ -16,6 +16,7 @@ use crate::inodes::{self, Inodes, Number};
 use crate::recorded::{Maps, Recorded};
 use crate::witness::{self, Witness};
 use ahead::Stored;
+pub(crate) use ahead::stand_back;
 use contents::{Sink, Source, take_apart};
 use holo_abi::changes::CHANGES_BYTES;
 use holo_abi::control::{INODE_CALLS, INODES_MAX};

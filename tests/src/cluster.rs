@@ -209,6 +209,27 @@ impl Cluster {
         self.ip(&["link", "set", &format!("v-{}", self.nodes[index].name), "up"]);
     }
 
+    /// Bytes that went over a node's cable to it.
+    ///
+    /// # Panics
+    /// When `ip` does not tell.
+    #[must_use]
+    pub fn carried_to(&self, index: usize) -> u64 {
+        let cable = format!("v-{}", self.nodes[index].name);
+        let text =
+            command::run_ok(self.outer_command("ip").args(["-s", "-j", "link", "show", &cable]), LIMIT);
+        let links: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        links[0]["stats64"]["tx"]["bytes"].as_u64().unwrap_or_else(|| panic!("{cable}: {text}"))
+    }
+
+    /// From now on a node's cable carries no more than this to it, as `tc` has it: `100mbit`.
+    pub fn slow(&self, index: usize, rate: &str) {
+        let cable = format!("v-{}", self.nodes[index].name);
+        let mut tc = self.outer_command("tc");
+        tc.args(["qdisc", "replace", "dev", &cable, "root", "tbf", "rate", rate]);
+        command::run_ok(tc.args(["burst", "256k", "latency", "50ms"]), LIMIT);
+    }
+
     /// Kills a whole node with -9: the first process of its pid namespace, and the kernel everything with it. Its files
     /// stay. Its cable is cut first, so that the dying kernel objects say nothing to the others.
     pub fn kill(&mut self, index: usize) {

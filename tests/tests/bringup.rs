@@ -111,7 +111,7 @@ fn how_far_it_is_shows() {
     app.wait_joined(a);
     assert!(progress(&app, a).is_empty(), "nothing is under way");
     let whole = (FILES * BYTES) as u64;
-    let before = carried_to(&cluster, "b");
+    let before = cluster.carried_to(1);
     let mut seen: Vec<Value> = Vec::new();
     let mut texts = String::new();
     std::thread::scope(|scope| {
@@ -121,7 +121,7 @@ fn how_far_it_is_shows() {
         a.behind_the_agent(|| std::thread::sleep(SHOWN));
         let mut is_held = false;
         while !order.is_finished() {
-            if !is_held && carried_to(&cluster, "b") - before > whole / 4 {
+            if !is_held && cluster.carried_to(1) - before > whole / 4 {
                 is_held = true;
                 b.behind_the_agent(|| {
                     std::thread::sleep(SHOWN);
@@ -158,14 +158,6 @@ fn how_far_it_is_shows() {
     app.wait_ended(a, LIMIT);
 }
 
-/// Bytes that went over a node's cable to it.
-fn carried_to(cluster: &Cluster, node: &str) -> u64 {
-    let cable = format!("v-{node}");
-    let text = command::run_ok(cluster.outer_command("ip").args(["-s", "-j", "link", "show", &cable]), LIMIT);
-    let links: Value = serde_json::from_str(&text).unwrap();
-    links[0]["stats64"]["tx"]["bytes"].as_u64().unwrap()
-}
-
 #[test]
 fn a_link_that_breaks_costs_what_was_under_way() {
     const FILES: usize = 1500;
@@ -178,12 +170,12 @@ fn a_link_that_breaks_costs_what_was_under_way() {
     let mut app = App::start(a, "work", &program(a), DIR, &["--standby", "b"]);
     app.wait_joined(a);
     let whole = (FILES * BYTES) as u64;
-    let (before, mut breaks) = (carried_to(&cluster, "b"), 0);
+    let (before, mut breaks) = (cluster.carried_to(1), 0);
     std::thread::scope(|scope| {
         let order = scope.spawn(|| app.checkpoint(a));
         for part in 1..4 {
             wait::until(LIMIT, "a part of it on its way", || {
-                let has_part = carried_to(&cluster, "b") - before > whole / 5 * part;
+                let has_part = cluster.carried_to(1) - before > whole / 5 * part;
                 (has_part || order.is_finished()).then_some(())
             });
             let steps = Steps::follow(a.agent_inside().unwrap(), Act::Break, 3);
@@ -193,7 +185,7 @@ fn a_link_that_breaks_costs_what_was_under_way() {
         order.join().unwrap();
     });
     let epoch = wait::until(LIMIT, "the epoch on b", || epochs::sealed(b, "work").last().copied());
-    let carried = carried_to(&cluster, "b") - before;
+    let carried = cluster.carried_to(1) - before;
     let log = a.log();
     let is_transfer = |line: &&str| line.starts_with("holod: work: ") && line.contains(" b: ");
     let broken = log.lines().filter(is_transfer).count();
@@ -203,4 +195,113 @@ fn a_link_that_breaks_costs_what_was_under_way() {
     epochs::open(b, "work", epoch).verify().unwrap();
     fs::write(a.outside(DIR).join("stop"), b"").unwrap();
     app.wait_ended(a, LIMIT);
+}
+
+/// Bytes that `memory_inherited.c` has.
+const MEMORY: u64 = 80 << 20;
+
+/// Two nodes and an application with much memory, epochs of which fail when all that can be is stored ahead of them.
+fn without_epochs() -> (Cluster, App) {
+    let mut cluster = Cluster::new(&["a", "b"], Who::Me);
+    let faults = cluster.nodes[0].inside("faults");
+    cluster.nodes[0].set_agent_env("HOLO_FAULTS", faults);
+    cluster.start_agents(Timing::patient());
+    cluster.nodes.iter().for_each(|node| hand_over(&node.outside(DIR), Who::Me));
+    let a = &cluster.nodes[0];
+    let program = Program::new(compile::workload("memory_inherited.c"), &[a.inside(DIR)]);
+    let mut app = App::start(a, "work", &program, DIR, &["--standby", "b"]);
+    app.wait_joined(a);
+    rounds(a);
+    fs::write(a.outside("faults"), "memory dump before").unwrap();
+    (cluster, app)
+}
+
+/// It goes on, and has found nothing wrong.
+fn rounds(node: &Node) {
+    let count = || {
+        let text = fs::read_to_string(node.outside(DIR).join("progress")).unwrap_or_default();
+        text.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap_or(0)
+    };
+    let from = count();
+    // More than once around its memory.
+    wait::until(LIMIT, "rounds", || {
+        assert!(!node.outside(DIR).join("result").exists(), "it ended on {}", node.name);
+        (count() > from + 100).then_some(())
+    });
+}
+
+/// The epoch that is taken now, by how many bytes it took on the way to b; it is whole there, and b goes on from it.
+fn taken_over(mut cluster: Cluster, mut app: App) -> u64 {
+    let (a, b) = (&cluster.nodes[0], &cluster.nodes[1]);
+    fs::write(a.outside("faults"), "").unwrap();
+    assert!(
+        epochs::sealed(a, "work").is_empty() && epochs::sealed(b, "work").is_empty(),
+        "an epoch was sealed"
+    );
+    let before = cluster.carried_to(1);
+    let epoch = app.checkpoint(a);
+    wait::until(LIMIT, "the epoch on b", || epochs::sealed(b, "work").last().copied());
+    let carried = cluster.carried_to(1) - before;
+    epochs::open(b, "work", epoch.number("epoch")).verify().unwrap();
+    wait::until(LIMIT, "b is armed", || b.log().contains("armed: will take over").then_some(()));
+    cluster.kill(0);
+    app.forget();
+    let b = &cluster.nodes[1];
+    wait::until(LIMIT, "take-over by b", || (app.state(b) == "running").then_some(()));
+    app.settle(b);
+    rounds(b);
+    fs::write(b.outside(DIR).join("stop"), b"").unwrap();
+    app.wait_ended(b, LIMIT);
+    assert_eq!(fs::read_to_string(b.outside(DIR).join("result")).unwrap(), "ok\n");
+    carried
+}
+
+// Goal: a stand-by has got what is stored ahead of the first epoch before that is sealed; the epoch brings what is missing, and is whole.
+// Method: bytes on its cable, before the epoch, while attempts fail behind what was stored, and with it; the node is killed.
+#[test]
+fn what_is_stored_ahead_is_sent_before_the_first_epoch() {
+    let (cluster, app) = without_epochs();
+    let (a, b) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let before = cluster.carried_to(1);
+    app.try_checkpoint(a).expect_err("it fails by order");
+    wait::until(LIMIT, "memory on b", || (cluster.carried_to(1) - before > MEMORY).then_some(()));
+    wait::until(LIMIT, "memory in the store of b", || (stored_bytes(b) >= MEMORY).then_some(()));
+    // What is there is not sent again.
+    app.try_checkpoint(a).expect_err("it fails by order");
+    std::thread::sleep(Duration::from_millis(500));
+    let early = cluster.carried_to(1) - before;
+    assert!(early < MEMORY / 10 * 12, "{early} bytes");
+    let carried = taken_over(cluster, app);
+    eprintln!("{early} bytes before the epoch, {carried} with it");
+    assert!(carried < MEMORY / 8, "{carried} bytes");
+}
+
+// Goal: whatever breaks in the middle, the first epoch comes and is whole. Method: a connection that breaks, then an agent that dies, b's
+// and a's, each half-way through what is sent ahead of it.
+#[test]
+fn what_is_sent_ahead_may_break_off() {
+    let (mut cluster, app) = without_epochs();
+    let mut halves = 0;
+    for (victim, act) in [(1, Act::Break), (1, Act::Kill), (0, Act::Kill)] {
+        let node = &cluster.nodes[victim];
+        let (before, start) = (cluster.carried_to(1), stored_bytes(&cluster.nodes[1]));
+        let steps = Steps::follow(node.agent_inside().unwrap(), act, if victim == 0 { 300 } else { 60 });
+        app.try_checkpoint(&cluster.nodes[0]).expect_err("it fails by order");
+        wait::until(LIMIT, "the end of it", || {
+            let all = cluster.carried_to(1) - before > MEMORY;
+            (steps.has_acted() || all || start >= MEMORY).then_some(())
+        });
+        let has_acted = steps.end();
+        let sent = cluster.carried_to(1) - before;
+        eprintln!("{act:?} of {victim}: {has_acted}, {sent} bytes were sent");
+        halves += u32::from(has_acted && sent < MEMORY);
+        if act == Act::Kill {
+            cluster.nodes[victim].kill_agent();
+            cluster.start_agent(victim, Timing::patient(), false);
+        }
+        wait::until(LIMIT, "both are there", || (cluster.seen(0, 1) == "up").then_some(()));
+    }
+    assert!(halves > 1, "nothing was broken half-way");
+    rounds(&cluster.nodes[0]);
+    eprintln!("{} bytes with the epoch", taken_over(cluster, app));
 }

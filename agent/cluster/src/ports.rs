@@ -78,6 +78,9 @@ pub trait EpochSource: Send + Sync + 'static {
     /// Up to `max` blocks that are stored for the next epoch, from a place on, which 0 is the first of. None: there is nothing.
     fn ahead(&self, app: &str, from: u64, max: usize) -> Option<Ahead>;
 
+    /// The calling thread brings such blocks and does nothing else: others are to go first.
+    fn stand_back(&self) {}
+
     /// Such blocks, packed. They may be gone again.
     fn read_ahead(&self, app: &str, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError>;
 }

@@ -41,6 +41,12 @@ impl Stored {
     }
 }
 
+/// The calling thread leaves the processors to others from now on.
+pub(crate) fn stand_back() {
+    // SAFETY: a number; of this thread alone.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, libc::gettid().cast_unsigned(), NICE) };
+}
+
 /// Syncs what it stores now and then.
 struct Synced<'a> {
     writer: &'a mut EpochWriter,
@@ -90,8 +96,7 @@ impl Files {
         let lives = || cx.processes.iter().any(|process| !process.remote.ended());
         let done = std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                // SAFETY: a number; of this thread alone.
-                unsafe { libc::setpriority(libc::PRIO_PROCESS, libc::gettid().cast_unsigned(), NICE) };
+                stand_back();
                 self.read_all(&lives)
             });
             thread.join().unwrap_or(Ok(None))

@@ -134,6 +134,10 @@ impl EpochSource for Epochs {
         (end > from).then(|| Ahead { keys: keys.into_iter().map(to_wire).collect(), end, all })
     }
 
+    fn stand_back(&self) {
+        crate::files::stand_back();
+    }
+
     fn read_ahead(&self, app: &str, keys: &[Key]) -> Result<Vec<Vec<u8>>, StoreError> {
         let store = &self.apps.get(app).map_err(|failure| unknown(&failure))?.store;
         packed(keys, |wanted| store.read_stored(wanted))

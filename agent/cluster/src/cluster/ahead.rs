@@ -33,8 +33,9 @@ impl Early {
 }
 
 impl Sender {
-    /// Brings some of it, or tries again later.
+    /// Brings some of it, or tries again later; in a thread of its own.
     pub(super) fn bring_ahead(&self, connection: &mut Option<Connection>, early: &mut Early, stored: &Ahead) {
+        self.shared.ports.source.stand_back();
         // That it cannot be reached, the epoch will tell.
         let pause = PAUSE * (1 << early.refused.min(DOUBLED_MAX));
         early.not_before = Some(Instant::now() + pause);

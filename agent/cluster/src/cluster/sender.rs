@@ -19,6 +19,9 @@ const BLOCKS_AT_ONCE: usize = 128;
 /// A connection without an epoch for so long is closed.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// Reads packed blocks.
+type Blocks<'a> = dyn FnMut(&[Key]) -> Result<Vec<Vec<u8>>, StoreError> + 'a;
+
 /// How an attempt to bring an epoch ended.
 pub(super) enum Outcome {
     Sealed(EpochRef),
@@ -75,7 +78,11 @@ impl Sender {
             let at = match self.wait_work(hopeless, patience, &early) {
                 Some(Work::Epoch(at)) => at,
                 Some(Work::Ahead(stored)) => {
-                    self.bring_ahead(&mut connection, &mut early, &stored);
+                    // Not by this thread, which the epoch is to find as fast as ever.
+                    thread::scope(|scope| {
+                        let (connection, early) = (&mut connection, &mut early);
+                        scope.spawn(|| self.bring_ahead(connection, early, &stored));
+                    });
                     continue;
                 }
                 None => {
@@ -253,7 +260,7 @@ impl Sender {
     pub(super) fn send_pages(
         &self,
         connection: &mut Connection,
-        read: &mut dyn FnMut(&[Key]) -> Result<Vec<Vec<u8>>, StoreError>,
+        read: &mut Blocks<'_>,
         (window, under_way): (&mut Window, &UnderWay<'_>),
         keys: &[Key],
     ) -> Result<Option<Outcome>, SendError> {

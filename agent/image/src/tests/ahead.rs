@@ -57,7 +57,9 @@ fn what_is_being_stored_is_told_until_an_epoch_is_sealed() {
     assert_eq!(app.ahead(0, MANY), (vec![], 0));
     let put = |seeds| {
         let mut writer = app.begin(1).unwrap();
-        pages(seeds).iter().for_each(|(_, page)| drop(writer.put_page(page).unwrap()));
+        for (_, page) in pages(seeds) {
+            writer.put_page(&page).unwrap();
+        }
         writer
     };
     // Without a word of the writer's when there is enough of it, all of it at its word.
@@ -85,6 +87,7 @@ fn what_is_being_stored_is_told_until_an_epoch_is_sealed() {
     let mut writer = put(50..56);
     writer.sync().unwrap();
     assert_eq!(told(&app, end), pages(50..56));
+    assert_eq!(told(&app, 30), pages(50..56));
     writer.seal(EpochMeta::default()).unwrap();
     assert_eq!(app.ahead(0, MANY), (vec![], 0));
 }

@@ -1,5 +1,6 @@
 //! A stand-by that is brought up while the application works: its first stop, and how much slower it is until the stand-by has all.
 
+use super::standby::cpu_s;
 use super::{DIR, LIMIT};
 use holo_tests::app::{App, Epoch, Program};
 use holo_tests::cluster::Cluster;
@@ -49,13 +50,16 @@ fn held_by_b(app: &App, node: &Node) -> Option<()> {
     text.contains("\"b\"").then_some(())
 }
 
-/// The tables, of as many files as the second argument says.
+/// The tables, of as many files as the second argument says, over a cable that carries as much as the third says.
 pub(super) fn bringup() {
     let files: u64 = std::env::args().nth(2).and_then(|n| n.parse().ok()).unwrap_or(20_000);
     let mut cluster = Cluster::new(&["a", "b"], Who::Me);
     cluster.start_agents(Timing::patient());
     cluster.nodes.iter().for_each(|node| hand_over(&node.outside(DIR), Who::Me));
     let a = &cluster.nodes[0];
+    if let Some(rate) = std::env::args().nth(3) {
+        cluster.slow(1, &rate);
+    }
     hand_over(&a.outside(LOGS), Who::Me);
     let binary = compile::build(&paths::tests_dir().join("bench/bench_bringup.c"));
     let mut make = a.command(&binary);
@@ -67,22 +71,25 @@ pub(super) fn bringup() {
     let mut app = App::start(a, "work", &Program::new(&binary, &args), DIR, &["--standby", "b"]);
     app.wait_joined(a);
     std::thread::sleep(ALONE + Duration::from_millis(500));
-    let ordered = now_ms();
-    let (first, sealed, held) = std::thread::scope(|scope| {
+    let (ordered, before) = (now_ms(), cluster.carried_to(1));
+    let agents = || [0, 1].map(|node: usize| cpu_s(cluster.nodes[node].agent_inside().unwrap_or(0)));
+    let busy = agents();
+    let (first, sealed, held, early) = std::thread::scope(|scope| {
         let order = scope.spawn(|| app.checkpoint(a));
         wait::until(LIMIT, "the first epoch on a", || {
             std::thread::sleep(Duration::from_millis(20));
             (app.row(a)?["epoch"].as_u64()? > 0).then_some(())
         });
-        let sealed = now_ms();
+        let (sealed, early) = (now_ms(), cluster.carried_to(1) - before);
         wait::until(LIMIT, "the first epoch on b", || {
             std::thread::sleep(Duration::from_millis(100));
             held_by_b(&app, a)
         });
         let held = now_ms();
         let first: Epoch = order.join().unwrap_or_else(|_| panic!("no first epoch"));
-        (first, sealed, held)
+        (first, sealed, held, early as f64 / (cluster.carried_to(1) - before) as f64)
     });
+    let used = agents();
     let second = app.checkpoint(a);
     std::thread::sleep(Duration::from_secs(1));
     let rest = now_ms();
@@ -105,6 +112,8 @@ pub(super) fn bringup() {
         let (seconds, part) = ((to - from) as f64 / 1e3, rate / alone * 100.0);
         println!("{name:<34}{seconds:>10.1}{rate:>12.0}{part:>7.0}%{longest:>16.1}");
     }
+    println!("of what came to the stand-by, {:.0} % came before the first epoch was sealed", early * 100.0);
+    println!("agents until then: {:.1} and {:.1} s of a processor", used[0] - busy[0], used[1] - busy[1]);
     for (name, epoch) in [("first", first), ("second", second)] {
         let (stop, dump) = (epoch.number("stop_us") as f64 / 1e3, epoch.number("dump_us") as f64 / 1e6);
         println!("{name} stop {stop:.1} ms, dump {dump:.2} s; {}", epoch.0["stop_parts_us"]);
