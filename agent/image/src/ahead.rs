@@ -3,7 +3,7 @@
 use crate::{
     app::AppStore,
     error::{Error, Result},
-    key::{Page, PageKey},
+    key::{Page, PageKey, name_all},
     manifest::check_count,
     pages::Wanted,
     state::State,
@@ -105,7 +105,9 @@ impl AppStore {
 
     /// Takes pages of an epoch to come: [`AppStore::begin_import`] finds them, and gives up those that its epoch does not have.
     pub fn put_ahead(&self, pages: &[(PageKey, Page)]) -> Result<()> {
-        if let Some((key, _)) = pages.iter().find(|(key, page)| PageKey::of(page) != *key) {
+        let mut names = vec![PageKey::ZERO; pages.len()];
+        name_all(&pages.iter().map(|(_, page)| page).collect::<Vec<_>>(), &mut names);
+        if let Some(((key, _), _)) = pages.iter().zip(names).find(|((key, _), name)| name != key) {
             return Err(Error::WrongPage { key: *key });
         }
         let known = self.inner.state().orphans.len();

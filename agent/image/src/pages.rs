@@ -144,9 +144,9 @@ impl PageFiles {
         let mut keys = vec![PageKey::ZERO; group.len()];
         name_all(&group.iter().map(|page| &*page.into).collect::<Vec<_>>(), &mut keys);
         let known = iter::repeat_with(|| Ok(())).take(brought).chain(late);
-        group.iter().zip(keys).zip(known).fold(Ok(()), |outcome, ((page, key), known)| {
+        group.iter().zip(keys).zip(known).try_for_each(|((page, key), known)| {
             let bad = || Error::BadPage { path: self.path_of_slot(first), slot: page.slot, key: page.key };
-            outcome.and(known.and_then(|()| if key == page.key { Ok(()) } else { Err(bad()) }))
+            known.and_then(|()| if key == page.key { Ok(()) } else { Err(bad()) })
         })
     }
 
