@@ -152,7 +152,7 @@ fn how_far_it_is_shows() {
             "{what}: {done} of {total}, files are {whole}"
         );
     }
-    assert!(texts.contains("running, sending to b ") && texts.contains(" MiB of "), "{texts}");
+    assert!(texts.contains("sending to b ") && texts.contains(" MiB of "), "{texts}");
     wait::until(LIMIT, "nothing is under way", || progress(&app, a).is_empty().then_some(()));
     fs::write(a.outside(DIR).join("stop"), b"").unwrap();
     app.wait_ended(a, LIMIT);
