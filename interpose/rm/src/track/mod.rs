@@ -26,7 +26,7 @@ pub enum Engine {
     Auto,
     /// [`Userfaultfd`], or none.
     Userfaultfd,
-    /// [`SoftDirty`], or none.
+    /// Soft-dirty bits, or none.
     SoftDirty,
     /// [`FullScan`].
     FullScan,
