@@ -8,7 +8,7 @@ PACKAGES := build-essential gcc g++ linux-libc-dev iproute2 util-linux redis-ser
 PROGRAMS := -p holo-agent -p holo-tools -p holo-interpose -p holo-restorer
 NEXTEST := $(CARGO) nextest run --workspace
 
-.PHONY: help setup build test lint unit app-tests soak suites demo bench clean
+.PHONY: help setup build test lint soak suites kernel demo bench clean
 
 help:
 	@echo "make setup   install what building and testing need (Debian packages, cargo tools); safe to repeat"
@@ -16,6 +16,7 @@ help:
 	@echo "make test    format, lints, documentation, licences, every test; what CI runs"
 	@echo "make soak    1,000 checkpoint, kill and restore rounds, 300 epochs of each server under load; a long time"
 	@echo "make suites  programs' own test suites, with and without holo, compared; an hour"
+	@echo "make kernel  the tests on Debian's own kernel, in a virtual machine, as root; hours without KVM (tests/kernel.sh chooses tests)"
 	@echo "make demo    two nodes, a redis under writing clients, one node killed"
 	@echo "make bench   cost of interposition, stop, dump and restore times, as ratios in one run"
 
@@ -57,6 +58,9 @@ soak: setup build
 
 suites: setup build
 	@$(CARGO) run --release -q -p holo-tests --bin holo-suites
+
+kernel: setup build
+	sh tests/kernel.sh
 
 demo: setup build
 	@$(CARGO) run --release -q -p holo-tests --bin holo-demo

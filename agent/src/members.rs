@@ -296,7 +296,10 @@ impl Inner {
             let between = state_and_parent(pid).is_some_and(|(_, parent)| {
                 self.known.contains_key(&parent) && share_memory(look.face, face(parent))
             });
-            if !entered && !between && (look.parks || begins) {
+            // One that was met while its first thread ended showed none.
+            let is_lost =
+                look.face != pid && self.known.get(&pid).is_some_and(|member| member.leaf.is_none());
+            if (!entered || is_lost) && !between && (look.parks || begins) {
                 self.meet(pid, &look);
             }
             let leaf = self.known.get(&pid).and_then(|member| member.leaf.as_ref());
