@@ -59,7 +59,7 @@ depmod -b disk/usr "$version" 2>/dev/null || depmod -b disk "$version"
 cp -a /var/lib/dpkg disk/var/lib/ 2>/dev/null || true
 (cd "$TREE" && tar -c --exclude ./target --exclude ./fuzz/target --exclude ./.git .) | tar -x -C "disk/$TREE"
 for program in holo holod holo-restorer libholo.so; do cp "$TREE/target/release/$program" "disk/$TREE/target/release/"; done
-(cd "$TREE" && cargo nextest archive -q -p holo-tests --archive-file "$DIR/disk/holo/tests.tar.zst")
+(cd "$TREE" && cargo nextest archive --cargo-quiet -p holo-tests --archive-file "$DIR/disk/holo/tests.tar.zst")
 cp "$(command -v cargo-nextest)" disk/holo/
 cat > disk/holo/nextest.toml <<'NEXTEST'
 [profile.kernel]

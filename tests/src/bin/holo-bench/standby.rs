@@ -74,7 +74,7 @@ pub(super) fn standby() {
                 part(0, |sample| sample.cpu_s * 100.0),
                 part(1, |sample| sample.cpu_s * 100.0),
             );
-            app.kill(&cluster.nodes[0]);
+            cluster.kill(0);
         }
     }
 }
