@@ -289,7 +289,9 @@ impl ResourceManager for Timers {
         remote.run(&mut calls, false).on("restoring", "timers")?;
         let chosen = outcome(&calls[0]).is_ok();
         let mut made_max = None;
-        for timer in &state.posix {
+        let mut rising: Vec<_> = state.posix.iter().collect();
+        rising.sort_unstable_by_key(|timer| timer.id);
+        for timer in rising {
             let mut event = [0u8; 64];
             event[..8].copy_from_slice(&timer.value.to_le_bytes());
             event[8..12].copy_from_slice(&timer.signal.to_le_bytes());
