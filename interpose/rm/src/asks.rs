@@ -157,9 +157,13 @@ impl Asks {
                 return Ok(());
             }
         };
-        let done = remote.finish_list();
+        self.keep(remote.finish_list(), asking, &remote.page)
+    }
+
+    /// What came of a list is known from now on.
+    fn keep(&self, done: io::Result<()>, asking: Asking, page: &Page) -> io::Result<()> {
         let _ = self.answers.set(match &done {
-            Ok(()) => Ok(asking.answers(&remote.page)),
+            Ok(()) => Ok(asking.answers(page)),
             Err(cause) => Err(Failed::of(cause)),
         });
         done
@@ -177,11 +181,8 @@ impl Asks {
         };
         if let Some(asking) = late {
             let _hands = remote.page.hands();
-            if let Err(cause) = remote.run_at(asking.list(&remote.page), asking.calls.len()) {
-                let _ = self.answers.set(Err(Failed::of(&cause)));
-                return Err(cause);
-            }
-            let _ = self.answers.set(Ok(asking.answers(&remote.page)));
+            let done = remote.run_at(asking.list(&remote.page), asking.calls.len());
+            self.keep(done, asking, &remote.page)?;
         }
         let answers = self.answers.get().ok_or_else(|| io::Error::other("the process was not asked"))?;
         answers.as_ref().map_err(Failed::again)
