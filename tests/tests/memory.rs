@@ -112,16 +112,22 @@ fn each_epoch_by_soft_dirty() {
     }
 }
 
+/// A node whose agent compares every epoch with a full scan of the same cut.
+fn checking_soft_dirty(who: Who) -> Node {
+    let mut node = Node::without_agent(who);
+    node.set_agent_env("HOLO_ENGINE", "soft-dirty");
+    node.set_agent_env("HOLO_ENGINE_CHECK", "1");
+    node.start_agent();
+    node
+}
+
 // Goal: no change of memory is missed by soft-dirty bits. Method: programs that change theirs in every way; every epoch compared with a
 // full scan of the same cut, the last one restored; as an ordinary user.
 fn checked_by_soft_dirty(source: &str, epochs: usize) {
     if !process::have_soft_dirty() {
         return;
     }
-    let mut node = Node::without_agent(Who::Nobody);
-    node.set_agent_env("HOLO_ENGINE", "soft-dirty");
-    node.set_agent_env("HOLO_ENGINE_CHECK", "1");
-    node.start_agent();
+    let node = checking_soft_dirty(Who::Nobody);
     let dir = "data/work";
     hand_over(&node.outside(dir), Who::Nobody);
     let program = Program::new(compile::workload(source), &[node.inside(dir)]);
@@ -159,10 +165,7 @@ fn what_soft_dirty_bits_do_not_tell() {
     if !process::have_soft_dirty() {
         return;
     }
-    let mut node = Node::without_agent(Who::Me);
-    node.set_agent_env("HOLO_ENGINE", "soft-dirty");
-    node.set_agent_env("HOLO_ENGINE_CHECK", "1");
-    node.start_agent();
+    let node = checking_soft_dirty(Who::Me);
     let dir = "data/work";
     hand_over(&node.outside(dir), Who::Me);
     let program = Program::new(compile::workload("memory_bits.c"), &[node.inside(dir)]);

@@ -1,6 +1,7 @@
 //! Memory zones as `/proc/<pid>/maps` shows them.
 
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 
 /// A page.
 pub const PAGE: u64 = 4096;
@@ -78,12 +79,19 @@ impl Zone {
 pub fn zones_can_be_asked_for() -> bool {
     const PROCMAP_QUERY: libc::c_ulong = 0xc068_6611;
     const OR_NEXT: u64 = 1 << 4;
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    if let Some(known) = ANSWER.get() {
+        return *known;
+    }
     let Ok(maps) = std::fs::File::open("/proc/self/maps") else { return false };
     // `struct procmap_query`: size, flags, address, and room for the answer.
     let mut words = [0u64; 13];
     (words[0], words[1]) = (size_of_val(&words) as u64, OR_NEXT);
     // SAFETY: a complete query, which outlives the call.
-    unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&maps), PROCMAP_QUERY, words.as_mut_ptr()) >= 0 }
+    let answered = unsafe {
+        libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&maps), PROCMAP_QUERY, words.as_mut_ptr()) >= 0
+    };
+    *ANSWER.get_or_init(|| answered)
 }
 
 /// Parses `maps`.

@@ -6,7 +6,7 @@ mod soft_dirty;
 mod userfaultfd;
 mod youth;
 
-use crate::kinds::zones::Zone;
+use crate::kinds::zones::{Zone, zones_can_be_asked_for};
 use crate::manager::RmResult;
 use crate::remote::Remote;
 pub use lifts::Lifts;
@@ -73,7 +73,9 @@ impl Tracking {
     pub(crate) fn watches(&self) -> bool {
         match self.engine {
             Engine::FullScan | Engine::SoftDirty => false,
-            Engine::Userfaultfd | Engine::Auto => true,
+            Engine::Userfaultfd => true,
+            // Where it will not be userfaultfd a stop for it would be for nothing.
+            Engine::Auto => zones_can_be_asked_for(),
         }
     }
 
