@@ -19,6 +19,7 @@ use crate::fence::Fence;
 use crate::graph::Costs;
 use crate::guard::Guard;
 use crate::hot::Hot;
+use crate::late::Coming;
 use crate::members::Members;
 use crate::pace::Pace;
 use crate::progress::{self, Taking};
@@ -143,6 +144,8 @@ pub struct App {
     pub(crate) costs: Mutex<Costs>,
     /// Its clone here, where this node stands by for it.
     pub(crate) hot: Arc<Hot>,
+    /// Memory of the instance that is still to come.
+    pub(crate) coming: Coming,
     /// Held while threads are parked.
     pub(crate) cut: Mutex<()>,
     pub(crate) fence: Mutex<Option<Fence>>,
@@ -180,6 +183,7 @@ impl App {
             changes: ChangesCell::default(),
             costs: Mutex::default(),
             hot: Arc::default(),
+            coming: Coming::default(),
             work: Mutex::new(Work { registry: Registry::new() }),
             inner: Mutex::new(Inner {
                 record,

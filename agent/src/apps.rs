@@ -202,6 +202,7 @@ impl Apps {
                     let process = (instance.real_pid, instance.cluster_pid as i32, leaf);
                     app.find_changes();
                     app.adopt(instance, page, None, vec![process]);
+                    app.resume_memory();
                 }
                 Err(cause) => {
                     let why = format!(

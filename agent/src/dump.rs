@@ -167,6 +167,7 @@ fn attempt<'a>(
     instance: &Instance,
     mut keep: Option<Keep<'_, 'a>>,
 ) -> Result<EpochMeta, Failure> {
+    app.all_there()?;
     let mut work = app.work();
     let since = Instant::now();
     // It may have ended while another epoch was taken.

@@ -32,6 +32,7 @@ mod hot;
 pub mod inodes;
 pub mod join;
 pub mod kinds;
+mod late;
 pub mod members;
 mod pace;
 pub mod ports;

@@ -55,7 +55,7 @@ pub(crate) fn with_order<T>(
     let blobs = contents(image)?;
     let output = app.paths.output.join(format!("{}.log", app.name));
     let (restorer, page_path) = (&app.config.restorer, page);
-    what(&Order { restorer, blobs: &blobs, stdio, output: &output, page_path })
+    what(&Order { restorer, blobs: &blobs, stdio, output: &output, page_path, may_run_early: false })
 }
 
 fn open(app: &App, epoch: u64, aside: Option<u64>) -> Result<EpochReader, Failure> {
@@ -72,11 +72,18 @@ fn open(app: &App, epoch: u64, aside: Option<u64>) -> Result<EpochReader, Failur
     })
 }
 
-/// Makes the application from its epoch (none: the last; or one that was put aside then), up to the last step.
+/// Makes the application from its epoch (none: the last; or one that was put aside then), up to the last step; with `early` not all
+/// of its memory need be there when it runs.
 ///
 /// # Errors
 /// Nothing has changed then but files of the application, which are as of the epoch.
-pub fn ready(app: &App, epoch: Option<u64>, aside: Option<u64>, stdio: &[OwnedFd]) -> Result<Ready, Failure> {
+pub fn ready(
+    app: &App,
+    epoch: Option<u64>,
+    aside: Option<u64>,
+    stdio: &[OwnedFd],
+    early: bool,
+) -> Result<Ready, Failure> {
     let since = Instant::now();
     if let Some(instance) = app.living() {
         return Err(Failure::new(
@@ -126,7 +133,8 @@ pub fn ready(app: &App, epoch: Option<u64>, aside: Option<u64>, stdio: &[OwnedFd
     let page = page(app);
     let mut kinds = registry(|pages| files(app, pages), roots(app), app.config.engine);
     let prepared = with_order(app, &image, stdio, &page, |order| {
-        prepare(&image, order, &mut kinds).map_err(|cause| {
+        let order = Order { may_run_early: early && aside.is_none(), ..*order };
+        prepare(&image, &order, &mut kinds).map_err(|cause| {
             forget_pages(&page);
             let kind = match &cause {
                 RmError::Image(_) | RmError::BadSection { .. } => ErrorKind::BadImage,
@@ -161,7 +169,7 @@ impl Ready {
     /// Lets it run.
     ///
     /// # Errors
-    /// It was killed.
+    /// It was killed, maybe after it ran, since some of its memory could not be had.
     pub fn run(self, app: &Arc<App>) -> Result<RestoreInfo, Failure> {
         let failed = |what: String| Failure::new(ErrorKind::Failed, format!("{}: {what}", app.name));
         let running = self.prepared.run().map_err(|cause| failed(cause.to_string()))?;
@@ -181,6 +189,10 @@ impl Ready {
             eprintln!("holod: {}: {remark}", app.name);
         }
         let first = running.first_instruction.duration_since(self.since);
+        if let Some(late) = running.late {
+            app.await_memory(late);
+            app.all_there()?;
+        }
         let clone = if self.hot { "hot" } else { "cold" };
         let took = first.as_secs_f64() * 1e3;
         eprintln!(

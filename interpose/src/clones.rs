@@ -1,7 +1,7 @@
 //! Calls that make processes and threads: what of libholo's must not reach a child, or must.
 
 use crate::dispatch::Verdict;
-use crate::{descriptors, filters, members, signals, traps, user};
+use crate::{descriptors, filters, late, members, signals, traps, user};
 use holo_abi::sysno;
 use holo_sys::gate::Regs;
 use holo_sys::sys;
@@ -23,6 +23,9 @@ pub(crate) fn on_clone(regs: &mut Regs) -> Verdict {
     };
     if flags & CLONE_THREAD == 0 {
         members::makes();
+    }
+    if flags & CLONE_VM == 0 {
+        late::wait();
     }
     // Descriptors without our memory. Memory without our descriptors is a `vfork`, which `signals` knows, or rare.
     let shares = flags & (CLONE_VM | CLONE_FILES);

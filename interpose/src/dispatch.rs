@@ -257,6 +257,7 @@ fn decide(regs: &mut Regs) -> Verdict {
 }
 
 fn on_madvise(advice: u64) -> Verdict {
+    crate::late::wait();
     if advice == MADV_WIPEONFORK
         && let Some(page) = start::control()
     {

@@ -38,6 +38,7 @@ mod exec;
 mod filters;
 mod inodes;
 mod ipc;
+mod late;
 mod mem;
 mod members;
 mod moves;

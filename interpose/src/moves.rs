@@ -10,7 +10,7 @@
 mod by_zone;
 
 use crate::dispatch::Verdict;
-use crate::{filters, start};
+use crate::{filters, late, start};
 use core::sync::atomic::{AtomicU32, Ordering};
 use holo_abi::control::{Control, lift, tracked};
 use holo_abi::sysno;
@@ -66,6 +66,7 @@ impl Drop for Raised<'_> {
 pub(crate) fn on_mremap(regs: &Regs) -> Verdict {
     let Some(page) = start::control() else { return Verdict::Forward };
     let [start, .., flags, to, _] = regs.args;
+    late::wait();
     if filters::on() {
         if flags & MAYMOVE != 0 {
             // How it ends is not seen.

@@ -43,6 +43,10 @@ holo_tests::workloads! {
     memory_direct: Workload::new("memory_direct.c").checkpoints(80).agent_env("HOLO_MEMORY_AHEAD", "1")
         .agent_env("HOLO_ENGINE_CHECK", "1");
     aio_ahead: Workload::new("aio.c").agent_env("HOLO_MEMORY_AHEAD", "1");
+    memory_late: Workload::new("memory_late.c").agent_env("HOLO_MEMORY_LATE", "1");
+    memory_late_when_touched: Workload::new("memory_late.c").agent_env("HOLO_MEMORY_LATE", "wait");
+    memory_late_unseen: Workload::new("memory_late.c").arg("raw").agent_env("HOLO_MEMORY_LATE", "wait");
+    memory_wild_late: Workload::new("memory_wild.c").arg("forks").checkpoints(60).agent_env("HOLO_MEMORY_LATE", "1");
     allocator: Workload::new("allocator.c").checkpoints(15);
     jemalloc: Workload::new("allocator.c").arg("required").env("LD_PRELOAD", "libjemalloc.so.2").checkpoints(15);
 }

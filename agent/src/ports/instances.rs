@@ -142,7 +142,7 @@ impl AppPort for Instances {
         self.abort_prepare(app);
         let found = self.app(app)?;
         let stdio = self.extra(app, |extra| std::mem::take(&mut extra.stdio));
-        let made = restore::ready(&found, Some(epoch), None, &stdio);
+        let made = restore::ready(&found, Some(epoch), None, &stdio, false);
         self.extra(app, |extra| match made {
             Ok(ready) => {
                 let ready = Arc::new(Mutex::new(Some(ready)));

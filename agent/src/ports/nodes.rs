@@ -313,7 +313,7 @@ impl Orders for Nodes {
         match self.status(name)? {
             Some(status) if status.role != RoleView::Ended => self.claim(app, from, stdio),
             known => {
-                let ready = restore::ready(app, from.epoch, from.aside, &stdio)?;
+                let ready = restore::ready(app, from.epoch, from.aside, &stdio, true)?;
                 let standby = app.record().options.standby;
                 if known.is_some() || !standby.is_empty() {
                     self.launch(name, &standby)?;

@@ -50,7 +50,7 @@ impl Cluster for Single {
     }
 
     fn restore(&self, app: &Arc<App>, from: &From, stdio: Vec<OwnedFd>) -> Result<RestoreInfo, Failure> {
-        restore::ready(app, from.epoch, from.aside, &stdio)?.run(app)
+        restore::ready(app, from.epoch, from.aside, &stdio, true)?.run(app)
     }
 
     fn stop(&self, app: &Arc<App>) -> Result<(), Failure> {

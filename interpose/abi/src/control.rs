@@ -110,7 +110,7 @@ pub mod object {
 pub mod tracked {
     /// The agent may have write-protected zones of processes of the page, to see which pages change.
     pub const NOW: u32 = 1;
-    /// It had: the kernel may hold memory for several zones that would be one.
+    /// It had, or watched them while a restore filled them: the kernel may hold memory for several zones that would be one.
     pub const EVER: u32 = 2;
 }
 
@@ -294,6 +294,16 @@ pub struct Header {
     pub moving: AtomicU32,
     /// Raised with each such call that may have moved page tables as they are, with all that they say of pages.
     pub moved: AtomicU32,
+    /// 1: pages of the process's memory are still to come from the image that it was restored from. Woken when they are there.
+    pub late: AtomicU32,
+    /// Its place among the processes of that image.
+    pub late_index: AtomicU32,
+    /// Number of that epoch.
+    pub late_epoch: AtomicU64,
+    /// Number of the descriptor of the clone's init in which its userfaultfd is kept.
+    pub late_vault: AtomicU32,
+    /// Room for later words.
+    pub reserved: u32,
 }
 
 /// What [`Header::exiting`] says for an exit code: 0 is for a process that has not called `exit_group`.

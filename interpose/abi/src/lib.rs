@@ -16,7 +16,7 @@ pub mod sites;
 pub mod sysno;
 
 /// Version of every layout in this crate.
-pub const VERSION: u32 = 14;
+pub const VERSION: u32 = 15;
 
 /// The signal that parks a thread. glibc keeps it for `setuid` in threads (`SIGSETXID`) and refuses to let
 /// programs use it, so no application action is displaced; glibc's own use is told apart by `si_code`.

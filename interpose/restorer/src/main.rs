@@ -158,6 +158,13 @@ struct Order {
     terminals: bool,
 }
 
+impl Order {
+    /// What init keeps open: a socket pair in which the agent leaves descriptors that must outlive it.
+    fn vault(&self) -> core::ops::Range<i64> {
+        self.page_fd + 2..self.page_fd + 4
+    }
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn restorer_main(stack: *const u64) -> ! {
     // SAFETY: the kernel's initial stack: argc, argv.
@@ -203,14 +210,18 @@ fn keeper(order: &Order) -> ! {
     if child == 0 {
         init(order);
     }
-    close_all();
+    close_all_but(-1..0);
     let status = wait_for(child);
     end_as(status)
 }
 
-fn close_all() {
-    // SAFETY: nothing here needs a descriptor any more.
-    unsafe { sys!(sysno::close_range, 0, u32::MAX, 0) };
+/// Nothing here needs any other descriptor any more.
+fn close_all_but(kept: core::ops::Range<i64>) {
+    // SAFETY: our own descriptors. The first call fails where nothing is below.
+    unsafe {
+        sys!(sysno::close_range, 0, kept.start - 1, 0);
+        sys!(sysno::close_range, kept.end, u32::MAX, 0)
+    };
 }
 
 /// Reaps until there is no child left; the status of `child`.
@@ -280,7 +291,7 @@ fn init(order: &Order) -> ! {
     if child == 0 {
         clone(order);
     }
-    close_all();
+    close_all_but(order.vault());
     let status = wait_for(order.main);
     // The keeper must learn of a signal, which pid 1 cannot die of: 128 + signal, told apart by the agent's
     // own watching of the clone.

@@ -11,14 +11,17 @@
 
 mod body;
 mod credentials;
+mod late;
 mod run;
 mod warm;
 
+pub use late::Late;
 pub use warm::Warm;
 
+use crate::kinds::memory;
 use crate::kinds::process::ProcessState;
 use crate::kinds::stops::stop_all;
-use crate::manager::{Context, ResourceManager, RmResult, SwitchCx};
+use crate::manager::{Context, ResourceManager, RmError, RmResult, SwitchCx};
 use crate::page::Page;
 use crate::registry::Registry;
 use crate::remote::Remote;
@@ -50,6 +53,8 @@ pub struct Order<'a> {
     pub output: &'a Path,
     /// Where the files of control pages are to be, so that a later agent finds them: this, and `.<number>`.
     pub page_path: &'a Path,
+    /// Pages may come while it runs already.
+    pub may_run_early: bool,
 }
 
 /// Where the file of a control page is.
@@ -85,6 +90,8 @@ pub struct Running {
     pub first_instruction: Instant,
     /// What could not be kept.
     pub remarks: Vec<String>,
+    /// Memory that is still to come.
+    pub late: Option<Late>,
 }
 
 /// A complete clone that has not run yet. Dropping it kills it.
@@ -97,15 +104,17 @@ pub struct Prepared {
     clone: Clone,
     image: Image,
     remarks: Vec<String>,
+    late: Option<Late>,
 }
 
 /// Makes the application from `image`, up to the last step.
 ///
 /// # Errors
 /// Nothing is left then, and the image is as it was.
-pub fn prepare(image: &EpochReader, order: &Order, registry: &mut Registry) -> RmResult<Prepared> {
-    let body = Body::make(Image::read(image)?, order.restorer, order.page_path)?;
-    complete(body, image, order, registry)
+pub fn prepare(image: &Arc<EpochReader>, order: &Order, registry: &mut Registry) -> RmResult<Prepared> {
+    let mut body = Body::make(Image::read(image)?, order.restorer, order.page_path)?;
+    let late = if order.may_run_early { Some(body.late(image)?) } else { None };
+    complete(body, image, order, registry, late)
 }
 
 #[derive(Clone, Copy)]
@@ -123,16 +132,17 @@ struct Work<'a> {
     order: &'a Order<'a>,
     slots: Vec<Vec<usize>>,
     remarks: Vec<String>,
+    late: Option<Late>,
 }
 
 impl<'a> Work<'a> {
     fn new(body: &'a mut Body, image: &'a EpochReader, order: &'a Order<'a>) -> Self {
         let slots = body.remotes.iter().map(|remote| vec![remote.leader]).collect();
-        Self { body, image, order, slots, remarks: Vec::new() }
+        Self { body, image, order, slots, remarks: Vec::new(), late: None }
     }
 
     fn run(&mut self, phase: Phase, registry: &mut Registry) -> RmResult<()> {
-        let Self { body, image, order, slots, remarks } = self;
+        let Self { body, image, order, slots, remarks, late } = self;
         let Body { told, pages, remotes, ours, channel_fd, terminals, laid, .. } = &mut **body;
         let pids = told.pids();
         let mut step = |manager: &mut dyn ResourceManager, index: usize| {
@@ -141,6 +151,7 @@ impl<'a> Work<'a> {
                 remote: &remotes[index],
                 slots: &mut slots[index],
                 laid: &mut laid[index],
+                late: late.as_mut(),
                 tree: remotes,
                 index,
                 image,
@@ -176,19 +187,27 @@ fn complete(
     image: &EpochReader,
     order: &Order,
     registry: &mut Registry,
+    late: Option<Late>,
 ) -> RmResult<Prepared> {
     let stopped = stop_all(&body.told.stops, &body.told.pids(), &body.told.parents(), &body.remotes);
     let stopped = stopped.map_err(|cause| body.clone.obituary(cause))?;
     let mut work = Work::new(&mut body, image, order);
+    work.late = late;
     let made = work
         .run(Phase::Pre, registry)
         .and_then(|()| work.run(Phase::Main, registry))
         .and_then(|()| work.run(Phase::Post, registry));
     if let Err(cause) = made {
         let _ = work.run(Phase::Abort, registry);
-        return Err(cause);
+        // What killed it is the cause of all else.
+        let damage = work.late.and_then(|late| late.damage());
+        return Err(damage.map_or(cause, |what| RmError::BadSection { kind: memory::NAME, what }));
     }
-    let (slots, mut remarks) = (work.slots, work.remarks);
+    let (slots, mut remarks, mut late) = (work.slots, work.remarks, work.late);
+    if let Some(late) = &mut late {
+        late.keep(body.vault_fd())?;
+    }
+    late = late.filter(|late| !late.is_empty());
     remarks.splice(0..0, std::mem::take(&mut body.remarks));
     for remote in &body.remotes {
         remote
@@ -199,7 +218,7 @@ fn complete(
     for (branch, state) in told.tree.processes.iter().zip(&told.states) {
         hand_over(&pages[branch.page as usize], state, told.tree.pages[branch.page as usize]);
     }
-    Ok(Prepared { remotes, slots, pages, page_path, stopped, clone, image: told, remarks })
+    Ok(Prepared { remotes, slots, pages, page_path, stopped, clone, image: told, remarks, late })
 }
 
 /// The page becomes that of a running process, which `joined` with it.

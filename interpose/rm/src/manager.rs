@@ -1,6 +1,7 @@
 //! The resource manager: one trait, one file per kind, phases as in the design (section 4).
 
 use crate::asks::Asking;
+use crate::clone::Late;
 use crate::install::Channel;
 use crate::kinds::laid::Laid;
 use crate::kinds::ptys::Terminals;
@@ -198,6 +199,8 @@ pub struct SwitchCx<'a> {
     pub slots: &'a mut Vec<usize>,
     /// Memory that the process has already; none: it is empty.
     pub laid: &'a mut Option<Laid>,
+    /// Takes pages that may come while the clone runs already.
+    pub late: Option<&'a mut Late>,
     /// All processes of the clone, in the order of the tree.
     pub tree: &'a [Remote],
     /// Which of them `remote` is.

@@ -1,5 +1,6 @@
 //! The processes of a clone, made and waiting, before they have anything of the application's.
 
+use super::late::{Late, pidfd};
 use super::{PATIENCE, page_path};
 use crate::grow::{Ground, grow, spare_pids};
 use crate::install::Channel;
@@ -112,10 +113,12 @@ fn spawn(
     page: &Page,
     seed: i32,
     channel: &UnixStream,
+    vault: &(UnixStream, UnixStream),
 ) -> RmResult<(Clone, i32, i32)> {
     let state = &image.states[0];
     let page_fd = image.fd_max() + FDS_ABOVE;
     let channel_fd = page_fd + 1;
+    let vault_fd = channel_fd + 1;
     // SAFETY: no memory is passed.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     let new_user = uid != 0;
@@ -139,7 +142,12 @@ fn spawn(
         i64::from(state.pid),
         i64::from(!image.terminals.ptys.is_empty()),
     ];
-    let (from_page, from_channel) = (page.fd().as_raw_fd(), channel.as_raw_fd());
+    let own = [
+        (page.fd().as_raw_fd(), page_fd),
+        (channel.as_raw_fd(), channel_fd),
+        (vault.0.as_raw_fd(), vault_fd),
+        (vault.1.as_raw_fd(), vault_fd + 1),
+    ];
     let mut command = Command::new(restorer);
     command
         .args(arguments.map(|argument| argument.to_string()))
@@ -147,19 +155,17 @@ fn spawn(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    // SAFETY: only calls that are safe between fork and exec. The order cannot clobber: both targets are above
-    // all that the agent opens only if they are free, so that copies go by way of numbers above both.
+    // SAFETY: only calls that are safe between fork and exec. The targets may be in use, by each other even: copies go by way of
+    // numbers above all of them.
     unsafe {
         command.pre_exec(move || {
-            let above = page_fd.max(channel_fd) + 1;
-            let page = libc::fcntl(from_page, libc::F_DUPFD, above);
-            let channel = libc::fcntl(from_channel, libc::F_DUPFD, above);
-            if page < 0 || channel < 0 || libc::dup2(page, page_fd) < 0 || libc::dup2(channel, channel_fd) < 0
-            {
-                return Err(io::Error::last_os_error());
+            let copies = own.map(|(from, _)| libc::fcntl(from, libc::F_DUPFD, vault_fd + 2));
+            for (copy, (_, to)) in copies.into_iter().zip(own) {
+                if copy < 0 || libc::dup2(copy, to) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                libc::close(copy);
             }
-            libc::close(page);
-            libc::close(channel);
             Ok(())
         });
     }
@@ -304,6 +310,8 @@ pub(super) struct Body {
     /// The way to the processes: our end, and the number of theirs.
     pub(super) ours: UnixStream,
     pub(super) channel_fd: i32,
+    /// What is put into the first end waits at the other one; the clone's init has both, too.
+    vault: Option<(UnixStream, UnixStream)>,
     pub(super) terminals: Terminals,
     pub(super) page_path: PathBuf,
     /// Memory of each process.
@@ -324,9 +332,10 @@ impl Body {
         // SAFETY: reserved by us.
         unsafe { (*page.slot(first)).leave = 1 };
         let (ours, theirs) = UnixStream::pair().on("making", "a channel")?;
+        let vault = UnixStream::pair().on("making", "a vault")?;
         let [seed_pid, spare] = spare_pids(&told.states, &told.tree, &told.tids());
         let offsets_ns = clock_offsets_ns(&told.states[0]);
-        let (mut clone, seed, channel_fd) = spawn(restorer, &told, page, seed_pid, &theirs)?;
+        let (mut clone, seed, channel_fd) = spawn(restorer, &told, page, seed_pid, &theirs, &vault)?;
         drop(theirs);
         let seed = Remote::new(Arc::clone(page), seed, first).on("opening", "the clone")?;
         empty(&seed, channel_fd)?;
@@ -352,12 +361,25 @@ impl Body {
             remotes,
             ours,
             channel_fd,
+            vault: Some(vault),
             terminals,
             page_path,
             laid,
             remarks,
             offsets_ns,
         })
+    }
+
+    /// What takes memory of `image` that is to come while the clone runs; once.
+    pub(super) fn late(&mut self, image: &Arc<EpochReader>) -> RmResult<Late> {
+        let init = pidfd(self.clone.init).on("opening", "the clone's init")?;
+        let vault = self.vault.take().ok_or_else(|| RmError::Unsupported("the vault is in use".into()))?;
+        Ok(Late::new(image, init, vault))
+    }
+
+    /// Number of the vault in the clone's init.
+    pub(super) fn vault_fd(&self) -> i32 {
+        self.channel_fd + 1
     }
 
     /// Why it cannot be the body of `told`, which is a later epoch.

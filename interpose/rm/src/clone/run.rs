@@ -47,7 +47,8 @@ impl Prepared {
         });
         let processes = processes.collect();
         let (init, remarks) = (self.clone.init, std::mem::take(&mut self.remarks));
-        Ok(Running { processes, keeper, init, first_instruction, remarks })
+        let late = self.late.take();
+        Ok(Running { processes, keeper, init, first_instruction, remarks, late })
     }
 
     /// Lets every thread return into its frame.

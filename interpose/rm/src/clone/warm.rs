@@ -108,6 +108,6 @@ impl Warm {
             return Err(RmError::Unsupported(why.into()));
         }
         self.body.told = told;
-        complete(self.body, image, order, registry)
+        complete(self.body, image, order, registry, None)
     }
 }

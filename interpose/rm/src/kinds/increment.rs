@@ -235,8 +235,17 @@ pub(crate) fn named(names: &Names) -> Vec<Range> {
 
 /// Names of the pages in these ranges.
 pub(crate) fn kept(names: &Names, keep: &[Range]) -> Names {
-    let range = |&(start, end): &Range| holo_image::Range { space: SPACE, start, end };
-    names.parts(&keep.iter().map(range).collect::<Vec<_>>())
+    names.parts(&in_space(keep))
+}
+
+/// Ranges of addresses as ranges of names.
+pub(crate) fn in_space(ranges: &[Range]) -> Vec<holo_image::Range> {
+    ranges.iter().map(|&(start, end)| holo_image::Range { space: SPACE, start, end }).collect()
+}
+
+/// Pages by address, in rising order.
+pub(crate) fn listed(names: &Names) -> Vec<(u64, PageKey)> {
+    names.pages().map(|((_, at), key)| (at, key)).collect()
 }
 
 pub(crate) fn spread(runs: &Runs) -> Names {

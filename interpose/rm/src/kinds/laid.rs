@@ -7,7 +7,7 @@
 //!
 //! A clone that is made at once is one update from nothing.
 
-use crate::kinds::increment::named;
+use crate::kinds::increment::{in_space, named};
 use crate::kinds::laid_maps::map_all;
 use crate::kinds::laid_pages::{Within, delta, without, write};
 use crate::kinds::memory::{MemoryState, NAME, control_zone};
@@ -17,7 +17,7 @@ use crate::manager::{Context, RmError, RmResult};
 use crate::remote::{Remote, call};
 use holo_abi::control::{CALL_JUMP, Call};
 use holo_abi::sysno;
-use holo_image::{EpochReader, Names};
+use holo_image::{EpochReader, Names, PageKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -188,6 +188,20 @@ impl Laid {
         state: &MemoryState,
         later: &[PathBuf],
     ) -> RmResult<()> {
+        let pages = self.lay(remote, image, space, state, later, &[])?;
+        write(remote, image, &pages)
+    }
+
+    /// The same, but for the pages that are to be written, in rising order, of which it leaves out those in the ranges `late`.
+    pub(super) fn lay(
+        &mut self,
+        remote: &Remote,
+        image: &EpochReader,
+        space: u64,
+        state: &MemoryState,
+        later: &[PathBuf],
+        late: &[(u64, u64)],
+    ) -> RmResult<Vec<(u64, PageKey)>> {
         let in_way = (self.hole, self.hole + HOLE_BYTES);
         if state.vdso.zones != self.vdso
             || state.zones.iter().any(|zone| zone.start < in_way.1 && zone.end > in_way.0)
@@ -224,7 +238,7 @@ impl Laid {
         let of_zone = |piece: &Piece| owner(&state.zones, piece.zone.start);
         let is_same = self.image.as_ref().is_some_and(|was| std::ptr::eq(Arc::as_ptr(was), image));
         if is_same && fresh.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let open: BTreeSet<usize> = self.pieces.iter().filter(|piece| piece.writable).map(of_zone).collect();
         let of_fresh = |zone: Zone| {
@@ -243,6 +257,7 @@ impl Laid {
         self.pieces.sort_unstable_by_key(|piece| piece.zone.start);
         self.join(&state.zones);
         let old = self.image.as_ref().map(|image| image.names_of(space)).unwrap_or_default();
+        let names = names.without(&in_space(late));
         let mut delta = delta(&old, &names, &kept_ranges);
         // Pages of zones that are not there yet come later.
         let there: Vec<(u64, u64)> =
@@ -256,7 +271,7 @@ impl Laid {
             .collect();
         remote.run_all(&mut calls).on("giving back", "pages")?;
         self.pages += delta.write.len() as u64;
-        write(remote, image, &delta.write)
+        Ok(delta.write)
     }
 
     /// What of the pieces stays, and what is to be mapped, of zones in rising order. Of each zone one piece at most stays, the largest:

@@ -1,7 +1,7 @@
 //! From one epoch to the next: which pages of a clone's memory are written, and which are given back.
 
 use crate::at_once;
-use crate::kinds::increment::SPACE;
+use crate::kinds::increment::in_space;
 use crate::kinds::zones::PAGE;
 use crate::manager::{Context, RmResult};
 use crate::remote::{Remote, write_many};
@@ -65,8 +65,7 @@ pub(crate) fn delta(old: &Names, new: &Names, kept: &[(u64, u64)]) -> Delta {
             _ => out.drop.push((at, at + PAGE)),
         },
     });
-    let range = |&(start, end): &(u64, u64)| holo_image::Range { space: SPACE, start, end };
-    let fresh = new.without(&kept.iter().map(range).collect::<Vec<_>>());
+    let fresh = new.without(&in_space(kept));
     if !fresh.is_empty() {
         out.write.extend(fresh.pages().map(|((_, at), key)| (at, key)));
         out.write.sort_unstable_by_key(|(at, _)| *at);
@@ -104,6 +103,7 @@ fn write_part(remote: &Remote, image: &EpochReader, pages: &[(u64, PageKey)]) ->
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::kinds::increment::SPACE;
     use std::collections::BTreeMap;
 
     // Goal: after a delta every page is that of the new epoch. Method: random epochs, kept ranges; a model of memory.

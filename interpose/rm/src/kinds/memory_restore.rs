@@ -1,7 +1,9 @@
 //! Memory of a clone: an empty address space, then zones, contents, protections.
 
+use crate::kinds::increment::{kept, listed};
 use crate::kinds::laid::{APART, Laid, zones_of};
 use crate::kinds::laid_maps::map_file;
+use crate::kinds::laid_pages::write;
 use crate::kinds::memory::{MemoryState, NAME, VERSION, control_zone};
 use crate::kinds::process::{self, ProcessState};
 use crate::kinds::shared::SharedObjects;
@@ -29,7 +31,21 @@ pub(crate) fn restore(cx: &mut SwitchCx, shared: &SharedObjects) -> RmResult<()>
         Some(laid) => (laid, true),
         None => (Laid::begin(cx.remote, &state, cx.remarks)?, false),
     };
-    laid.update(cx.remote, cx.image, cx.space(0), &state, &[])?;
+    let names = cx.image.names_of(cx.space(0));
+    // The kernel fills buffers of asynchronous I/O when it likes to.
+    let may_be_late = !followed && super::aio::section(cx)?.rings.is_empty();
+    let late = cx.late.as_ref().filter(|_| may_be_late).map(|late| late.choose(&state.zones, &names));
+    let late = late.unwrap_or_default();
+    let mut pages = laid.lay(cx.remote, cx.image, cx.space(0), &state, &[], &late)?;
+    let is_taken = |cx: &mut SwitchCx| match cx.late.as_mut() {
+        Some(taker) if !late.is_empty() => taker.take(cx.remote, cx.index, &late, kept(&names, &late)),
+        _ => Ok(late.is_empty()),
+    };
+    if !is_taken(cx)? {
+        pages.extend(listed(&kept(&names, &late)));
+        pages.sort_unstable_by_key(|(at, _)| *at);
+    }
+    write(cx.remote, cx.image, &pages)?;
     let mut objects = BTreeMap::new();
     for zone in state.zones.iter().filter(|zone| !zone.is_private()) {
         map(cx, &state, zone, &mut (shared, &mut objects))?;

@@ -14,7 +14,7 @@ pub(crate) mod fdinfo;
 mod fifos;
 mod files;
 mod hashes;
-mod increment;
+pub(crate) mod increment;
 mod inotify;
 mod internet;
 pub mod ipc;

@@ -291,6 +291,7 @@ impl TestClone {
             remote: &self.remote,
             slots: &mut Vec::new(),
             laid: &mut None,
+            late: None,
             tree: std::slice::from_ref(&self.remote),
             index: 0,
             image: &self.image,
