@@ -10,7 +10,7 @@
 
 use crate::descriptors::{self, Target};
 use crate::dispatch::Verdict;
-use crate::{awaited, filters, user, waits};
+use crate::{awaited, filters, named, user, waits};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use holo_abi::changes::{CHANGES_BYTES, Changes, MAGIC, SHUT, flags};
 use holo_abi::sysno;
@@ -18,7 +18,7 @@ use holo_sys::frame::Context;
 use holo_sys::gate::{self, CLASS, Regs, SLOW, Zone};
 use holo_sys::tls::Tls;
 use holo_sys::{patch, sys};
-use holo_track::changes::{self, Slot};
+use holo_track::changes;
 
 static TABLE: AtomicPtr<Changes> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -54,7 +54,6 @@ const CALLS: &[i64] = &[
 ];
 
 const AT_FDCWD: u64 = (-100i64).cast_unsigned();
-const O_TRUNC: u64 = 0o1000;
 const F_SETFL: u64 = 4;
 const F_SETLEASE: u64 = 1024;
 const F_WRLCK: u32 = 1;
@@ -82,7 +81,7 @@ fn table() -> Option<&'static Changes> {
 }
 
 /// The table, to record in. Under a filter no call may be made to ask for what is to be recorded: nobody goes by the table then.
-fn open() -> Option<&'static Changes> {
+pub(crate) fn open() -> Option<&'static Changes> {
     let table = table()?;
     if filters::on() {
         table.blind.store(1, Ordering::Relaxed);
@@ -123,8 +122,9 @@ pub(crate) fn on_exec(failed: bool) {
 
 /// Records a call that is about to be made.
 pub(crate) fn on_call(regs: &Regs) {
-    if let Some(table) = open() {
-        note(table, regs.rax.cast_signed(), &regs.args, regs.rsp);
+    let nr = regs.rax.cast_signed();
+    if let Some(table) = open().filter(|_| !named::concerns(nr)) {
+        note(table, nr, &regs.args, regs.rsp);
     }
 }
 
@@ -225,13 +225,6 @@ fn note(table: &Changes, nr: i64, args: &[u64; 6], rsp: u64) {
         sysno::sendfile => write(table, fd, From::Position, fourth),
         sysno::splice | sysno::copy_file_range => write(table, third, at_pointer(fourth, rsp), fifth),
         sysno::ftruncate => to_end(table, fd, second),
-        sysno::truncate => path(table, AT_FDCWD, fd, second),
-        sysno::creat => path(table, AT_FDCWD, fd, 0),
-        sysno::open if second & O_TRUNC != 0 => path(table, AT_FDCWD, fd, 0),
-        sysno::openat if third & O_TRUNC != 0 => path(table, fd, second, 0),
-        sysno::openat2 if user::read::<u64>(third, rsp).is_ok_and(|how| how & O_TRUNC != 0) => {
-            path(table, fd, second, 0);
-        }
         sysno::fallocate if second & FALLOC_MOVES != 0 => to_end(table, fd, third),
         sysno::fallocate => write(table, fd, From::At(third), fourth),
         sysno::ioctl if !IOCTLS_HARMLESS.contains(&(second & 0xffff_ffff)) => mark(table, fd, flags::WHOLE),
@@ -243,7 +236,7 @@ fn note(table: &Changes, nr: i64, args: &[u64; 6], rsp: u64) {
         sysno::utimensat | sysno::futimesat | sysno::utimes | sysno::utime if is_shut(table) => {
             times(table, nr, args);
         }
-        _ => {}
+        _ => named::note(table, nr, args, rsp),
     }
 }
 
@@ -258,7 +251,7 @@ fn lease(table: &Changes, fd: u64, sort: u64) {
     }
 }
 
-fn is_shut(table: &Changes) -> bool {
+pub(crate) fn is_shut(table: &Changes) -> bool {
     table.bank.load(Ordering::Acquire) & SHUT != 0
 }
 
@@ -390,39 +383,6 @@ fn mark(table: &Changes, fd: u64, bits: u64) {
         Target::Full => changes::overflow(changes::bank(table)),
         Target::File { slot, .. } => changes::mark(changes::bank(table), slot, bits),
     }
-}
-
-/// A file is cut to `size` by its name.
-fn path(table: &Changes, dir: u64, name: u64, size: u64) {
-    let Some(mut file) = regular(dir, name) else { return };
-    let bank = loop {
-        let (bank, shut) = changes::bank_and_gate(table);
-        if !shut {
-            break bank;
-        }
-        awaited::pass(table, changes::key(table, file.0, file.1), size, u64::MAX);
-        // While we waited the name may have been given to another file, and that one is cut.
-        match regular(dir, name) {
-            Some(now) if now == file => break bank,
-            Some(now) => file = now,
-            None => return,
-        }
-    };
-    match changes::slot(table, file.0, file.1) {
-        Slot::Elsewhere => {}
-        Slot::At(slot) => changes::tail(bank, slot, size),
-        Slot::Full => changes::overflow(bank),
-    }
-}
-
-/// Device and inode number of the regular file of that name.
-fn regular(dir: u64, name: u64) -> Option<(u64, u64)> {
-    const S_IFMT: u32 = 0o170_000;
-    const S_IFREG: u32 = 0o100_000;
-    let mut stat = [0u64; 18];
-    // SAFETY: a buffer of the size of `struct stat`; the kernel checks the name.
-    let failed = unsafe { sys!(sysno::newfstatat, dir, name, stat.as_mut_ptr(), 0) };
-    (failed >= 0 && stat[3] as u32 & S_IFMT == S_IFREG).then_some((stat[0], stat[1]))
 }
 
 /// Asynchronous requests: their descriptors, operations and ranges.

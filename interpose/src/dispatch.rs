@@ -1,7 +1,7 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
 use crate::{
-    aio, altstack, changes, clones, exec, filters, inodes, ipc, members, moves, owners, signals,
+    aio, altstack, changes, clones, exec, filters, inodes, ipc, members, moves, named, owners, signals,
     socket_waits, start, trace, transfers, traps, user, waits,
 };
 use core::sync::atomic::Ordering;
@@ -213,6 +213,7 @@ fn decide(regs: &mut Regs) -> Verdict {
         sysno::dup2 | sysno::dup3 => changes::on_dup(regs),
         sysno::close | sysno::close_range => changes::on_close(regs),
         sysno::fcntl => changes::on_fcntl(regs),
+        nr if named::concerns(nr) => named::on_call(regs),
         sysno::madvise => on_madvise(regs.args[2]),
         sysno::mlock | sysno::mlock2 | sysno::munlock | sysno::mlockall | sysno::munlockall | MSEAL => {
             moves::advised();

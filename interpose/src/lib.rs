@@ -42,6 +42,7 @@ mod late;
 mod mem;
 mod members;
 mod moves;
+mod named;
 mod owners;
 mod park;
 mod signals;

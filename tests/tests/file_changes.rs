@@ -16,6 +16,8 @@ holo_tests::workloads! {
     random: Workload::new("file_changes.c").arg("1");
     mapped: Workload::new("mapped_file.c").agent_env("HOLO_FILES_CHECK", "1").checkpoints(40);
     leases: Workload::new("leases.c");
+    names_full: Workload::new("file_names.c").arg("full").agent_env("HOLO_FILES_CHECK", "1").checkpoints(12);
+    names: Workload::new("file_names.c").agent_env("HOLO_FILES_CHECK", "1").checkpoints(12);
     closes: Workload::new("file_closes.c").agent_env("HOLO_FILES_CHECK", "1").checkpoints(12);
 }
 

@@ -28,6 +28,12 @@ fn device(table: &Changes, dev: u64) -> Option<usize> {
     devices.iter().position(|known| *known == dev)
 }
 
+/// Are files of this device recorded?
+#[must_use]
+pub fn has_device(table: &Changes, dev: u64) -> bool {
+    device(table, dev).is_some()
+}
+
 /// Key of a file, if its file system is recorded.
 #[must_use]
 pub fn key(table: &Changes, dev: u64, ino: u64) -> Option<u64> {
