@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs tests on another kernel than this machine's, Debian's own if not told otherwise, in a virtual machine that has a copy of this
-# system: tests/kernel.sh [FILTER [PACKAGE]]. FILTER is nextest's, PACKAGE a Debian package of a kernel.
+# system: tests/kernel.sh [FILTER [PACKAGE]]. FILTER is nextest's, or `bench PART` for a part of `make bench`; PACKAGE a Debian package of a
+# kernel.
 #
 # Takes root (a loop device), 14 GiB of disk below $DIR, 6 GiB of memory. Without KVM (ACCEL=kvm where it works) all is some ten times slower,
 # and tests that measure time fail.
@@ -58,7 +59,11 @@ depmod -b disk/usr "$version" 2>/dev/null || depmod -b disk "$version"
 (cd disk && mkdir -p dev home holo proc root run sys tmp var/tmp var/lib && chmod 1777 tmp var/tmp && mkdir -p "./$TREE/target/release")
 cp -a /var/lib/dpkg disk/var/lib/ 2>/dev/null || true
 (cd "$TREE" && tar -c --exclude ./target --exclude ./fuzz/target --exclude ./.git .) | tar -x -C "disk/$TREE"
-for program in holo holod holo-restorer libholo.so; do cp "$TREE/target/release/$program" "disk/$TREE/target/release/"; done
+programs="holo holod holo-restorer libholo.so"
+case "$FILTER" in
+bench\ *) (cd "$TREE" && cargo build --release --quiet -p holo-tests --bin holo-bench) && programs="$programs holo-bench" ;;
+esac
+for program in $programs; do cp "$TREE/target/release/$program" "disk/$TREE/target/release/"; done
 (cd "$TREE" && cargo nextest archive --cargo-quiet -p holo-tests --archive-file "$DIR/disk/holo/tests.tar.zst")
 cp "$(command -v cargo-nextest)" disk/holo/
 cat > disk/holo/nextest.toml <<'NEXTEST'
@@ -68,6 +73,11 @@ fail-fast = false
 failure-output = "immediate"
 NEXTEST
 printf '%s\n' "$FILTER" > disk/holo/filter
+case "$FILTER" in
+bench\ *) run="env HOLO_BENCH_MIB=${HOLO_BENCH_MIB:-256} $TREE/target/release/holo-bench ${FILTER#bench }" ;;
+*) run="./cargo-nextest nextest run --archive-file tests.tar.zst --workspace-remap $TREE --extract-to $TREE --extract-overwrite \
+    --tool-config-file holo:/holo/nextest.toml --profile kernel -j 2 -E \"\$(cat filter)\"" ;;
+esac
 cat > disk/holo/init <<INIT
 #!/bin/bash
 export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb CI=true
@@ -78,8 +88,7 @@ mount -t tmpfs -o mode=1777 shm /dev/shm; mount -t mqueue mqueue /dev/mqueue; mo
 mount -t tmpfs run /run; ip link set lo up; hostname holo
 for module in veth bridge; do modprobe \$module; done
 cd /holo
-setsid -w ./cargo-nextest nextest run --archive-file tests.tar.zst --workspace-remap $TREE --extract-to $TREE --extract-overwrite \\
-    --tool-config-file holo:/holo/nextest.toml --profile kernel -j 2 -E "\$(cat filter)" < /dev/null > /dev/ttyS0 2>&1
+setsid -w $run < /dev/null > /dev/ttyS0 2>&1
 echo "ended with \$?" > /dev/ttyS0
 sync; mount -o remount,ro /; echo o > /proc/sysrq-trigger; sleep 9
 INIT

@@ -11,12 +11,16 @@ use std::time::{Duration, Instant};
 mod ahead;
 #[path = "holo-bench/bringup.rs"]
 mod bringup;
+#[path = "holo-bench/criu.rs"]
+mod criu;
 #[path = "holo-bench/files.rs"]
 mod files;
 #[path = "holo-bench/pace.rs"]
 mod pace;
 #[path = "holo-bench/pgbench.rs"]
 mod pgbench;
+#[path = "holo-bench/restores.rs"]
+mod restores;
 #[path = "holo-bench/standby.rs"]
 mod standby;
 #[path = "holo-bench/switches.rs"]
@@ -32,7 +36,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
-    let parts: [(&str, fn()); 14] = [
+    let parts: [(&str, fn()); 16] = [
         ("start", start_up),
         ("calls", calls),
         ("memory", memory),
@@ -40,6 +44,8 @@ fn main() {
         ("engines", engines),
         ("stops", stops),
         ("ahead", ahead::ahead),
+        ("restores", restores::restores),
+        ("criu", criu::criu),
         ("switches", switches::switches),
         ("standby", standby::standby),
         ("files", files::files),
