@@ -1,11 +1,10 @@
 //! Memory of a restored application that is still to come while it runs (`holo_rm::clone::Late`).
 
 use crate::app::{App, Failure};
+use crate::members::init_of;
 use holo_api::local::ErrorKind;
-use holo_rm::barrier::inner_tid;
 use holo_rm::clone::{Late, page_path};
 use holo_rm::page::Page;
-use holo_rm::tree::state_and_parent;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -73,7 +72,8 @@ impl App {
         let epoch = first.control().header.late_epoch.load(Ordering::SeqCst);
         let image = self.store.open_epoch(epoch).map(Arc::new);
         let resumed = image.map_err(|cause| cause.to_string()).and_then(|image| {
-            let init = self.init().ok_or("the init of its namespace is not found")?;
+            let instance = self.instance().ok_or("its process has ended")?.0;
+            let init = init_of(instance.real_pid).ok_or("the init of its namespace is not found")?;
             Late::resume(&image, init, &pages).map_err(|cause| cause.to_string())
         });
         match resumed {
@@ -98,14 +98,5 @@ impl App {
         let pages = paths.take_while(|path| path.exists()).filter_map(|path| Page::open(&path).ok());
         let waits = |page: &Page| page.control().header.late.load(Ordering::SeqCst) != 0;
         pages.filter(waits).map(Arc::new).collect()
-    }
-
-    /// The init of the namespace that a restore made for the instance.
-    fn init(&self) -> Option<i32> {
-        let mut pid = self.instance()?.0.real_pid;
-        while inner_tid(pid, pid) != 1 {
-            pid = state_and_parent(pid).map(|(_, parent)| parent).filter(|parent| *parent > 1)?;
-        }
-        Some(pid)
     }
 }

@@ -401,7 +401,7 @@ fn opened(pid: i32, begin: &Path) -> Option<Leaf> {
 }
 
 /// Init of the pid namespace that a process is in, if it is another one than ours.
-fn init_of(pid: i32) -> Option<i32> {
+pub(crate) fn init_of(pid: i32) -> Option<i32> {
     let mut at = pid;
     for _ in 0..256 {
         if !is_nested(at) {
