@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::ended;
 use crate::guard::Guard;
 use crate::join;
+use crate::late::Memory;
 use crate::members::Leaf;
 use crate::record::{Instance, Record};
 use holo_api::local::{AppInfo, AppOptions, ErrorKind};
@@ -201,8 +202,8 @@ impl Apps {
                     let leaf = Leaf { page: Arc::clone(&page), path: instance.page.clone() };
                     let process = (instance.real_pid, instance.cluster_pid as i32, leaf);
                     app.find_changes();
-                    app.adopt(instance, page, None, vec![process]);
-                    app.resume_memory();
+                    let memory = app.memory_of(&instance);
+                    app.adopt(instance, page, None, vec![process], memory);
                 }
                 Err(cause) => {
                     let why = format!(
@@ -345,7 +346,9 @@ impl Apps {
         let is_lone = !matches!(placed, Placed::First(_)) && app.is_lone();
         page.control().header.lone.store(u32::from(is_lone), Relaxed);
         match &placed {
-            Placed::First(app) => app.adopt(instance, Arc::clone(&page), None, vec![process]),
+            Placed::First(app) => {
+                app.adopt(instance, Arc::clone(&page), None, vec![process], Memory::There);
+            }
             Placed::Again(app) => app.adopt_again(instance, Arc::clone(&page)),
             Placed::Member(app) => app.members.joined(request.real_pid, request.pid as i32, leaf),
         }

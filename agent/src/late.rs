@@ -2,6 +2,7 @@
 
 use crate::app::{App, Failure};
 use crate::members::init_of;
+use crate::record::Instance;
 use holo_api::local::ErrorKind;
 use holo_rm::clone::{Late, page_path};
 use holo_rm::page::Page;
@@ -14,7 +15,16 @@ use std::time::Duration;
 /// For how long somebody waits for all of it, who cannot do anything before.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How far it is; none: nothing is to come.
+/// Memory of an instance.
+pub(crate) enum Memory {
+    /// All of it.
+    There,
+    Comes(Late),
+    /// What is missing of it cannot be had, and why.
+    Lost(String),
+}
+
+/// How far it is.
 #[derive(Default)]
 pub(crate) struct Coming {
     state: Mutex<State>,
@@ -26,25 +36,31 @@ enum State {
     #[default]
     There,
     Comes,
-    Failed(String),
+    Lost(String),
 }
 
 impl App {
-    /// Memory of the instance comes from now on.
-    pub(crate) fn await_memory(self: &Arc<Self>, late: Late) {
-        *self.coming.state.lock() = State::Comes;
+    /// This is the memory of the instance from now on.
+    pub(crate) fn await_memory(self: &Arc<Self>, memory: Memory) {
+        let late = match memory {
+            Memory::There => return self.has_memory(State::There),
+            Memory::Lost(cause) => return self.has_memory(State::Lost(cause)),
+            Memory::Comes(late) => late,
+        };
+        self.has_memory(State::Comes);
         let app = Arc::clone(self);
         thread::spawn(move || {
-            let state = match late.finish() {
-                Ok(()) => State::There,
-                Err(cause) => {
-                    eprintln!("holod: {}: {cause}", app.name);
-                    State::Failed(cause)
-                }
-            };
-            *app.coming.state.lock() = state;
-            app.coming.changed.notify_all();
+            let finished = late.finish();
+            app.has_memory(finished.map_or_else(State::Lost, |()| State::There));
         });
+    }
+
+    fn has_memory(&self, state: State) {
+        if let State::Lost(cause) = &state {
+            eprintln!("holod: {}: {cause}", self.name);
+        }
+        *self.coming.state.lock() = state;
+        self.coming.changed.notify_all();
     }
 
     /// Returns when all memory of the instance is there.
@@ -61,42 +77,38 @@ impl App {
                 let what = format!("{}: its memory is still being read from its last epoch", self.name);
                 Err(Failure::new(ErrorKind::Failed, what))
             }
-            State::Failed(cause) => Err(Failure::new(ErrorKind::BadImage, format!("{}: {cause}", self.name))),
+            State::Lost(cause) => Err(Failure::new(ErrorKind::BadImage, format!("{}: {cause}", self.name))),
         }
     }
 
-    /// The agent before this one has died while memory was to come: it goes on.
-    pub(crate) fn resume_memory(self: &Arc<Self>) {
-        let pages = self.pages_that_wait();
-        let Some(first) = pages.first() else { return };
+    /// The agent before this one may have died while memory was to come: it goes on.
+    pub(crate) fn memory_of(&self, instance: &Instance) -> Memory {
+        let pages = pages_that_wait(instance);
+        let Some(first) = pages.first() else { return Memory::There };
         let epoch = first.control().header.late_epoch.load(Ordering::SeqCst);
         let image = self.store.open_epoch(epoch).map(Arc::new);
         let resumed = image.map_err(|cause| cause.to_string()).and_then(|image| {
-            let instance = self.instance().ok_or("its process has ended")?.0;
             let init = init_of(instance.real_pid).ok_or("the init of its namespace is not found")?;
             Late::resume(&image, init, &pages).map_err(|cause| cause.to_string())
         });
         match resumed {
             Ok(late) => {
                 eprintln!("holod: {}: the rest of its memory is read from epoch {epoch}", self.name);
-                self.await_memory(late);
+                Memory::Comes(late)
             }
             Err(cause) => {
-                let what = format!("memory that is to come from epoch {epoch} cannot be read: {cause}");
-                eprintln!("holod: {}: {what}", self.name);
-                *self.coming.state.lock() = State::Failed(what);
+                Memory::Lost(format!("memory that is to come from epoch {epoch} cannot be read: {cause}"))
             }
         }
     }
+}
 
-    /// Control pages of processes of which memory is missing.
-    fn pages_that_wait(&self) -> Vec<Arc<Page>> {
-        let Some((instance, _)) = self.instance() else { return Vec::new() };
-        // As they were named when the clone was made.
-        let base = instance.page.with_extension("");
-        let paths = (0..holo_rm::kinds::tree::PROCESSES_MAX).map(|number| page_path(&base, number));
-        let pages = paths.take_while(|path| path.exists()).filter_map(|path| Page::open(&path).ok());
-        let waits = |page: &Page| page.control().header.late.load(Ordering::SeqCst) != 0;
-        pages.filter(waits).map(Arc::new).collect()
-    }
+/// Control pages of processes of which memory is missing.
+fn pages_that_wait(instance: &Instance) -> Vec<Arc<Page>> {
+    // As they were named when the clone was made.
+    let base = instance.page.with_extension("");
+    let paths = (0..holo_rm::kinds::tree::PROCESSES_MAX).map(|number| page_path(&base, number));
+    let pages = paths.take_while(|path| path.exists()).filter_map(|path| Page::open(&path).ok());
+    let waits = |page: &Page| page.control().header.late.load(Ordering::SeqCst) != 0;
+    pages.filter(waits).map(Arc::new).collect()
 }

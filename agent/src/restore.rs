@@ -4,6 +4,7 @@ use crate::app::{App, Failure, now_ns};
 use crate::dump::{CONTENTS, CONTENTS_KIND, CONTENTS_VERSION, files, roots};
 use crate::hot::Kept;
 use crate::kinds::registry;
+use crate::late::Memory;
 use crate::members::Leaf;
 use crate::record::Instance;
 use holo_api::local::{ErrorKind, RestoreInfo};
@@ -184,15 +185,13 @@ impl Ready {
         let (pid, page) = (first.pid, Arc::clone(&first.page));
         let leaf = |of: &Restored| Leaf { page: Arc::clone(&of.page), path: of.page_path.clone() };
         let processes = running.processes.iter().map(|of| (of.pid, of.inner, leaf(of))).collect();
-        app.adopt(instance, page, Some(running.keeper), processes);
+        let memory = running.late.map_or(Memory::There, Memory::Comes);
+        app.adopt(instance, page, Some(running.keeper), processes, memory);
         for remark in &running.remarks {
             eprintln!("holod: {}: {remark}", app.name);
         }
         let first = running.first_instruction.duration_since(self.since);
-        if let Some(late) = running.late {
-            app.await_memory(late);
-            app.all_there()?;
-        }
+        app.all_there()?;
         let clone = if self.hot { "hot" } else { "cold" };
         let took = first.as_secs_f64() * 1e3;
         eprintln!(

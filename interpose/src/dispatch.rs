@@ -1,7 +1,7 @@
 //! The dispatcher: what happens to each call that the gate does not pass at once.
 
 use crate::{
-    aio, altstack, changes, clones, exec, filters, inodes, ipc, members, moves, named, owners, signals,
+    aio, altstack, changes, clones, exec, filters, inodes, ipc, late, members, moves, named, owners, signals,
     socket_waits, start, trace, transfers, traps, user, waits,
 };
 use core::sync::atomic::Ordering;
@@ -258,7 +258,7 @@ fn decide(regs: &mut Regs) -> Verdict {
 }
 
 fn on_madvise(advice: u64) -> Verdict {
-    crate::late::wait();
+    late::wait();
     if advice == MADV_WIPEONFORK
         && let Some(page) = start::control()
     {

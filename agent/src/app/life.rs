@@ -2,6 +2,7 @@
 
 use super::timing::Clock;
 use super::{App, END_PAUSE, Failure};
+use crate::late::Memory;
 use crate::members::Leaf;
 use crate::record::Instance;
 use crate::{dump, ended};
@@ -21,13 +22,16 @@ const HEIR_MAX: Duration = Duration::from_secs(2);
 
 impl App {
     /// A process is this application from now on; `processes` are all that it has, with their pages.
-    pub fn adopt(
+    pub(crate) fn adopt(
         self: &Arc<Self>,
         instance: Instance,
         page: Arc<Page>,
         keeper: Option<Child>,
         processes: Vec<(i32, i32, Leaf)>,
+        memory: Memory,
     ) {
+        // Before anybody takes an epoch of it.
+        self.await_memory(memory);
         self.members.begin(instance.real_pid);
         for (pid, inner_pid, leaf) in processes {
             self.members.joined(pid, inner_pid, leaf);

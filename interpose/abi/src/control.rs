@@ -302,8 +302,6 @@ pub struct Header {
     pub late_epoch: AtomicU64,
     /// Number of the descriptor of the clone's init in which its userfaultfd is kept.
     pub late_vault: AtomicU32,
-    /// Room for later words.
-    pub reserved: u32,
 }
 
 /// What [`Header::exiting`] says for an exit code: 0 is for a process that has not called `exit_group`.

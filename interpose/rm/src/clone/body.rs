@@ -1,10 +1,11 @@
 //! The processes of a clone, made and waiting, before they have anything of the application's.
 
-use super::late::{Late, pidfd};
+use super::late::Late;
 use super::{PATIENCE, page_path};
 use crate::grow::{Ground, grow, spare_pids};
 use crate::install::Channel;
 use crate::kinds::laid::Laid;
+use crate::kinds::pidfd::pidfd;
 use crate::kinds::process::{self, ProcessState, clock_ns};
 use crate::kinds::ptys::{self, Terminals, TerminalsState};
 use crate::kinds::stops::{self, StopsState};
@@ -372,7 +373,7 @@ impl Body {
 
     /// What takes memory of `image` that is to come while the clone runs; once.
     pub(super) fn late(&mut self, image: &Arc<EpochReader>) -> RmResult<Late> {
-        let init = pidfd(self.clone.init).on("opening", "the clone's init")?;
+        let init = pidfd(self.clone.init, 0).on("opening", "the clone's init")?;
         let vault = self.vault.take().ok_or_else(|| RmError::Unsupported("the vault is in use".into()))?;
         Ok(Late::new(image, init, vault))
     }

@@ -7,17 +7,19 @@
 //! ```
 //!
 //! While a page is missing, whoever touches it waits, in a call of the kernel's, too; for that the kernel demands a privilege
-//! (`CAP_SYS_PTRACE`, or `vm.unprivileged_userfaultfd`). Without it all pages are written before the clone runs.
+//! (`CAP_SYS_PTRACE`). Without it all pages are written before the clone runs.
 //!
 //! An agent that dies leaves the rest to the next one ([`Late::resume`]): until then, who touches what is missing waits.
 
 use crate::kinds::increment::{kept, listed};
+use crate::kinds::kernel::owned;
+use crate::kinds::pidfd::pidfd;
 use crate::kinds::zones::{PAGE, Zone, ZoneKind};
 use crate::manager::{Context, RmResult, SPACES};
 use crate::page::Page;
 use crate::remote::Remote;
+use crate::track::userfaultfd::{UFFDIO_REGISTER, ioctl, make};
 use holo_abi::control::tracked;
-use holo_abi::sysno;
 use holo_image::{EpochReader, Names, PageKey};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -28,9 +30,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-const UFFD_API: u64 = 0xaa;
-const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
@@ -66,6 +65,8 @@ const LEAST_BYTES: u64 = 16 << 20;
 const ZONE_BYTES: u64 = 1 << 20;
 /// `0`: nothing comes late; `1`: all that can, also of small processes; `wait`: also, and in the first seconds only what is touched.
 const VARIABLE: &str = "HOLO_MEMORY_LATE";
+/// For how long the end of a clone that was killed is waited for.
+const END_MS: i32 = 10_000;
 /// For how long `wait` waits.
 const WAIT: Duration = Duration::from_secs(3);
 
@@ -119,14 +120,6 @@ fn may_wait(zone: &Zone) -> bool {
     zone.kind == ZoneKind::Anonymous && !has(b"gd") && !has(b"lo") && !has(b"sl")
 }
 
-fn ioctl(fd: &OwnedFd, request: libc::c_ulong, words: &mut [u64]) -> io::Result<()> {
-    // SAFETY: callers pass the words that the request reads and writes.
-    match unsafe { libc::ioctl(fd.as_raw_fd(), request, words.as_mut_ptr()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// What the threads share.
 struct Shared {
     image: Arc<EpochReader>,
@@ -177,7 +170,7 @@ pub struct Late {
 }
 
 impl Late {
-    /// For a clone of `image` with that init, which has one end of `vault` open.
+    /// For a clone of `image` with that init, which has both ends of `vault` open, too.
     pub(crate) fn new(image: &Arc<EpochReader>, init: OwnedFd, vault: (UnixStream, UnixStream)) -> Self {
         let policy = Policy::of(std::env::var(VARIABLE).ok().as_deref());
         let (room, size) = (VAULT_BYTES, size_of_val(&VAULT_BYTES) as libc::socklen_t);
@@ -214,7 +207,8 @@ impl Late {
         names: Names,
     ) -> RmResult<bool> {
         let Some(policy) = self.policy else { return Ok(false) };
-        let Some(uffd) = make(remote)? else {
+        // One that also sees faults of the kernel.
+        let Ok(uffd) = make(remote, libc::O_NONBLOCK, FEATURES) else {
             // Not for us: neither for the next one.
             self.policy = None;
             return Ok(false);
@@ -259,7 +253,7 @@ impl Late {
     /// # Errors
     /// What the clone waits for cannot be found.
     pub fn resume(image: &Arc<EpochReader>, init: i32, pages: &[Arc<Page>]) -> RmResult<Self> {
-        let init = pidfd(init).on("opening", "the clone's init")?;
+        let init = pidfd(init, 0).on("opening", "the clone's init")?;
         let number = pages.first().map_or(0, |page| page.control().header.late_vault.load(SeqCst));
         let end = |number: u32| end_of(&init, number).on("taking", "what the clone's init keeps");
         let vault = (end(number)?, end(number + 1)?);
@@ -301,6 +295,9 @@ impl Late {
             }
         }
         if let Some(damage) = self.damage() {
+            // Who waits for a page would go on without it, if this were the last that holds its userfaultfd: the clone's init closes
+            // what it has before the kernel kills the others.
+            wait_for_end(&self.shared.init);
             return Err(damage);
         }
         // Ours are closed. These are the last: what they watched is ordinary memory again.
@@ -322,25 +319,11 @@ impl Drop for Late {
     }
 }
 
-pub(super) fn pidfd(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: no memory is passed.
-    let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    match raw {
-        // SAFETY: just made.
-        0.. => Ok(unsafe { OwnedFd::from_raw_fd(raw as RawFd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// A userfaultfd of the process that also sees faults of the kernel; none: that is not allowed.
-fn make(remote: &Remote) -> RmResult<Option<OwnedFd>> {
-    let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
-    let Ok(number) = remote.call(sysno::userfaultfd, &[flags]) else { return Ok(None) };
-    let borrowed = remote.borrow_fd(number as i32);
-    remote.call(sysno::close, &[number]).on("closing", "the clone's userfaultfd")?;
-    let uffd = borrowed.on("taking", "the clone's userfaultfd")?;
-    let asked = ioctl(&uffd, UFFDIO_API, &mut [UFFD_API, FEATURES, 0]);
-    Ok(asked.is_ok().then_some(uffd))
+/// Until a process has ended, and with the init of a namespace all others there.
+fn wait_for_end(pidfd: &OwnedFd) {
+    let mut entry = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry.
+    unsafe { libc::poll(&raw mut entry, 1, END_MS) };
 }
 
 /// Puts descriptors into a socket, in one message with the places of their processes.
@@ -356,11 +339,7 @@ fn put(into: &UnixStream, all: &[(u32, OwnedFd)]) -> io::Result<()> {
 fn end_of(init: &OwnedFd, number: u32) -> io::Result<UnixStream> {
     // SAFETY: no memory is passed.
     let raw = unsafe { libc::syscall(libc::SYS_pidfd_getfd, init.as_raw_fd(), number, 0) };
-    match raw {
-        // SAFETY: just made.
-        0.. => Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(raw as RawFd) })),
-        _ => Err(io::Error::last_os_error()),
-    }
+    owned(raw as i32).map(UnixStream::from)
 }
 
 /// Duplicates of all that is kept in a socket, where it stays.

@@ -48,7 +48,7 @@ mod packet_filter;
 pub mod pagemap;
 mod passed;
 mod payoff;
-mod pidfd;
+pub(crate) mod pidfd;
 mod pipes;
 mod place;
 pub mod process;

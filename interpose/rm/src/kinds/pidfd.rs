@@ -51,7 +51,7 @@ impl PidState {
     }
 }
 
-fn pidfd(pid: i32, flags: i32) -> io::Result<OwnedFd> {
+pub(crate) fn pidfd(pid: i32, flags: i32) -> io::Result<OwnedFd> {
     // SAFETY: no memory is passed.
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) } as i32)
 }

@@ -3,7 +3,7 @@
 mod lifts;
 pub mod ranges;
 mod soft_dirty;
-mod userfaultfd;
+pub(crate) mod userfaultfd;
 mod youth;
 
 use crate::kinds::zones::{Zone, zones_can_be_asked_for};

@@ -25,10 +25,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-const USER_MODE_ONLY: u64 = 1;
+const USER_MODE_ONLY: i32 = 1;
 const UFFD_API: u64 = 0xaa;
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+pub(crate) const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
@@ -105,7 +105,7 @@ pub struct Userfaultfd {
     fresh: Vec<Range>,
 }
 
-fn ioctl(fd: &OwnedFd, request: libc::c_ulong, words: &mut [u64]) -> io::Result<()> {
+pub(crate) fn ioctl(fd: &OwnedFd, request: libc::c_ulong, words: &mut [u64]) -> io::Result<()> {
     // SAFETY: callers pass the words that the request reads and writes.
     match unsafe { libc::ioctl(fd.as_raw_fd(), request, words.as_mut_ptr()) } {
         0 => Ok(()),
@@ -113,15 +113,14 @@ fn ioctl(fd: &OwnedFd, request: libc::c_ulong, words: &mut [u64]) -> io::Result<
     }
 }
 
-/// A userfaultfd of a parked process.
-fn make(remote: &Remote) -> RmResult<OwnedFd> {
-    let flags = libc::O_CLOEXEC as u64 | USER_MODE_ONLY;
+/// A userfaultfd of a process that serves calls, made with these flags, and asked for these features.
+pub(crate) fn make(remote: &Remote, flags: i32, features: u64) -> RmResult<OwnedFd> {
+    let flags = (libc::O_CLOEXEC | flags) as u64;
     let number = remote.call(sysno::userfaultfd, &[flags]).on("making", "a userfaultfd")?;
     let borrowed = remote.borrow_fd(number as i32);
     remote.call(sysno::close, &[number]).on("closing", "the application's userfaultfd")?;
     let uffd = borrowed.on("taking", "the userfaultfd")?;
-    let mut api = [UFFD_API, FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED, 0];
-    ioctl(&uffd, UFFDIO_API, &mut api).on("asking for", "asynchronous write-protection")?;
+    ioctl(&uffd, UFFDIO_API, &mut [UFFD_API, features, 0]).on("asking for", "features of userfaultfd")?;
     Ok(uffd)
 }
 
@@ -138,7 +137,7 @@ impl Userfaultfd {
         if !zones_can_be_asked_for() {
             return Err(RmError::Unsupported("the kernel has no PROCMAP_QUERY".into()));
         }
-        let uffd = make(remote)?;
+        let uffd = make(remote, USER_MODE_ONLY, FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED)?;
         Pagemap::open(remote.face).and_then(|pagemap| pagemap.scans()).on("trying", "PAGEMAP_SCAN")?;
         Ok(Self {
             held: Arc::new(Held(Mutex::new(Some(uffd)))),
