@@ -248,21 +248,20 @@ impl App {
     /// When a process is gone.
     pub fn settle(&self, node: &Node) {
         let pids = self.real_pids(node);
-        let said = || crate::workload::result(node);
-        assert!(
-            !pids.is_empty(),
-            "{} runs nowhere after the restore: {}{:?}",
-            self.name,
-            said(),
-            self.row(node)
-        );
+        let said = || {
+            // Its end is in the agent's log by then.
+            sleep(SETTLE);
+            let (result, stderr) = (crate::workload::result(node), crate::workload::stderr(node));
+            format!("{result}{stderr}{:?}", self.row(node))
+        };
+        assert!(!pids.is_empty(), "{} runs nowhere after the restore: {}", self.name, said());
         sleep(SETTLE);
         let row = self.row(node);
         assert!(
             // Others may come and go.
             matches!(self.state(node).as_str(), "running" | "unprotected")
                 && self.real_pids(node).first() == pids.first(),
-            "{} did not survive its restore by {SETTLE:?}: {}{row:?}",
+            "{} did not survive its restore by {SETTLE:?}: {row:?}, then {}",
             self.name,
             said()
         );

@@ -276,7 +276,7 @@ fn assert_alive(app: &mut App, node: &Node) {
     assert!(said.is_empty() && app.is_child(), "the workload ended: {said}{}", stderr(node));
 }
 
-fn stderr(node: &Node) -> String {
+pub(crate) fn stderr(node: &Node) -> String {
     fs::read_to_string(node.outside(DIR).join("stderr")).unwrap_or_default()
 }
 
