@@ -111,11 +111,11 @@ impl Members {
         Self(Mutex::new(Inner { pages: pages.join(format!("{app}.")), ..Inner::default() }))
     }
 
-    /// A new instance: `first` stands for it.
+    /// A new instance, after the end of the one before: `first` stands for it.
     pub fn begin(&self, first: i32) {
+        self.end();
         let mut inner = self.0.lock();
-        let pages = std::mem::take(&mut inner.pages);
-        *inner = Inner { first, init: init_of(first), pages, marks: marks(face(first)), ..Inner::default() };
+        (inner.first, inner.init, inner.marks) = (first, init_of(first), marks(face(first)));
     }
 
     /// The instance has ended: its pages go.

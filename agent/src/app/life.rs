@@ -32,28 +32,15 @@ impl App {
     ) {
         // Before anybody takes an epoch of it.
         self.await_memory(memory);
+        let mut inner = self.inner.lock();
+        // Whoever still watches the instance before takes this one neither for its own nor for ended: its processes are noted under
+        // the same lock.
+        inner.incarnation += 1;
+        let incarnation = inner.incarnation;
         self.members.begin(instance.real_pid);
         for (pid, inner_pid, leaf) in processes {
             self.members.joined(pid, inner_pid, leaf);
         }
-        self.follow(instance, page, keeper);
-    }
-
-    /// The first process of this application has executed another program: it has another page.
-    pub fn adopt_again(self: &Arc<Self>, instance: Instance, page: Arc<Page>) {
-        let leaf = Leaf { page: Arc::clone(&page), path: instance.page.clone() };
-        self.members.joined(instance.real_pid, instance.cluster_pid as i32, leaf);
-        let mut inner = self.inner.lock();
-        inner.record.instance = Some(instance);
-        inner.page = Some(page);
-        drop(inner);
-        self.save();
-    }
-
-    fn follow(self: &Arc<Self>, instance: Instance, page: Arc<Page>, keeper: Option<Child>) {
-        let mut inner = self.inner.lock();
-        inner.incarnation += 1;
-        let incarnation = inner.incarnation;
         inner.record.instance = Some(instance);
         inner.page = Some(page);
         inner.reasons.clear();
@@ -68,6 +55,17 @@ impl App {
         self.save();
         let app = Arc::clone(self);
         thread::spawn(move || app.watch(incarnation, keeper));
+    }
+
+    /// The first process of this application has executed another program: it has another page.
+    pub fn adopt_again(self: &Arc<Self>, instance: Instance, page: Arc<Page>) {
+        let leaf = Leaf { page: Arc::clone(&page), path: instance.page.clone() };
+        self.members.joined(instance.real_pid, instance.cluster_pid as i32, leaf);
+        let mut inner = self.inner.lock();
+        inner.record.instance = Some(instance);
+        inner.page = Some(page);
+        drop(inner);
+        self.save();
     }
 
     /// Its first process has ended, and who is to stand for it is still starting: one that was forked and is to execute a program.
@@ -105,6 +103,8 @@ impl App {
                 continue;
             }
             if self.inner.lock().incarnation != incarnation {
+                // It ends with the instance that it was watched for.
+                let _ = keeper.map(|mut keeper| keeper.wait());
                 return;
             }
             if clock.is_due(self) {
