@@ -6,9 +6,11 @@ use crate::manager::{Context, RmResult};
 use crate::remote::Remote;
 use crate::tree::start_time;
 use holo_abi::sysno;
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsString};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// A descriptor number.
 pub struct Fd {
@@ -52,23 +54,116 @@ fn is_older_than_we(remote: &Remote) -> bool {
     start_time(remote.pid).is_some_and(|at| ours.is_some_and(|ours| at <= ours))
 }
 
-/// All of a process, in rising order.
-pub(crate) fn read(remote: &Remote) -> RmResult<Vec<Fd>> {
-    let dir = remote.proc("fd");
-    // Open once: walking from the root costs more than all else that is asked of a descriptor.
-    let open_dir = |path: &Path| kernel::open(path, libc::O_RDONLY | libc::O_DIRECTORY, 0);
-    let links = open_dir(&dir).on("opening", dir.display())?;
-    let infos = open_dir(&remote.proc("fdinfo")).on("opening", "fdinfo")?;
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(&dir).on("listing", dir.display())? {
-        let entry = entry.on("listing", dir.display())?;
-        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let name = CString::new(entry.file_name().as_bytes()).unwrap_or_default();
-        let link = kernel::link_at(&links, &name).on("reading link of descriptor", number)?;
-        let text = kernel::read_at(&infos, &name).on("reading fdinfo of descriptor", number)?;
-        let info = FdInfo::parse(String::from_utf8_lossy(&text).into_owned());
-        all.push(Fd { number, link, info });
+/// The directories of `/proc` that show what a process has open. Open once: walking from the root costs more than all else that is asked of
+/// a descriptor.
+struct Shown {
+    path: PathBuf,
+    links: OwnedFd,
+    infos: OwnedFd,
+}
+
+impl Shown {
+    fn of(remote: &Remote) -> RmResult<Self> {
+        let path = remote.proc("fd");
+        let open_dir = |path: &Path| kernel::open(path, libc::O_RDONLY | libc::O_DIRECTORY, 0);
+        let links = open_dir(&path).on("opening", path.display())?;
+        let infos = open_dir(&remote.proc("fdinfo")).on("opening", "fdinfo")?;
+        Ok(Self { path, links, infos })
     }
-    all.sort_by_key(|fd| fd.number);
-    Ok(all)
+
+    /// Numbers, also as names, in rising order.
+    fn numbers(&self) -> RmResult<Vec<(i32, CString)>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&self.path).on("listing", self.path.display())? {
+            let name = entry.on("listing", self.path.display())?.file_name();
+            let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            all.push((number, CString::new(name.as_bytes()).unwrap_or_default()));
+        }
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    fn link(&self, name: &CStr) -> RmResult<OsString> {
+        kernel::link_at(&self.links, name).on("reading link of descriptor", name.to_string_lossy())
+    }
+
+    fn info(&self, name: &CStr) -> RmResult<FdInfo> {
+        let text = kernel::read_at(&self.infos, name);
+        let text = text.on("reading fdinfo of descriptor", name.to_string_lossy())?;
+        Ok(FdInfo::parse(String::from_utf8_lossy(&text).into_owned()))
+    }
+}
+
+/// All of a process, in rising order.
+fn read(remote: &Remote) -> RmResult<Vec<Fd>> {
+    let shown = Shown::of(remote)?;
+    let fd = |(number, name): (i32, CString)| {
+        Ok(Fd { number, link: shown.link(&name)?, info: shown.info(&name)? })
+    };
+    shown.numbers()?.into_iter().map(fd).collect()
+}
+
+/// How long the kernel is taken to keep the tables by which it shows what it has shown before.
+const READY_FOR: Duration = Duration::from_secs(5);
+
+/// What a process had open when it was looked at while it ran.
+pub(crate) struct Look {
+    at: Instant,
+    numbers: Vec<i32>,
+    /// What the kernel tells of its inotify instances.
+    pub(crate) watching: Vec<FdInfo>,
+}
+
+impl Look {
+    /// Looks at what a running process has open, and makes the kernel's own tables ready for the stop, where a first look at a descriptor
+    /// costs several times as much as the next ones. Those of the look before were looked at in the stop that followed it.
+    pub(crate) fn at(remote: &Remote, before: Option<&Self>) -> RmResult<Self> {
+        let before = before.filter(|before| before.at.elapsed() < READY_FOR);
+        let shown = Shown::of(remote)?;
+        let (mut numbers, mut watching) = (Vec::new(), Vec::new());
+        for (number, name) in shown.numbers()? {
+            // It may be closed at any time.
+            let Ok(link) = shown.link(&name) else { continue };
+            let watches = link == "anon_inode:inotify";
+            let is_ready = before.is_some_and(|before| before.numbers.binary_search(&number).is_ok());
+            if watches || !is_ready {
+                watching.extend(shown.info(&name).ok().filter(|_| watches));
+            }
+            numbers.push(number);
+        }
+        Ok(Self { at: Instant::now(), numbers, watching })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::page::Page;
+    use std::fs::File;
+    use std::os::fd::{AsRawFd, FromRawFd};
+    use std::sync::Arc;
+
+    // Goal: instances that watch are told of at each look, also where their number is ready, or was another file's; what was closed is
+    // forgotten. Method: our own descriptors.
+    #[test]
+    fn instances_that_watch_are_seen_at_each_look() {
+        let page = Arc::new(Page::create().unwrap());
+        let remote = Remote::new(page, std::process::id().cast_signed(), 0).unwrap();
+        let first = File::open("/dev/null").unwrap();
+        let look = Look::at(&remote, None).unwrap();
+        assert!(look.numbers.contains(&first.as_raw_fd()));
+        let before = look.watching.len();
+        // SAFETY: no memory is passed; a new descriptor.
+        let watch = unsafe { OwnedFd::from_raw_fd(libc::inotify_init1(libc::IN_CLOEXEC)) };
+        // SAFETY: both are ours: the number becomes that of the instance.
+        assert!(unsafe { libc::dup2(watch.as_raw_fd(), first.as_raw_fd()) } >= 0);
+        let look = Look::at(&remote, Some(&look)).unwrap();
+        assert_eq!(look.watching.len(), before + 2);
+        let look = Look::at(&remote, Some(&look)).unwrap();
+        assert_eq!(look.watching.len(), before + 2);
+        drop(first);
+        let look = Look::at(&remote, Some(&look)).unwrap();
+        assert_eq!(look.watching.len(), before + 1);
+    }
 }

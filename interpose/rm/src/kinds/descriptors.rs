@@ -33,7 +33,7 @@ use super::udp::UdpState;
 use super::unix_sockets::UnixState;
 use super::watched::{self, Names};
 use super::{listing, moments, place, sharing, tcp_under_way, unix_restore};
-use crate::fds;
+use crate::fds::Look;
 use crate::install::{Install, install};
 use crate::manager::{Context, DumpCx, ResourceManager, RmResult, SwitchCx};
 use crate::remote::Remote;
@@ -95,14 +95,17 @@ pub struct Descriptors {
     made: BTreeMap<u32, OwnedFd>,
     watched: Names,
     options: KnownOptions,
+    /// By process, while it ran before the last stop.
+    looks: BTreeMap<i32, Look>,
 }
 
 impl Descriptors {
     /// A manager that shares objects with the one of memory, and tells `ipc` of message queues.
     #[must_use]
     pub fn new(shared: SharedObjects, ipc: Ipc) -> Self {
-        let (state, made) = (State::default(), BTreeMap::new());
-        Self { shared, ipc, state, made, watched: Names::default(), options: KnownOptions::default() }
+        let (watched, options) = (Names::default(), KnownOptions::default());
+        let (state, made, looks) = (State::default(), BTreeMap::new(), BTreeMap::new());
+        Self { shared, ipc, state, made, watched, options, looks }
     }
 }
 
@@ -218,11 +221,13 @@ impl ResourceManager for Descriptors {
     }
 
     fn pre_dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
+        let before = std::mem::take(&mut self.looks);
         for process in cx.processes {
-            watched::search(&process.remote, &mut self.watched);
-            // What is open may change at any time now: this only makes the kernel's own tables ready. The first time costs several
-            // times as much as the next ones.
-            let _ = fds::read(&process.remote);
+            let remote = &process.remote;
+            // One that ends meanwhile is no obstacle.
+            let Ok(look) = Look::at(remote, before.get(&remote.pid)) else { continue };
+            watched::search(remote, &look.watching, &mut self.watched);
+            self.looks.insert(remote.pid, look);
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
 
 const IPPROTO_MPTCP: i32 = 262;
 
@@ -69,7 +70,8 @@ pub(crate) fn list(processes: &[&Remote], holders: &[usize], ask: AskCloexec) ->
                     .on("borrowing descriptor", entry.number)?;
                 let stat = kernel::stat(&fd).on("reading descriptor", entry.number)?;
                 let (link, info) = (entry.link.clone(), entry.info.clone());
-                opens.push(Open { process: entry.process, number: entry.number, fd, link, info, stat });
+                let (process, number, socket) = (entry.process, entry.number, OnceLock::new());
+                opens.push(Open { process, number, fd, link, info, stat, socket });
                 index_of.insert(groups[i], opens.len() as u32 - 1);
                 opens.len() as u32 - 1
             }
@@ -189,8 +191,8 @@ pub(crate) fn describe(index: u32, open: &Open, state: &mut State, dumping: &mut
         }
         libc::S_IFIFO => take!(fifos, fifos::FifoState::describe(open, dumping)?),
         libc::S_IFSOCK => match sockets::family(open)? {
-            (libc::AF_UNIX, _) => take!(unix, unix_sockets::UnixState::describe(open, dumping)?),
-            (libc::AF_INET | libc::AF_INET6, kind) => match (kind, sockets::protocol(open)?) {
+            [libc::AF_UNIX, ..] => take!(unix, unix_sockets::UnixState::describe(open, dumping)?),
+            [libc::AF_INET | libc::AF_INET6, kind, protocol] => match (kind, protocol) {
                 (libc::SOCK_STREAM, libc::IPPROTO_TCP | IPPROTO_MPTCP) => {
                     take!(tcp, tcp::TcpState::describe(open, dumping)?);
                 }
@@ -198,12 +200,12 @@ pub(crate) fn describe(index: u32, open: &Open, state: &mut State, dumping: &mut
                 (libc::SOCK_RAW, _) | (libc::SOCK_DGRAM, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => {
                     take!(udp, udp::UdpState::describe_raw(open, dumping)?);
                 }
-                (_, protocol) => {
+                _ => {
                     return Err(open.unsupported(format!("internet protocol {protocol}")));
                 }
             },
-            (libc::AF_NETLINK, _) => take!(netlink, netlink::NetlinkState::describe(open, dumping)?),
-            (domain, _) => return Err(open.unsupported(format!("a socket of address family {domain}"))),
+            [libc::AF_NETLINK, ..] => take!(netlink, netlink::NetlinkState::describe(open, dumping)?),
+            [domain, ..] => return Err(open.unsupported(format!("a socket of address family {domain}"))),
         },
         _ => return Err(open.unsupported("an object of this type cannot be replicated")),
     }

@@ -17,6 +17,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// An open file description of the parked process.
 pub(crate) struct Open {
@@ -32,6 +33,8 @@ pub(crate) struct Open {
     pub(crate) info: FdInfo,
     /// `fstat`.
     pub(crate) stat: libc::stat,
+    /// Of a socket: family, type, protocol. They never change.
+    pub(crate) socket: OnceLock<[i32; 3]>,
 }
 
 impl AsRawFd for Open {

@@ -8,6 +8,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// The number of a description that no process has at any.
 pub(crate) const NOWHERE: i32 = -1;
@@ -48,7 +49,8 @@ impl Passed {
         let own = |dir: &str| format!("/proc/self/{dir}/{}", fd.as_raw_fd());
         let link = std::fs::read_link(own("fd")).on("reading link of", "a descriptor on its way")?.into();
         let info = own_info(&fd)?;
-        let open = Open { process, number: NOWHERE, fd, link, info, stat };
+        let socket = OnceLock::new();
+        let open = Open { process, number: NOWHERE, fd, link, info, stat, socket };
         self.know(&open);
         self.found.push(open);
         Ok(self.count - 1)

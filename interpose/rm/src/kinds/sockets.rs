@@ -55,10 +55,14 @@ pub(crate) struct Queue {
     pub(crate) passed: Vec<(usize, Vec<OwnedFd>)>,
 }
 
-/// Family and type of a socket.
-pub(crate) fn family(open: &Open) -> RmResult<(i32, i32)> {
+/// Family, type and protocol of a socket.
+pub(crate) fn family(open: &Open) -> RmResult<[i32; 3]> {
+    if let Some(known) = open.socket.get() {
+        return Ok(*known);
+    }
     let get = |name| sockopts::get_int(open, libc::SOL_SOCKET, name).on("reading socket", open.named());
-    Ok((get(SO_DOMAIN)?, get(libc::SO_TYPE)?))
+    let asked = [get(SO_DOMAIN)?, get(libc::SO_TYPE)?, get(SO_PROTOCOL)?];
+    Ok(*open.socket.get_or_init(|| asked))
 }
 
 type NameCall = unsafe extern "C" fn(i32, *mut libc::sockaddr, *mut libc::socklen_t) -> i32;
@@ -162,7 +166,7 @@ pub(crate) fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedF
 
 impl Socket {
     pub(crate) fn describe(open: &Open, known: &mut KnownOptions) -> RmResult<Self> {
-        let (domain, kind) = family(open)?;
+        let [domain, kind, protocol] = family(open)?;
         let named = || open.named();
         let (options, filter) = known.of(open, || {
             let options = Options::of(open, domain, kind).on("reading options of", named())?;
@@ -171,7 +175,7 @@ impl Socket {
         Ok(Self {
             domain,
             kind,
-            protocol: sockopts::get_int(open, libc::SOL_SOCKET, SO_PROTOCOL).on("reading socket", named())?,
+            protocol,
             options,
             local: local_name(open).on("reading the address of", named())?,
             peer: peer_name(open).ok(),
@@ -385,9 +389,4 @@ pub(crate) fn pair(kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
 /// Bytes that wait at a socket.
 pub(crate) fn waiting(fd: &impl AsRawFd) -> usize {
     kernel::readable_bytes(fd).unwrap_or(0)
-}
-
-/// Protocol of a socket.
-pub(crate) fn protocol(open: &Open) -> RmResult<i32> {
-    sockopts::get_int(open, libc::SOL_SOCKET, SO_PROTOCOL).on("reading socket", open.named())
 }

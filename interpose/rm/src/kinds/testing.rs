@@ -7,6 +7,7 @@ use super::known_options::KnownOptions;
 use super::open::{Making, Place};
 use super::shared::{Contents, SharedObjects};
 use super::watched::{self, Names};
+use crate::fds::Look;
 use crate::manager::{Context, DumpCx, RmResult, Sections, Staged, SwitchCx};
 use crate::page::Page;
 use crate::remote::Remote;
@@ -80,7 +81,7 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
     let remote = Remote::new(page, pid, 0).on("opening", pid)?;
     let (mut sections, mut remarks, mut staged) = (Sections::default(), Vec::new(), Vec::new());
     let mut names = Names::default();
-    watched::search(&remote, &mut names);
+    watched::search(&remote, &Look::at(&remote, None)?.watching, &mut names);
     let processes = [Process { remote, pid, slots: vec![0], stopped: false }];
     let mut cx = DumpCx {
         remote: &processes[0].remote,

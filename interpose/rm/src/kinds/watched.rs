@@ -50,18 +50,12 @@ fn near(remote: &Remote) -> BTreeSet<PathBuf> {
     near
 }
 
-/// Searches the names of all watches of a process that are not known yet.
-pub(crate) fn search(remote: &Remote, names: &mut Names) {
+/// Searches the names of all watches of a process that are not known yet; `watching` is what the kernel tells of its instances.
+pub(crate) fn search(remote: &Remote, watching: &[FdInfo], names: &mut Names) {
     let mut wanted = BTreeSet::new();
-    for entry in std::fs::read_dir(remote.proc("fd")).into_iter().flatten().flatten() {
-        let link = std::fs::read_link(entry.path()).unwrap_or_default();
-        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        if link.as_os_str() == "anon_inode:inotify"
-            && let Some(info) = number.and_then(|number| FdInfo::read(remote, number).ok())
-        {
-            let keys = info.lines("inotify ").filter_map(parse).map(|(_, key, _)| key);
-            wanted.extend(keys.filter(|key| !names.known.get(key).is_some_and(|path| leads_to(path, *key))));
-        }
+    for info in watching {
+        let keys = info.lines("inotify ").filter_map(parse).map(|(_, key, _)| key);
+        wanted.extend(keys.filter(|key| !names.known.get(key).is_some_and(|path| leads_to(path, *key))));
     }
     wanted.retain(|key| names.is_due(*key));
     if wanted.is_empty() {
