@@ -19,6 +19,7 @@ use crate::patch::{Part, Plan};
 use crate::path::RelPath;
 use crate::rest::{Keeper, Rest};
 use crate::tree::{Extent, Inode, Kind, Remarks, Tree};
+use crate::validate;
 
 /// Where content goes.
 pub trait ContentSink {
@@ -74,6 +75,33 @@ pub struct Captured<C> {
     /// Files (indices of inodes) whose attributes do not tell whether they changed since, see
     /// [`Hint::Mapped`] and [`Hint::Stored`].
     pub mapped: BTreeSet<u32>,
+}
+
+/// [`Captured`] as it was encoded before the attributes of inodes were: inode by inode.
+#[derive(Deserialize)]
+#[serde(try_from = "Rows<C>", bound = "C: Deserialize<'de>")]
+pub struct CapturedByInode<C>(pub Captured<C>);
+
+#[derive(Deserialize)]
+struct Rows<C> {
+    tree: validate::Rows,
+    contents: BTreeMap<u32, C>,
+    mapped: BTreeSet<u32>,
+}
+
+impl<C> TryFrom<Rows<C>> for CapturedByInode<C> {
+    type Error = Error;
+
+    fn try_from(rows: Rows<C>) -> Result<Self, Error> {
+        let Rows { tree, contents, mapped } = rows;
+        Ok(Self(Captured { tree: tree.try_into()?, contents, mapped }))
+    }
+}
+
+impl<C> From<CapturedByInode<C>> for Captured<C> {
+    fn from(old: CapturedByInode<C>) -> Self {
+        old.0
+    }
 }
 
 impl<C> Captured<C> {

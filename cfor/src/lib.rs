@@ -20,6 +20,7 @@ mod ahead;
 mod apply;
 mod capture;
 mod change;
+mod columns;
 mod compare;
 mod copy;
 mod draft;
@@ -40,7 +41,9 @@ mod watch;
 
 pub use ahead::{Ahead, ahead};
 pub use apply::{Report, Targets, apply};
-pub use capture::{Captured, ContentSink, ContentSource, Here, Staged, Staging, capture, stage};
+pub use capture::{
+    Captured, CapturedByInode, ContentSink, ContentSource, Here, Staged, Staging, capture, stage,
+};
 pub use change::{Hint, changed_files};
 pub use compare::{Attribute, Delta, Touched, What, compare, touched};
 pub use draft::Draft;

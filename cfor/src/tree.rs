@@ -18,6 +18,7 @@ pub struct Tree {
     /// Directories and single files, by path.
     pub roots: Vec<Root>,
     /// What the entries name.
+    #[serde(with = "crate::columns")]
     pub inodes: Vec<Inode>,
     /// What is not replicated, and why.
     pub remarks: Vec<Remark>,

@@ -23,8 +23,27 @@ const REMARK_BYTES_MAX: usize = 8192;
 pub(crate) struct Parts {
     taken_at: Time,
     roots: Vec<Root>,
+    #[serde(with = "crate::columns")]
     inodes: Vec<Inode>,
     remarks: Vec<Remark>,
+}
+
+/// The same as it was encoded before inodes were columns.
+#[derive(Deserialize)]
+pub(crate) struct Rows {
+    taken_at: Time,
+    roots: Vec<Root>,
+    inodes: Vec<Inode>,
+    remarks: Vec<Remark>,
+}
+
+impl TryFrom<Rows> for Tree {
+    type Error = Error;
+
+    fn try_from(rows: Rows) -> Result<Self, Error> {
+        let Rows { taken_at, roots, inodes, remarks } = rows;
+        Parts { taken_at, roots, inodes, remarks }.try_into()
+    }
 }
 
 impl TryFrom<Parts> for Tree {

@@ -10,6 +10,7 @@ use std::io::Cursor;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use bincode::Options;
 use common::Bench;
 use holo_cfor::pack::{PackError, Packed, write};
 use holo_cfor::{Hint, apply, verify};
@@ -33,6 +34,38 @@ fn packed(bench: &mut Bench) -> Vec<u8> {
     let mut bytes = Vec::new();
     write(&captured, &mut bench.store, &mut bytes).unwrap();
     bytes
+}
+
+/// The same file as version 1 wrote it: inode by inode.
+fn of_version_1(bytes: &[u8]) -> Vec<u8> {
+    let packed = Packed::open(Cursor::new(bytes)).unwrap();
+    let captured = packed.captured();
+    let tree = &captured.tree;
+    let tree = (tree.taken_at, &tree.roots, &tree.inodes, &tree.remarks);
+    let options = bincode::DefaultOptions::new().with_fixint_encoding();
+    let structure = options.serialize(&(tree, &captured.contents, &captured.mapped)).unwrap();
+    let stored = lz4_flex::block::compress(&structure);
+    let mut file = b"HOLOCFOR\x01\0\0\0".to_vec();
+    file.extend((structure.len() as u64).to_le_bytes());
+    file.extend((stored.len() as u64).to_le_bytes());
+    let mut check = blake3::Hasher::new();
+    check.update(&file).update(&stored);
+    file.extend(&check.finalize().as_bytes()[..16]);
+    file.extend(stored);
+    let stored_now = u64::from_le_bytes(bytes[20..28].try_into().unwrap());
+    file.extend(&bytes[44 + stored_now as usize..]);
+    file
+}
+
+#[test]
+fn what_version_1_wrote_is_read() {
+    let mut bench = Bench::new();
+    fill(&bench.path("a"));
+    let bytes = packed(&mut bench);
+    let old = of_version_1(&bytes);
+    assert_ne!(old, bytes);
+    let (now, old) = (Packed::open(Cursor::new(&bytes)).unwrap(), Packed::open(Cursor::new(&old)).unwrap());
+    assert_eq!(now.captured(), old.captured());
 }
 
 #[test]

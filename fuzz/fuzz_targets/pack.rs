@@ -29,10 +29,11 @@ fn check(parts: &[&[u8]]) -> [u8; 16] {
     hasher.finalize().as_bytes()[..16].try_into().expect("16 of 32")
 }
 
-/// A file with this structure and these blocks.
-fn sealed(structure: &[u8], blocks: &[&[u8]]) -> Vec<u8> {
+/// A file of this version with this structure and these blocks.
+fn sealed(version: u32, structure: &[u8], blocks: &[&[u8]]) -> Vec<u8> {
     let stored = lz4_flex::block::compress(structure);
-    let mut file = b"HOLOCFOR\x01\0\0\0".to_vec();
+    let mut file = b"HOLOCFOR".to_vec();
+    file.extend(version.to_le_bytes());
     file.extend((structure.len() as u64).to_le_bytes());
     file.extend((stored.len() as u64).to_le_bytes());
     file.extend(check(&[&file, &stored]));
@@ -57,6 +58,7 @@ fuzz_target!(|bytes: &[u8]| {
         let count = usize::from(cut % 4);
         let blocks: Vec<_> =
             if count == 0 { Vec::new() } else { blocks.chunks(blocks.len() / count + 1).collect() };
-        read(sealed(structure, &blocks));
+        read(sealed(1, structure, &blocks));
+        read(sealed(2, structure, &blocks));
     }
 });

@@ -10,8 +10,9 @@ pub const SECTION: &str = "files";
 /// without pages in the trees has those of its space, see [`space`].
 pub const VERSION: u16 = 3;
 const VERSION_2: u16 = 2;
-/// Envelope of the trees.
-pub const TREES: Kind = Kind::new(40, 1);
+/// Envelope of the trees. Since 2 inodes are encoded attribute by attribute.
+pub const TREES: Kind = Kind::new(40, 2);
+const TREES_1: Kind = Kind::new(40, 1);
 /// Bytes of encoded trees; 16 bytes for each page of content and some 100 for each name.
 pub const TREES_BYTES_MAX: u64 = 4 << 30;
 /// The first space of files.
@@ -57,11 +58,16 @@ pub fn complete(epoch: &EpochReader, dev: u64, ino: u64, content: &mut Blob) {
     }
 }
 
-/// The trees of an epoch: a `holo_cfor::Captured<Blob>`, of which contents are to be completed ([`complete`]).
+/// The trees of an epoch: a `holo_cfor::Captured<Blob>`, of which contents are to be completed ([`complete`]). `Old` is how version 1
+/// encoded them: `holo_cfor::CapturedByInode<Blob>`.
 ///
 /// # Errors
 /// Why there are none.
-pub fn trees<T: DeserializeOwned>(epoch: &EpochReader) -> Result<T, TreesError> {
+pub fn trees<T, Old>(epoch: &EpochReader) -> Result<T, TreesError>
+where
+    T: DeserializeOwned + From<Old>,
+    Old: DeserializeOwned,
+{
     let (VERSION | VERSION_2, bytes) = epoch.section(SECTION).ok_or(TreesError::None)? else {
         return Err(TreesError::None);
     };
@@ -71,5 +77,53 @@ pub fn trees<T: DeserializeOwned>(epoch: &EpochReader) -> Result<T, TreesError> 
     }
     let mut encoded = Vec::new();
     epoch.read_blob(&blob, &mut encoded)?;
-    Ok(wire::decode(&encoded, TREES, TREES_BYTES_MAX)?)
+    match wire::decode(&encoded, TREES, TREES_BYTES_MAX) {
+        Err(WireError::OlderVersion { .. }) => {
+            Ok(wire::decode::<Old>(&encoded, TREES_1, TREES_BYTES_MAX)?.into())
+        }
+        decoded => Ok(decoded?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use holo_image::{EpochMeta, Store};
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Now(u64);
+
+    #[derive(Serialize, Deserialize)]
+    struct Old(u32);
+
+    impl From<Old> for Now {
+        fn from(old: Old) -> Self {
+            Self(old.0.into())
+        }
+    }
+
+    // Goal: trees of an older version are understood, those of a newer one are not. Method: epochs with each.
+    #[test]
+    fn trees_of_older_versions_are_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let app = Store::open(dir.path()).unwrap().app("a").unwrap();
+        let encoded = [
+            wire::encode(&Old(7), TREES_1),
+            wire::encode(&Now(8), TREES),
+            wire::encode(&Now(9), Kind::new(TREES.id, TREES.version + 1)),
+        ];
+        let read = |number: u64, encoded: Vec<u8>| {
+            let mut writer = app.begin(number).unwrap();
+            let blob = writer.put_blob(&mut encoded.as_slice()).unwrap();
+            writer.put_section(SECTION, VERSION, wire::encode(&blob, Kind::STATE).unwrap()).unwrap();
+            writer.seal(EpochMeta::default()).unwrap();
+            trees::<Now, Old>(&app.open_epoch(number).unwrap())
+        };
+        let mut found = (1..).zip(encoded).map(|(number, encoded)| read(number, encoded.unwrap()));
+        assert_eq!(found.next().unwrap().unwrap(), Now(7));
+        assert_eq!(found.next().unwrap().unwrap(), Now(8));
+        assert!(matches!(found.next().unwrap(), Err(TreesError::Wire(WireError::NewerVersion { .. }))));
+    }
 }

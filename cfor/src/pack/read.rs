@@ -6,9 +6,9 @@ use bincode::Options;
 
 use super::{
     BLOCK_BYTES, END, EXPANSION_MAX, HEAD_BYTES, INDEX_BYTES, IS_PLAIN, MAGIC, PackError, Piece,
-    STRUCTURE_BYTES_MAX, TAIL_BYTES, VERSION, check, damaged, options, pieces,
+    STRUCTURE_BYTES_MAX, TAIL_BYTES, VERSION, VERSION_1, check, damaged, options, pieces,
 };
-use crate::capture::{Captured, ContentSource};
+use crate::capture::{Captured, CapturedByInode, ContentSource};
 
 /// A packed file that was opened: its structure is in memory and checked, contents are read when they are asked for.
 #[derive(Debug)]
@@ -61,9 +61,9 @@ impl<F: Read + Seek> Packed<F> {
         if head.len() < 12 || head[..8] != MAGIC {
             return Err(PackError::Foreign);
         }
-        match u32::from_le_bytes(word(&head, 8)) {
-            VERSION => {}
-            found => return Err(PackError::Version { found }),
+        let version = u32::from_le_bytes(word(&head, 8));
+        if version != VERSION && version != VERSION_1 {
+            return Err(PackError::Version { found: version });
         }
         if head.len() < HEAD_BYTES {
             return Err(damaged("the head", "is cut short"));
@@ -78,7 +78,10 @@ impl<F: Read + Seek> Packed<F> {
         }
         let bytes = lz4_flex::block::decompress(&bytes, plain as usize)
             .map_err(|cause| damaged("the structure", cause.to_string()))?;
-        let decoded = options().with_limit(plain).deserialize(&bytes);
+        let decoded = match version {
+            VERSION_1 => options().with_limit(plain).deserialize(&bytes).map(|CapturedByInode(old)| old),
+            _ => options().with_limit(plain).deserialize(&bytes),
+        };
         let captured: Captured<Piece> =
             decoded.map_err(|cause| damaged("the structure", cause.to_string()))?;
         captured.validate()?;

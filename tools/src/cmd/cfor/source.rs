@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use holo_api::files;
 use holo_cfor::log::Ranges;
 use holo_cfor::pack::{PackError, Packed, Piece};
-use holo_cfor::{Captured, ContentSource, Delta, Extent, Report, Targets, Touched, Tree};
+use holo_cfor::{Captured, CapturedByInode, ContentSource, Delta, Extent, Report, Targets, Touched, Tree};
 use holo_image::{Blob, EpochReader, PAGE_BYTES, Store};
 use serde::Serialize;
 
@@ -85,7 +85,7 @@ impl Held {
                     return Err(CforError::NoEpoch(name.clone()).into());
                 };
                 let reader = Box::new(app.open_epoch(epoch)?);
-                let mut captured: Captured<Blob> = files::trees(&reader)
+                let mut captured: Captured<Blob> = files::trees::<_, CapturedByInode<Blob>>(&reader)
                     .map_err(|source| CforError::Trees { name: name.clone(), epoch, source })?;
                 for (at, blob) in &mut captured.contents {
                     if let Some(inode) = captured.tree.inodes.get(*at as usize) {
