@@ -18,6 +18,7 @@ holo_tests::workloads! {
     senders: Workload::new("fd_senders.c");
     owners: Workload::new("fd_owners.c");
     options: Workload::new("fd_options.c");
+    many_sockets: Workload::new("fd_many_sockets.c");
     multicast: Workload::new("fd_multicast.c");
     tcp: Workload::new("fd_tcp.c");
     tcp_listen: Workload::new("fd_tcp.c").arg("listen");

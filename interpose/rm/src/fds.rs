@@ -22,7 +22,7 @@ pub struct Fd {
 }
 
 impl Fd {
-    /// Its status flags, and `O_CLOEXEC` of this very number.
+    /// Its status flags, and `O_CLOEXEC` of this very number, which for a socket means that it may be set.
     #[must_use]
     pub fn flags(&self) -> i32 {
         self.info.flags
@@ -97,10 +97,28 @@ impl Shown {
 /// All of a process, in rising order.
 fn read(remote: &Remote) -> RmResult<Vec<Fd>> {
     let shown = Shown::of(remote)?;
-    let fd = |(number, name): (i32, CString)| {
-        Ok(Fd { number, link: shown.link(&name)?, info: shown.info(&name)? })
+    let named = |(number, name): (i32, CString)| Ok((number, shown.link(&name)?, name));
+    let all = shown.numbers()?.into_iter().map(named).collect::<RmResult<Vec<_>>>()?;
+    let is_socket = |link: &OsString| link.as_bytes().starts_with(b"socket:[");
+    let are_many = all.iter().filter(|(_, link, _)| is_socket(link)).count() >= MANY_SOCKETS;
+    let fd = |(number, link, name): (i32, OsString, CString)| {
+        let asked = if are_many && is_socket(&link) { socket_info(remote, number) } else { None };
+        let info = asked.map_or_else(|| shown.info(&name), Ok)?;
+        Ok(Fd { number, link, info })
     };
-    shown.numbers()?.into_iter().map(fd).collect()
+    all.into_iter().map(fd).collect()
+}
+
+/// So many sockets of a process are asked themselves for what `fdinfo` shows: that takes a tenth of the time. What they do not know, each
+/// number's `O_CLOEXEC`, the process is asked for, which costs as much as a few of them.
+const MANY_SOCKETS: usize = 8;
+
+/// What `fdinfo` would show of a socket, as if `O_CLOEXEC` were set: whether it is, only the process knows. `None`: it must be read, since it
+/// cannot be asked, or record locks are shown there.
+fn socket_info(remote: &Remote, number: i32) -> Option<FdInfo> {
+    let fd = remote.borrow_fd(number).ok()?;
+    let flags = kernel::fcntl(&fd, libc::F_GETFL, 0).ok()?;
+    (!kernel::is_locked(&fd)).then(|| FdInfo::of_socket(flags | libc::O_CLOEXEC))
 }
 
 /// How long the kernel is taken to keep the tables by which it shows what it has shown before.
@@ -142,6 +160,7 @@ mod tests {
     use crate::page::Page;
     use std::fs::File;
     use std::os::fd::{AsRawFd, FromRawFd};
+    use std::os::unix::net::UnixStream;
     use std::sync::Arc;
 
     // Goal: instances that watch are told of at each look, also where their number is ready, or was another file's; what was closed is
@@ -165,5 +184,43 @@ mod tests {
         drop(first);
         let look = Look::at(&remote, Some(&look)).unwrap();
         assert_eq!(look.watching.len(), before + 1);
+    }
+
+    // Goal: of many sockets the same is told as `fdinfo` shows, and record locks are seen. Method: a child with sockets of both sorts of
+    // flags, which locks one of them.
+    #[test]
+    fn many_sockets_are_asked_themselves() {
+        let sockets: Vec<UnixStream> =
+            (0..MANY_SOCKETS).flat_map(|_| <[UnixStream; 2]>::from(UnixStream::pair().unwrap())).collect();
+        sockets.iter().step_by(3).for_each(|socket| socket.set_nonblocking(true).unwrap());
+        // SAFETY: a `flock` of zeros is valid.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        lock.l_type = libc::F_WRLCK as i16;
+        // SAFETY: the child makes raw calls only, and waits to be killed.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: as above; one `flock`.
+            unsafe {
+                libc::fcntl(sockets[0].as_raw_fd(), libc::F_SETLK, &raw const lock);
+                libc::raise(libc::SIGSTOP);
+                libc::_exit(0);
+            }
+        }
+        // SAFETY: our own child.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WUNTRACED) };
+        let remote = Remote::new(Arc::new(Page::create().unwrap()), pid, 0).unwrap();
+        let (all, shown) = (read(&remote), Shown::of(&remote).unwrap());
+        for (at, socket) in sockets.iter().enumerate() {
+            let fd = all.as_ref().unwrap().iter().find(|fd| fd.number == socket.as_raw_fd()).unwrap();
+            let read = shown.info(&CString::new(fd.number.to_string()).unwrap()).unwrap();
+            assert_eq!(fd.flags(), read.flags);
+            assert_eq!(fd.info.field("lock:").is_some(), at == 0);
+            assert_eq!(fd.info.field("mnt_id:").is_some(), at == 0);
+        }
+        // SAFETY: our own child.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, std::ptr::null_mut(), 0);
+        }
     }
 }

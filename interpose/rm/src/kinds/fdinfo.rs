@@ -20,6 +20,11 @@ impl FdInfo {
         Ok(Self::parse(text))
     }
 
+    /// Of a socket, which has neither a position nor anything of its own.
+    pub(crate) fn of_socket(flags: i32) -> Self {
+        Self { flags, ..Self::default() }
+    }
+
     pub(crate) fn parse(text: String) -> Self {
         let mut info = Self { text, ..Self::default() };
         info.pos = info.number("pos:", 10).unwrap_or(0) as i64;

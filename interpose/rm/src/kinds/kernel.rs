@@ -97,6 +97,17 @@ pub(crate) fn fcntl(fd: &impl AsRawFd, command: i32, arg: i64) -> io::Result<i32
     checked(unsafe { libc::fcntl(fd.as_raw_fd(), command, arg) })
 }
 
+/// Whether somebody has a record lock on its file. One of the description itself is not seen.
+pub(crate) fn is_locked(fd: &impl AsRawFd) -> bool {
+    const F_OFD_GETLK: i32 = 36;
+    // SAFETY: a `flock` of zeros is valid: all of the file.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as i16;
+    // SAFETY: the kernel writes one `flock`.
+    let asked = checked(unsafe { libc::fcntl(fd.as_raw_fd(), F_OFD_GETLK, &raw mut lock) });
+    asked.is_err() || lock.l_type != libc::F_UNLCK as i16
+}
+
 /// `ioctl` that fills in a number.
 pub(crate) fn ioctl_int(fd: &impl AsRawFd, request: libc::c_ulong) -> io::Result<i32> {
     let mut value = 0i32;

@@ -9,12 +9,14 @@ use super::sockopts::{self, Options};
 use crate::manager::RmResult;
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 const SO_COOKIE: i32 = 57;
 /// Epochs after which those of a socket are read again.
 const AGE_MAX: u64 = 32;
 
-type Read = (Options, Option<PacketFilter>);
+/// Shared with the epochs that have it: to copy some fifty values would take longer than all calls for a socket.
+type Read = (Arc<Options>, Option<PacketFilter>);
 
 /// By the number that the kernel gives a socket once and never again.
 #[derive(Default)]
@@ -66,7 +68,7 @@ mod tests {
         let mut is_read = false;
         let read = || {
             is_read = true;
-            Ok((Options::default(), None))
+            Ok((Arc::default(), None))
         };
         known.of(socket, read).unwrap();
         is_read

@@ -79,11 +79,12 @@ pub(crate) fn list(processes: &[&Remote], holders: &[usize], ask: AskCloexec) ->
         let cloexec = entry.info.flags & libc::O_CLOEXEC != 0;
         numbers.push(Number { process: entry.process as u32, number: entry.number, cloexec, description });
     }
-    // What fdinfo shows is this number's own flag, or the one that the file was once opened with.
+    // What fdinfo shows is this number's own flag, or the one that the file was once opened with. For a socket it may not have been read.
     let unclear = |one: &&mut Number| {
-        one.cloexec
-            && kernel::fcntl(&opens[one.description as usize], libc::F_GETFL, 0)
-                .is_ok_and(|flags| flags & libc::O_CLOEXEC != 0)
+        let open = &opens[one.description as usize];
+        let opened_so =
+            || kernel::fcntl(open, libc::F_GETFL, 0).is_ok_and(|flags| flags & libc::O_CLOEXEC != 0);
+        one.cloexec && (open.file_type() == libc::S_IFSOCK || opened_so())
     };
     let mut unclear: Vec<&mut Number> = numbers.iter_mut().filter(unclear).collect();
     for (process, remote) in processes.iter().enumerate() {

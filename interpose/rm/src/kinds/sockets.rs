@@ -10,6 +10,7 @@ use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 const SO_PROTOCOL: i32 = 38;
 const SO_DOMAIN: i32 = 39;
@@ -24,7 +25,7 @@ pub(crate) struct Socket {
     pub(crate) domain: i32,
     pub(crate) kind: i32,
     pub(crate) protocol: i32,
-    pub(crate) options: Options,
+    pub(crate) options: Arc<Options>,
     /// Own address as the kernel gives it.
     pub(crate) local: Bytes,
     /// The other side's, if connected.
@@ -170,7 +171,7 @@ impl Socket {
         let named = || open.named();
         let (options, filter) = known.of(open, || {
             let options = Options::of(open, domain, kind).on("reading options of", named())?;
-            Ok((options, PacketFilter::of(open).on("reading the filter of", named())?))
+            Ok((Arc::new(options), PacketFilter::of(open).on("reading the filter of", named())?))
         })?;
         Ok(Self {
             domain,

@@ -6,6 +6,7 @@ use super::sockets::{self, Socket};
 use super::sockopts;
 use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::os::fd::AsRawFd;
 
 /// States of the kernel's `tcp_states.h`.
@@ -126,22 +127,22 @@ impl TcpState {
             return Err(open.unsupported("a protocol in the kernel on top of TCP"));
         }
         let info = Info::of(open).on("reading TCP state of", open.named())?;
-        if info.state() != state::LISTEN && has_urgent(open) {
-            return Err(open.unsupported("urgent data that waits"));
-        }
+        let there = sockets::poll(open, libc::POLLPRI, 0);
+        let failed = there & libc::POLLERR != 0;
         let role = match info.state() {
             state::LISTEN => Role::Listening { backlog: info.sacked(), waiting: info.unacked() },
-            state::CLOSE if info.segments_in() == 0 && !failed(open) => Role::Idle,
+            state::CLOSE if info.segments_in() == 0 && !failed => Role::Idle,
             state::SYN_SENT | state::SYN_RECEIVED => {
                 Role::Connected(Connection { failed: true, ..Connection::default() })
             }
             now => {
                 let ended = now == state::CLOSE || now > state::CLOSE_WAIT;
+                let queued = received(open, there).on("peeking at", open.named())?;
                 Role::Connected(Connection {
-                    queued: queued(open).on("peeking at", open.named())?,
+                    queued: queued.ok_or_else(|| open.unsupported("urgent data that waits"))?,
                     ended_here: ended || matches!(now, state::FIN_WAIT1 | state::FIN_WAIT2),
                     ended_there: ended || now == state::CLOSE_WAIT,
-                    failed: now != state::ESTABLISHED && failed(open),
+                    failed: now != state::ESTABLISHED && failed,
                     sent: info.sent(),
                     unsent: u64::from(info.unsent()),
                     under_way: None,
@@ -153,57 +154,162 @@ impl TcpState {
     }
 }
 
-fn failed(fd: &impl AsRawFd) -> bool {
-    sockets::poll(fd, 0, 0) & libc::POLLERR != 0
-}
-
-/// Whether urgent data waits, or the place where it was is yet to be read: a peek ends there, and so does what the kernel counts.
-fn has_urgent(fd: &impl AsRawFd) -> bool {
-    if sockets::poll(fd, libc::POLLPRI, 0) & libc::POLLPRI != 0 {
-        return true;
+/// The receive queue, left as it is. `None`: urgent data waits, or the place where it was is yet to be read: a peek ends there, and so does
+/// what the kernel counts.
+fn received(fd: &impl AsRawFd, there: i16) -> std::io::Result<Option<Bytes>> {
+    if there & libc::POLLPRI != 0 {
+        return Ok(None);
     }
-    let Some(behind) = i32::try_from(sockets::waiting(fd)).ok().filter(|bytes| *bytes > 0) else {
-        return false;
-    };
+    let bytes = sockets::waiting(fd);
+    if bytes == 0 {
+        return Ok(Some(Bytes::default()));
+    }
+    let offset = PeekOffset::of(fd);
     // Kernels before 6.9 have no offsets for streams of TCP.
-    let offset = |value| sockopts::set_int(fd, libc::SOL_SOCKET, sockopts::SO_PEEK_OFF, value);
-    let Ok(before) = sockopts::get_int(fd, libc::SOL_SOCKET, sockopts::SO_PEEK_OFF) else { return false };
-    if offset(behind).is_err() {
-        return false;
+    if offset.set(0).is_err() {
+        return peeked(fd, bytes).map(Some);
     }
-    let mut byte = 0u8;
-    // SAFETY: room for one byte.
-    let more = unsafe {
-        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, flags) > 0
-    };
-    let _ = offset(before);
-    more
+    let queue = peeked(fd, bytes)?;
+    // What is read next is behind what was counted: unless it came just now, and is counted, too.
+    let is_behind = peek(fd, &mut [0]).is_ok_and(|got| got > 0) && sockets::waiting(fd) == bytes;
+    Ok((!is_behind).then_some(queue))
 }
 
 /// The receive queue, left as it is: one peek takes all of a TCP queue.
 pub(crate) fn queued(fd: &impl AsRawFd) -> std::io::Result<Bytes> {
     let bytes = sockets::waiting(fd);
-    let mut buffer = vec![0u8; bytes];
     if bytes == 0 {
         return Ok(Bytes::default());
     }
-    let offset = sockopts::get_int(fd, libc::SOL_SOCKET, sockopts::SO_PEEK_OFF).unwrap_or(-1);
-    let peek_offset = |value| sockopts::set_int(fd, libc::SOL_SOCKET, sockopts::SO_PEEK_OFF, value);
-    if offset != -1 {
-        peek_offset(-1)?;
+    let offset = PeekOffset::of(fd);
+    if offset.before != NO_OFFSET {
+        offset.set(NO_OFFSET)?;
     }
+    peeked(fd, bytes)
+}
+
+const NO_OFFSET: i32 = -1;
+
+/// Where peeks begin (`SO_PEEK_OFF`): as it was before, when this is dropped. The application may itself use it.
+struct PeekOffset<'a, F: AsRawFd> {
+    fd: &'a F,
+    before: i32,
+    is_set: Cell<bool>,
+}
+
+impl<'a, F: AsRawFd> PeekOffset<'a, F> {
+    fn of(fd: &'a F) -> Self {
+        let before = sockopts::get_int(fd, libc::SOL_SOCKET, sockopts::SO_PEEK_OFF).unwrap_or(NO_OFFSET);
+        Self { fd, before, is_set: Cell::new(false) }
+    }
+
+    fn set(&self, value: i32) -> std::io::Result<()> {
+        sockopts::set_int(self.fd, libc::SOL_SOCKET, sockopts::SO_PEEK_OFF, value)?;
+        self.is_set.set(true);
+        Ok(())
+    }
+}
+
+impl<F: AsRawFd> Drop for PeekOffset<'_, F> {
+    fn drop(&mut self) {
+        if self.is_set.get() {
+            let _ = sockopts::set_int(self.fd, libc::SOL_SOCKET, sockopts::SO_PEEK_OFF, self.before);
+        }
+    }
+}
+
+fn peek(fd: &impl AsRawFd, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     // SAFETY: a buffer of the stated size.
-    let got = super::kernel::checked(unsafe {
-        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags)
-    });
-    if offset != -1 {
-        peek_offset(offset)?;
-    }
-    let got = got? as usize;
+    let got = unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) };
+    super::kernel::checked(got).map(|got| got as usize)
+}
+
+/// So many bytes at the peek offset.
+fn peeked(fd: &impl AsRawFd, bytes: usize) -> std::io::Result<Bytes> {
+    let mut buffer = vec![0u8; bytes];
+    let got = peek(fd, &mut buffer)?;
     if got != bytes {
         return Err(std::io::Error::other(format!("{got} of {bytes} queued bytes could be read")));
     }
     Ok(Bytes(buffer))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (one, listener.accept().unwrap().0)
+    }
+
+    fn look(fd: &TcpStream) -> Option<Bytes> {
+        received(fd, sockets::poll(fd, libc::POLLPRI, 0)).unwrap()
+    }
+
+    // Goal: what comes while one looks is not taken for urgent data, the queue is as it was sent, and the application's own peek offset
+    // stays. Method: a sender that does not stop, a reader that takes what was looked at.
+    #[test]
+    fn what_comes_meanwhile_is_not_urgent() {
+        let (mut from, mut to) = pair();
+        let (bytes, ends) = ((0..=255u8).collect::<Vec<_>>(), AtomicBool::new(false));
+        let own =
+            sockopts::set_int(&to, libc::SOL_SOCKET, sockopts::SO_PEEK_OFF, 0).map_or(NO_OFFSET, |()| 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    from.write_all(&bytes[..64]).unwrap();
+                    from.write_all(&bytes[64..]).unwrap();
+                }
+                from.shutdown(std::net::Shutdown::Both).unwrap();
+            });
+            let (mut at, mut looks) = (0usize, 0);
+            while looks < 20_000 {
+                let queue = look(&to).unwrap().0;
+                let mut taken = vec![0; queue.len()];
+                to.read_exact(&mut taken).unwrap();
+                assert_eq!(queue, taken);
+                assert!(taken.iter().zip(at..).all(|(byte, at)| *byte == at as u8));
+                at += taken.len();
+                looks += usize::from(!taken.is_empty());
+            }
+            assert_eq!(PeekOffset::of(&to).before, own);
+            ends.store(true, Ordering::Relaxed);
+            let _ = to.read_to_end(&mut Vec::new());
+        });
+    }
+
+    // Goal: urgent data is told from other data, also after it was read, where what follows it waits. Method: the three states.
+    #[test]
+    fn urgent_data_is_seen() {
+        let (from, mut to) = pair();
+        let send = |bytes: &[u8], flags: i32| {
+            // SAFETY: a buffer of the stated size.
+            let sent = unsafe { libc::send(from.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+            assert_eq!(sent, bytes.len() as isize);
+        };
+        send(b"one", 0);
+        sockets::poll(&to, libc::POLLIN, 5000);
+        assert_eq!(look(&to), Some(Bytes(b"one".to_vec())));
+        send(b"!", libc::MSG_OOB);
+        send(b"two", 0);
+        sockets::poll(&to, libc::POLLPRI, 5000);
+        assert_eq!(look(&to), None);
+        let mut urgent = 0u8;
+        // SAFETY: room for one byte.
+        let got = unsafe { libc::recv(to.as_raw_fd(), (&raw mut urgent).cast(), 1, libc::MSG_OOB) };
+        assert_eq!((got, urgent), (1, b'!'));
+        if PeekOffset::of(&to).set(0).is_ok() {
+            assert_eq!(look(&to), None, "its place is yet to be read");
+        }
+        to.read_exact(&mut [0; 3]).unwrap();
+        to.read_exact(&mut [0; 3]).unwrap();
+        assert_eq!(look(&to), Some(Bytes::default()));
+    }
 }
