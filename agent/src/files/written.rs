@@ -9,11 +9,12 @@ use holo_rm::kinds::zones::{self, ZoneKind};
 use holo_rm::manager::{Context, DumpCx, RmError, RmResult};
 use holo_rm::remote::Remote;
 use holo_rm::tree::Process;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 /// Files that the application writes outside the roots, and inodes that it has mapped shared.
@@ -23,6 +24,9 @@ pub(crate) struct Written {
     pub(super) maps: Maps,
     pub(super) leased: Leased,
 }
+
+/// Attributes of files by mount and inode: many processes have the same ones open.
+type Seen = HashMap<(u64, u64), Option<Arc<fs::Metadata>>>;
 
 impl Files {
     fn is_protected(&self, path: &std::path::Path) -> bool {
@@ -39,11 +43,12 @@ impl Files {
         let mut extra = BTreeSet::new();
         let mut open = Vec::new();
         let mut maps = Maps::default();
+        let mut seen = Seen::new();
         for (index, process) in cx.processes.iter().enumerate() {
             // It says why, where nobody may look at a process.
             process.remote.maps().on("reading", "maps")?;
             let reads = &mut maps.open;
-            self.written_by(index as u32, &process.remote, &mut extra, &mut open, reads)?;
+            self.written_by(index as u32, &process.remote, &mut seen, &mut extra, &mut open, reads)?;
             let own = table.as_ref().map(|table| (process.remote.page.changes_at(), table.number()));
             self.mapped_by(&process.remote, own, &mut extra, &mut maps)?;
         }
@@ -64,6 +69,7 @@ impl Files {
         &self,
         process: u32,
         remote: &Remote,
+        seen: &mut Seen,
         extra: &mut BTreeSet<PathBuf>,
         open: &mut Vec<(u32, i32, Number)>,
         reads: &mut BTreeSet<Number>,
@@ -74,7 +80,12 @@ impl Files {
             if !target.is_absolute() {
                 continue;
             }
-            let Ok(meta) = fs::metadata(remote.proc(&format!("fd/{}", fd.number))) else { continue };
+            let look = || fs::metadata(remote.proc(&format!("fd/{}", fd.number))).ok().map(Arc::new);
+            let meta = match fd.file() {
+                Some(file) => seen.entry(file).or_insert_with(look).clone(),
+                None => look(),
+            };
+            let Some(meta) = meta else { continue };
             if self.is_protected(target) && !gone {
                 if meta.is_file() {
                     reads.insert((meta.dev(), meta.ino()));

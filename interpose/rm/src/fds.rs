@@ -27,6 +27,12 @@ impl Fd {
     pub fn flags(&self) -> i32 {
         self.info.flags
     }
+
+    /// Its mount and inode, by which the kernel tells files apart (Linux 5.14).
+    #[must_use]
+    pub fn file(&self) -> Option<(u64, u64)> {
+        Some((self.info.number("mnt_id:", 10)?, self.info.number("ino:", 10)?))
+    }
 }
 
 /// All of a parked process, without what an agent that was killed had it make.

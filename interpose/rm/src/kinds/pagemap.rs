@@ -239,6 +239,14 @@ impl Pagemap {
         self.walk(&mut [Region::default()], start, start + PAGE, arg, |_| ()).is_ok()
     }
 
+    /// Whether all zones in `start..end` are such.
+    pub(crate) fn are_watched(&self, start: u64, end: u64) -> bool {
+        // No page is in memory and not in memory: nothing is returned.
+        let category_mask = PRESENT | SWAPPED;
+        let arg = ScanArg { flags: CHECK_WPASYNC, category_mask, return_mask: PRESENT, ..ScanArg::default() };
+        self.walk(&mut [Region::default()], start, end, arg, |_| ()).is_ok()
+    }
+
     /// Whether `PAGEMAP_SCAN` is there.
     pub(crate) fn scans(&self) -> io::Result<()> {
         let arg = ScanArg { return_mask: PRESENT, ..ScanArg::default() };
@@ -348,5 +356,42 @@ mod tests {
         }
         // SAFETY: ours.
         unsafe { libc::munmap(at, bytes) };
+    }
+
+    // Goal: zones count as watched only if each of them is, whatever they hold. Method: three that follow one another, the outer ones of
+    // which are watched, with pages in all; then the middle one is gone.
+    #[test]
+    fn zones_are_watched_if_each_is() {
+        use crate::track::userfaultfd::{FEATURES, UFFDIO_REGISTER, ioctl, open};
+        use std::os::fd::{FromRawFd, OwnedFd};
+        let bytes = 4 * PAGE as usize;
+        let (private, none) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, std::ptr::null_mut());
+        // SAFETY: a fresh anonymous mapping, the middle of which becomes a zone of its own; pages of it are written to.
+        let base = unsafe {
+            let at = libc::mmap(none, 3 * bytes, libc::PROT_READ | libc::PROT_WRITE, private, -1, 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            for page in [0, 5, 9] {
+                *at.cast::<u8>().add(page * PAGE as usize) = 1;
+            }
+            libc::mprotect(at.add(bytes), bytes, libc::PROT_READ);
+            at as u64
+        };
+        // SAFETY: no memory is passed; a new descriptor.
+        let raw = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | 1) };
+        // SAFETY: just made.
+        let uffd = unsafe { OwnedFd::from_raw_fd(raw as i32) };
+        open(&uffd, FEATURES).unwrap();
+        let size = bytes as u64;
+        for start in [base, base + 2 * size] {
+            ioctl(&uffd, UFFDIO_REGISTER, &mut [start, size, 2, 0]).unwrap();
+        }
+        let map = Pagemap::open(std::process::id() as i32).unwrap();
+        assert!(map.are_watched(base, base + size) && map.is_watched(base + 2 * size));
+        assert!(!map.are_watched(base, base + 2 * size) && !map.are_watched(base, base + 3 * size));
+        // SAFETY: ours.
+        unsafe { libc::munmap((base + size) as *mut libc::c_void, bytes) };
+        assert!(map.are_watched(base, base + 3 * size));
+        // SAFETY: ours.
+        unsafe { libc::munmap(base as *mut libc::c_void, 3 * bytes) };
     }
 }

@@ -135,7 +135,7 @@ fn attached_zones(maps: &[u8]) -> RmResult<Vec<Zone>> {
     if !paths.any(|(at, _)| maps[at..].starts_with(b"/SYSV")) {
         return Ok(Vec::new());
     }
-    let mut all = zones::parse(maps).map_err(RmError::Unsupported)?;
+    let mut all = zones::parse_shared(maps).map_err(RmError::Unsupported)?;
     all.retain(|zone| zone.kind == ZoneKind::SysV);
     Ok(all)
 }

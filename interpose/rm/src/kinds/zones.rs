@@ -140,10 +140,9 @@ fn parse_line(line: &[u8]) -> Option<Zone> {
     let device = libc::makedev(hex(major)? as u32, hex(minor)? as u32);
     let inode = field()?.parse().ok()?;
     let skip = rest.iter().position(|byte| *byte != b' ').unwrap_or(rest.len());
-    let path = unescape(&rest[skip..]);
-    let (path, deleted) = match path.strip_suffix(b" (deleted)") {
-        Some(stem) => (stem.to_vec(), true),
-        None => (path, false),
+    let (path, deleted) = match rest[skip..].strip_suffix(b" (deleted)") {
+        Some(stem) => (unescape(stem), true),
+        None => (unescape(&rest[skip..]), false),
     };
     if perms.len() < 4 {
         return None;
@@ -177,6 +176,10 @@ fn parse_line(line: &[u8]) -> Option<Zone> {
 
 /// The kernel writes a newline in a path as `\012`.
 fn unescape(path: &[u8]) -> Vec<u8> {
+    // Nearly all of them.
+    if !path.contains(&b'\\') {
+        return path.to_vec();
+    }
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some((first, tail)) = rest.split_first() {

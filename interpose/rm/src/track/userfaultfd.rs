@@ -33,9 +33,13 @@ const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// What the engine needs.
+pub(crate) const FEATURES: u64 = FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED;
 const MODE_WP: u64 = 2;
 /// Pages between changed ones that are looked at with them: a call of their own takes longer.
 const GAP_BYTES: u64 = 64 * PAGE;
+/// Zones that are asked for with one call, if it takes no long walk.
+const ASKED_BYTES_MAX: u64 = 1 << 20;
 /// Memory without holes at the last look that is looked at by a call of its own.
 const DENSE_BYTES_MIN: u64 = 128 * PAGE;
 /// Part of such memory that may have become holes: a quarter, if that is much.
@@ -113,6 +117,11 @@ pub(crate) fn ioctl(fd: &OwnedFd, request: libc::c_ulong, words: &mut [u64]) -> 
     }
 }
 
+/// Asks for features, without which a new userfaultfd does nothing.
+pub(crate) fn open(uffd: &OwnedFd, features: u64) -> io::Result<()> {
+    ioctl(uffd, UFFDIO_API, &mut [UFFD_API, features, 0])
+}
+
 /// A userfaultfd of a process that serves calls, made with these flags, and asked for these features.
 pub(crate) fn make(remote: &Remote, flags: i32, features: u64) -> RmResult<OwnedFd> {
     let flags = (libc::O_CLOEXEC | flags) as u64;
@@ -120,7 +129,7 @@ pub(crate) fn make(remote: &Remote, flags: i32, features: u64) -> RmResult<Owned
     let borrowed = remote.borrow_fd(number as i32);
     remote.call(sysno::close, &[number]).on("closing", "the application's userfaultfd")?;
     let uffd = borrowed.on("taking", "the userfaultfd")?;
-    ioctl(&uffd, UFFDIO_API, &mut [UFFD_API, features, 0]).on("asking for", "features of userfaultfd")?;
+    open(&uffd, features).on("asking for", "features of userfaultfd")?;
     Ok(uffd)
 }
 
@@ -137,7 +146,7 @@ impl Userfaultfd {
         if !zones_can_be_asked_for() {
             return Err(RmError::Unsupported("the kernel has no PROCMAP_QUERY".into()));
         }
-        let uffd = make(remote, USER_MODE_ONLY, FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED)?;
+        let uffd = make(remote, USER_MODE_ONLY, FEATURES)?;
         Pagemap::open(remote.face).and_then(|pagemap| pagemap.scans()).on("trying", "PAGEMAP_SCAN")?;
         Ok(Self {
             held: Arc::new(Held(Mutex::new(Some(uffd)))),
@@ -253,6 +262,31 @@ fn spans(zones: &[Zone]) -> Vec<Range> {
     out
 }
 
+/// Which zones are watched, where it was not `seen` already. Those that follow one another in a span are asked for at once, which tells
+/// whether all are.
+fn watched_of(pagemap: &Pagemap, zones: &[&Zone], spans: &[Range], seen: &mut [bool]) {
+    let mut at = 0;
+    while at < zones.len() {
+        if seen[at] {
+            at += 1;
+            continue;
+        }
+        let start = zones[at].start;
+        let span_end = spans.iter().find(|span| start < span.1).map_or(start, |span| span.1);
+        let end = span_end.min(start + ASKED_BYTES_MAX);
+        let count =
+            zones[at..].iter().zip(&seen[at..]).take_while(|(zone, seen)| !**seen && zone.end <= end).count();
+        if count > 1 && pagemap.are_watched(start, zones[at + count - 1].end) {
+            seen[at..at + count].fill(true);
+        } else {
+            for (zone, seen) in zones[at..].iter().zip(&mut seen[at..]).take(count.max(1)) {
+                *seen = pagemap.is_watched(zone.start);
+            }
+        }
+        at += count.max(1);
+    }
+}
+
 /// The parts whose table of pages is there: of a table that is gone some kernels do not say that nothing is marked in it.
 /// It is, where a page in it was `told` not to be marked.
 fn in_tables(pagemap: &Pagemap, quiet: &[Range], told: &[Range]) -> io::Result<Vec<Range>> {
@@ -359,11 +393,8 @@ impl Tracker for Userfaultfd {
         }
         let own_before = std::mem::take(&mut self.own);
         let is_fresh = |zone: &Zone| fresh.iter().any(|range| range.0 < zone.end && zone.start < range.1);
-        let watched: Vec<bool> = zones
-            .iter()
-            .zip(seen)
-            .map(|(zone, seen)| !is_fresh(zone) && (seen || pagemap.is_watched(zone.start)))
-            .collect();
+        watched_of(&pagemap, &zones, &spans, &mut seen);
+        let watched: Vec<bool> = zones.iter().zip(seen).map(|(zone, seen)| seen && !is_fresh(zone)).collect();
         let due = self.youth.due(&zones, &watched);
         for (zone, due) in zones.iter().zip(due) {
             let Some(due) = due else { continue };
@@ -380,10 +411,10 @@ impl Tracker for Userfaultfd {
         }
         let mut own = |ranges: &[Range]| -> RmResult<Vec<Range>> {
             let mut out = Vec::new();
-            for (start, end) in ranges {
-                out.extend(pagemap.own_ranges(*start, *end).on("reading", "pagemap")?);
+            for (start, end) in ranges::bridged(ranges, GAP_BYTES) {
+                out.extend(pagemap.own_ranges(start, end).on("reading", "pagemap")?);
             }
-            Ok(out)
+            Ok(ranges::both(&out, ranges))
         };
         written.extend(own(&ranges::normal(of_files))?);
         // A page of the process's own may have become the file's again, with its mark.
