@@ -45,6 +45,7 @@ pub struct Layout {
     /// `start_code` to `env_end`, in the order of `struct prctl_mm_map`.
     pub words: [u64; 11],
     /// Auxiliary vector.
+    #[serde(with = "holo_image::wire::bytes")]
     pub auxv: Vec<u8>,
 }
 
@@ -54,6 +55,7 @@ pub struct SharedObject {
     /// Its identity on the node of the epoch.
     pub key: (u64, u64),
     /// Name as `maps` shows it.
+    #[serde(with = "holo_image::wire::bytes")]
     pub path: Vec<u8>,
     /// Bytes that the zones reach.
     pub bytes: u64,

@@ -46,10 +46,12 @@ pub struct ProcessState {
     /// Session.
     pub sid: i32,
     /// Executable.
+    #[serde(with = "holo_image::wire::bytes")]
     pub exe: Vec<u8>,
     /// Size of it, to notice another one on another node.
     pub exe_bytes: u64,
     /// Working directory.
+    #[serde(with = "holo_image::wire::bytes")]
     pub cwd: Vec<u8>,
     /// `umask`.
     pub umask: u32,

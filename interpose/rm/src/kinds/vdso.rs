@@ -22,6 +22,7 @@ pub struct VdsoState {
     /// Its parts (vvar, vdso) as zones.
     pub zones: Vec<Zone>,
     /// Bytes of the code.
+    #[serde(with = "holo_image::wire::bytes")]
     pub code: Vec<u8>,
 }
 

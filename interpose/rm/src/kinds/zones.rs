@@ -47,6 +47,7 @@ pub struct Zone {
     /// Inode.
     pub inode: u64,
     /// Path as shown, without ` (deleted)`.
+    #[serde(with = "holo_image::wire::bytes")]
     pub path: Vec<u8>,
     /// The file has no name any more.
     pub deleted: bool,

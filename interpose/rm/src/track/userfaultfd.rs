@@ -39,7 +39,7 @@ const MODE_WP: u64 = 2;
 /// Pages between changed ones that are looked at with them: a call of their own takes longer.
 const GAP_BYTES: u64 = 64 * PAGE;
 /// Zones that are asked for with one call, if it takes no long walk.
-const ASKED_BYTES_MAX: u64 = 1 << 20;
+const ASKED_BYTES_MAX: u64 = 4 << 20;
 /// Memory without holes at the last look that is looked at by a call of its own.
 const DENSE_BYTES_MIN: u64 = 128 * PAGE;
 /// Part of such memory that may have become holes: a quarter, if that is much.
@@ -264,26 +264,22 @@ fn spans(zones: &[Zone]) -> Vec<Range> {
 
 /// Which zones are watched, where it was not `seen` already. Those that follow one another in a span are asked for at once, which tells
 /// whether all are.
-fn watched_of(pagemap: &Pagemap, zones: &[&Zone], spans: &[Range], seen: &mut [bool]) {
+fn add_watched(pagemap: &Pagemap, zones: &[&Zone], spans: &[Range], seen: &mut [bool]) {
     let mut at = 0;
-    while at < zones.len() {
-        if seen[at] {
-            at += 1;
-            continue;
-        }
-        let start = zones[at].start;
+    while let Some(first) = (at..zones.len()).find(|index| !seen[*index]) {
+        let start = zones[first].start;
         let span_end = spans.iter().find(|span| start < span.1).map_or(start, |span| span.1);
         let end = span_end.min(start + ASKED_BYTES_MAX);
-        let count =
-            zones[at..].iter().zip(&seen[at..]).take_while(|(zone, seen)| !**seen && zone.end <= end).count();
-        if count > 1 && pagemap.are_watched(start, zones[at + count - 1].end) {
-            seen[at..at + count].fill(true);
+        let count = zones[first..].iter().take_while(|zone| zone.end <= end).count().max(1);
+        let part = first..first + count;
+        if count > 1 && pagemap.are_watched(start, zones[part.end - 1].end) {
+            seen[part].fill(true);
         } else {
-            for (zone, seen) in zones[at..].iter().zip(&mut seen[at..]).take(count.max(1)) {
-                *seen = pagemap.is_watched(zone.start);
+            for index in part {
+                seen[index] = seen[index] || pagemap.is_watched(zones[index].start);
             }
         }
-        at += count.max(1);
+        at = first + count;
     }
 }
 
@@ -393,7 +389,7 @@ impl Tracker for Userfaultfd {
         }
         let own_before = std::mem::take(&mut self.own);
         let is_fresh = |zone: &Zone| fresh.iter().any(|range| range.0 < zone.end && zone.start < range.1);
-        watched_of(&pagemap, &zones, &spans, &mut seen);
+        add_watched(&pagemap, &zones, &spans, &mut seen);
         let watched: Vec<bool> = zones.iter().zip(seen).map(|(zone, seen)| seen && !is_fresh(zone)).collect();
         let due = self.youth.due(&zones, &watched);
         for (zone, due) in zones.iter().zip(due) {
