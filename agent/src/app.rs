@@ -9,6 +9,7 @@
 //! Locks, in this order: `work` (an epoch, a restore, a stop: long), `cut` (threads are parked), `inner`
 //! (short, never across a call that may wait).
 
+pub(crate) mod events;
 mod life;
 mod timing;
 
@@ -87,6 +88,8 @@ struct Inner {
     record: Record,
     page: Option<Arc<Page>>,
     reasons: Vec<String>,
+    /// Files that are to make epochs due and cannot, and why.
+    unwatched: Vec<String>,
     standby_of: Option<String>,
     /// Why the instance here is parked, if it is for longer than an epoch.
     parked: Option<String>,
@@ -189,6 +192,7 @@ impl App {
                 record,
                 page: None,
                 reasons: Vec::new(),
+                unwatched: Vec::new(),
                 standby_of: None,
                 parked: None,
                 killed: 0,
@@ -420,6 +424,7 @@ impl App {
         };
         let ended = Some(&inner.record.ended).filter(|how| !how.is_empty() && alive.is_none());
         let ended = ended.filter(|_| inner.standby_of.is_none());
+        let unwatched = inner.unwatched.iter().filter(|_| alive.is_some());
         let node = match (&alive, &inner.standby_of) {
             (None, Some(owner)) => owner.clone(),
             _ => self.node.clone(),
@@ -427,30 +432,36 @@ impl App {
         AppInfo {
             name: self.name.clone(),
             state,
-            reasons: inner.parked.iter().chain(&inner.reasons).chain(ended).cloned().collect(),
+            reasons: inner
+                .parked
+                .iter()
+                .chain(&inner.reasons)
+                .chain(unwatched)
+                .chain(ended)
+                .cloned()
+                .collect(),
             node,
             epoch: last.as_ref().map_or(0, |meta| meta.epoch),
             lag_ms: last.as_ref().map_or(0, |meta| now_ns().saturating_sub(meta.at_unix_ns) / 1_000_000),
             real_pids: pids.iter().map(|(pid, _)| *pid as u32).collect(),
             cluster_pids: pids.iter().map(|(_, inner)| *inner as u32).collect(),
             stop_us: last.as_ref().map_or(0, |meta| meta.stop_us),
-            command: inner
-                .record
-                .argv
-                .iter()
-                .map(|arg| String::from_utf8_lossy(arg))
-                .collect::<Vec<_>>()
-                .join(" "),
+            command: inner.record.argv.iter().map(|arg| lossy(arg)).collect::<Vec<_>>().join(" "),
             standby: inner.record.options.standby.clone(),
             every_ms: self.period_of(&inner.record.options).map_or(0, |every| every.as_millis() as u64),
             budget_permille: inner.record.options.budget_permille,
             growth_bytes: inner.record.options.growth_bytes,
+            on_change: inner.record.options.on_change.iter().map(|path| lossy(path)).collect(),
             standby_lag_ms: None,
             clone: self.hot.view(),
             last: last.as_ref().map(epoch_info),
             progress: progress::of(self).into_iter().collect(),
         }
     }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Unix time, nanoseconds.

@@ -1,6 +1,6 @@
 //! The applications of this node.
 
-use crate::app::{App, Failure, Hooks, HooksCell, Paths, now_ns};
+use crate::app::{App, Failure, Hooks, HooksCell, Paths, events, now_ns};
 use crate::config::Config;
 use crate::ended;
 use crate::guard::Guard;
@@ -282,7 +282,7 @@ impl Apps {
     /// `holo run` announces a command that process `pid` will be.
     ///
     /// # Errors
-    /// The name is taken by a running application, or no name.
+    /// The name is taken by a running application, or no name; a file cannot be watched.
     pub fn register(
         self: &Arc<Self>,
         name: &str,
@@ -290,6 +290,7 @@ impl Apps {
         argv: Vec<Vec<u8>>,
         pid: i32,
     ) -> Result<(String, u64), Failure> {
+        events::check_here(&options.on_change)?;
         let name = if name.is_empty() {
             self.free_name(&name_from(argv.first().map_or(b"".as_slice(), Vec::as_slice)))
         } else {

@@ -4,21 +4,26 @@
 //! the process) or by `/proc` while it is a zombie; the keeper of a restored one; what the process itself noted in its
 //! control page when it called `exit_group`. The last one also speaks of what happened while no agent was there.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long the parent of a process that ended is given to reap it.
 const REAP_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Waits for a process to end, at most so long, or until `wake` can be read; true: it has.
+/// Waits for a process to end, at most so long, or until one of the others can be read; true: it has ended.
 #[must_use]
-pub(crate) fn wait(pidfd: &OwnedFd, wake: &OwnedFd, most: Duration) -> bool {
-    let of = |fd: &OwnedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let mut polls = [of(pidfd), of(wake)];
+pub(crate) fn wait(pidfd: &OwnedFd, others: [Option<BorrowedFd<'_>>; 2], most: Duration) -> bool {
+    // The kernel passes over a negative one.
+    let of = |fd: Option<BorrowedFd<'_>>| libc::pollfd {
+        fd: fd.map_or(-1, |fd| fd.as_raw_fd()),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut polls = [of(Some(pidfd.as_fd())), of(others[0]), of(others[1])];
     let ms = most.as_millis().min(i32::MAX as u128) as i32;
-    // SAFETY: two descriptors.
-    let ready = unsafe { libc::poll(polls.as_mut_ptr(), 2, if ms == 0 && !most.is_zero() { 1 } else { ms }) };
+    // SAFETY: three descriptors.
+    let ready = unsafe { libc::poll(polls.as_mut_ptr(), 3, if ms == 0 && !most.is_zero() { 1 } else { ms }) };
     ready > 0 && polls[0].revents != 0
 }
 

@@ -7,7 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-const RECORD: Kind = Kind::new(33, 3);
+const RECORD: Kind = Kind::new(33, 4);
+const RECORD_3: Kind = Kind::new(33, 3);
 const RECORD_2: Kind = Kind::new(33, 2);
 const RECORD_1: Kind = Kind::new(33, 1);
 const RECORD_BYTES_MAX: u64 = 16 << 20;
@@ -46,40 +47,46 @@ pub struct Record {
 
 /// Options before the period could adapt.
 #[derive(Deserialize)]
-#[cfg_attr(test, derive(Serialize))]
+#[cfg_attr(test, derive(Clone, Default, Serialize))]
 pub(crate) struct Options2 {
-    every_ms: u64,
-    roots: Vec<Vec<u8>>,
-    standby: Vec<String>,
-    consistency: Consistency,
-    keep_epochs: u32,
-    keep_secs: u64,
-    park_ms_max: u64,
+    pub(crate) every_ms: u64,
+    pub(crate) roots: Vec<Vec<u8>>,
+    pub(crate) standby: Vec<String>,
+    pub(crate) consistency: Consistency,
+    pub(crate) keep_epochs: u32,
+    pub(crate) keep_secs: u64,
+    pub(crate) park_ms_max: u64,
 }
 
 impl From<Options2> for AppOptions {
     fn from(old: Options2) -> Self {
         let Options2 { every_ms, roots, standby, consistency, keep_epochs, keep_secs, park_ms_max } = old;
-        Self {
-            every_ms,
-            roots,
-            standby,
-            consistency,
-            keep_epochs,
-            keep_secs,
-            park_ms_max,
-            budget_permille: 0,
-            growth_bytes: 0,
-        }
+        Self { every_ms, roots, standby, consistency, keep_epochs, keep_secs, park_ms_max, ..Self::default() }
     }
 }
 
-/// Version 2.
+/// Options before files could be watched: what follows those before.
 #[derive(Deserialize)]
 #[cfg_attr(test, derive(Serialize))]
-struct Record2 {
+pub(crate) struct Options3 {
+    pub(crate) before: Options2,
+    pub(crate) budget_permille: u32,
+    pub(crate) growth_bytes: u64,
+}
+
+impl From<Options3> for AppOptions {
+    fn from(old: Options3) -> Self {
+        let Options3 { before, budget_permille, growth_bytes } = old;
+        Self { budget_permille, growth_bytes, ..before.into() }
+    }
+}
+
+/// Versions 2 and 3, which differ in their options.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
+struct Record2<O> {
     name: String,
-    options: Options2,
+    options: O,
     argv: Vec<Vec<u8>>,
     instance: Option<Instance>,
     run: u64,
@@ -98,24 +105,33 @@ struct Record1 {
     run: u64,
 }
 
+impl<O: Into<AppOptions>> From<Record2<O>> for Record {
+    fn from(old: Record2<O>) -> Self {
+        let Record2 { name, options, argv, instance, run, ended, exited } = old;
+        Self { name, options: options.into(), argv, instance, run, ended, exited }
+    }
+}
+
+impl From<Record1> for Record {
+    fn from(old: Record1) -> Self {
+        let Record1 { name, options, argv, instance, run } = old;
+        Self { name, options: options.into(), argv, instance, run, ..Self::default() }
+    }
+}
+
 fn decode(bytes: &[u8]) -> Result<Record, WireError> {
     match wire::decode(bytes, RECORD, RECORD_BYTES_MAX) {
-        Err(WireError::OlderVersion { .. }) => decode_older(bytes),
+        Err(WireError::OlderVersion { found, .. }) => decode_older(bytes, found),
         record => record,
     }
 }
 
-fn decode_older(bytes: &[u8]) -> Result<Record, WireError> {
-    let old = match wire::decode(bytes, RECORD_2, RECORD_BYTES_MAX) {
-        Err(WireError::OlderVersion { .. }) => {
-            let Record1 { name, options, argv, instance, run } =
-                wire::decode(bytes, RECORD_1, RECORD_BYTES_MAX)?;
-            Record2 { name, options, argv, instance, run, ended: String::new(), exited: false }
-        }
-        old => old?,
-    };
-    let Record2 { name, options, argv, instance, run, ended, exited } = old;
-    Ok(Record { name, options: options.into(), argv, instance, run, ended, exited })
+fn decode_older(bytes: &[u8], version: u16) -> Result<Record, WireError> {
+    match version {
+        1 => wire::decode::<Record1>(bytes, RECORD_1, RECORD_BYTES_MAX).map(Record::from),
+        2 => wire::decode::<Record2<Options2>>(bytes, RECORD_2, RECORD_BYTES_MAX).map(Record::from),
+        _ => wire::decode::<Record2<Options3>>(bytes, RECORD_3, RECORD_BYTES_MAX).map(Record::from),
+    }
 }
 
 impl Record {
@@ -205,10 +221,10 @@ mod tests {
         fs::remove_dir_all(&dir).unwrap();
     }
 
-    // Goal: records of older agents are read, and their period is fixed. Method: encode what those had.
+    // Goal: records of older agents are read: their period is fixed, they watch no files. Method: encode what those had.
     #[test]
     fn records_of_older_versions_are_read() {
-        let options = || Options2 {
+        let options = Options2 {
             every_ms: 250,
             roots: vec![b"/r".to_vec()],
             standby: vec!["b".into()],
@@ -220,21 +236,33 @@ mod tests {
         let (name, argv) = ("a".to_owned(), vec![b"x".to_vec()]);
         let new = Record {
             name: name.clone(),
-            options: options().into(),
+            options: options.clone().into(),
             argv: argv.clone(),
             run: 7,
             ..Record::default()
         };
-        let old =
-            Record1 { name: name.clone(), options: options(), argv: argv.clone(), instance: None, run: 7 };
-        let bytes = wire::encode(&old, RECORD_1).unwrap();
-        assert_eq!(decode(&bytes).unwrap(), new);
-        assert!(decode(&bytes[..bytes.len() - 1]).is_err());
+        let is_read = |bytes: Vec<u8>, wanted: &Record| {
+            assert_eq!(decode(&bytes).unwrap(), *wanted);
+            assert!(decode(&bytes[..bytes.len() - 1]).is_err());
+        };
+        let (name, instance) = (|| name.clone(), None);
+        let old = Record1 { name: name(), options: options.clone(), argv: argv.clone(), instance, run: 7 };
+        is_read(wire::encode(&old, RECORD_1).unwrap(), &new);
         let (ended, exited) = ("said".to_owned(), true);
-        let old =
-            Record2 { name, options: options(), argv, instance: None, run: 7, ended: ended.clone(), exited };
-        let bytes = wire::encode(&old, RECORD_2).unwrap();
-        assert_eq!(decode(&bytes).unwrap(), Record { ended, exited, ..new });
-        assert!(decode(&bytes[..bytes.len() - 1]).is_err());
+        let new = Record { ended: ended.clone(), exited, ..new };
+        let old = Record2 {
+            name: name(),
+            options: options.clone(),
+            argv: argv.clone(),
+            instance: None,
+            run: 7,
+            ended: ended.clone(),
+            exited,
+        };
+        is_read(wire::encode(&old, RECORD_2).unwrap(), &new);
+        let options = Options3 { before: options, budget_permille: 20, growth_bytes: 9 };
+        let old = Record2 { name: name(), options, argv, instance: None, run: 7, ended, exited };
+        let options = AppOptions { budget_permille: 20, growth_bytes: 9, ..new.options.clone() };
+        is_read(wire::encode(&old, RECORD_3).unwrap(), &Record { options, ..new });
     }
 }

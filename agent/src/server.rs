@@ -253,8 +253,9 @@ fn answer(
             }
             Ok(Reply::Apps(all))
         }
-        Request::Set { name, every_ms, budget_permille, growth_bytes } => {
-            apps.get(&name)?.set_timing(every_ms, budget_permille, growth_bytes).map(|()| Reply::Done)
+        Request::Set { name, every_ms, budget_permille, growth_bytes, on_change } => {
+            let app = apps.get(&name)?;
+            app.set_timing(every_ms, budget_permille, growth_bytes, on_change).map(|()| Reply::Done)
         }
         Request::Checkpoint { name } => {
             let app = apps.get(&name)?;

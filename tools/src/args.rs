@@ -100,6 +100,9 @@ pub struct Run {
     /// Take an epoch also when the application's memory has grown by so much, e.g. 256M
     #[arg(long, value_parser = bytes, value_name = "SIZE")]
     pub growth: Option<u64>,
+    /// Take an epoch also when this file has changed: was written and closed, made, replaced, touched (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    pub on_change: Vec<PathBuf>,
     /// Directory whose files belong to the application's state (may be repeated)
     #[arg(long = "root", value_name = "DIR")]
     pub roots: Vec<PathBuf>,
@@ -227,7 +230,7 @@ pub struct Set {
     #[arg(value_parser = name)]
     pub name: String,
     /// Period of epochs, e.g. 1s or 250ms; 0: only on order; auto: what the budget allows
-    #[arg(long, value_parser = every, value_name = "TIME", required_unless_present_any = ["budget", "growth"])]
+    #[arg(long, value_parser = every, value_name = "TIME", required_unless_present_any = ["budget", "growth", "on_change"])]
     pub every: Option<Every>,
     /// With a period that adapts: part of its time that epochs may take of the application
     #[arg(long, value_parser = permille, value_name = "PERCENT")]
@@ -235,6 +238,9 @@ pub struct Set {
     /// Take an epoch also when the application's memory has grown by so much, e.g. 256M; 0: not
     #[arg(long, value_parser = bytes, value_name = "SIZE")]
     pub growth: Option<u64>,
+    /// Take an epoch also when this file has changed, and not for those named before (may be repeated); none: for no file
+    #[arg(long, value_name = "FILE")]
+    pub on_change: Vec<PathBuf>,
 }
 
 /// `holo switch`.

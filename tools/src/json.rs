@@ -114,6 +114,7 @@ pub struct App<'a> {
     /// None: the period is fixed.
     budget_percent: Option<f64>,
     growth_bytes: u64,
+    on_change: &'a [String],
     /// None: no stand-by holds an epoch.
     standby_lag_ms: Option<u64>,
     /// None: this node keeps no clone of it in memory.
@@ -167,6 +168,7 @@ impl<'a> From<&'a AppInfo> for App<'a> {
             every_ms: info.every_ms,
             budget_percent: (info.budget_permille > 0).then(|| f64::from(info.budget_permille) / 10.0),
             growth_bytes: info.growth_bytes,
+            on_change: &info.on_change,
             standby_lag_ms: info.standby_lag_ms,
             clone: (info.clone != CloneInfo::default()).then(|| Clone {
                 epoch: (info.clone.epoch > 0).then_some(info.clone.epoch),

@@ -38,6 +38,7 @@ fn ps() {
         "budget_percent",
         "clone",
         "growth_bytes",
+        "on_change",
         "standby_lag_ms",
         "progress",
     ];
@@ -46,6 +47,7 @@ fn ps() {
     assert_eq!(list[0]["state"], "unprotected");
     assert_eq!(list[0]["real_pids"][0], 4711);
     assert_eq!((&list[0]["budget_percent"], &list[0]["standby_lag_ms"]), (&5.0.into(), &1700.into()));
+    assert_eq!(list[0]["on_change"], serde_json::json!(["/srv/save"]));
     let sending =
         serde_json::json!({"step": "send", "node": "n2", "done_bytes": 3 << 29, "total_bytes": 5_u64 << 30});
     assert_eq!(list[0]["progress"], serde_json::json!([sending]));

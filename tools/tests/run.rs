@@ -45,6 +45,8 @@ fn registers_then_becomes_the_command() {
             "n2",
             "--consistency",
             "commit",
+            "--on-change",
+            "save",
         ],
     );
     command.current_dir(&root).args(["--", "sh", "-c", "echo $HOLO_NAME $$; exit 7"]);
@@ -58,6 +60,7 @@ fn registers_then_becomes_the_command() {
         roots: vec![root.as_os_str().as_bytes().to_vec()],
         standby: vec!["n2".into()],
         consistency: Consistency::Commit,
+        on_change: vec![root.join("save").as_os_str().as_bytes().to_vec()],
         ..AppOptions::default()
     };
     let argv = ["sh", "-c", "echo $HOLO_NAME $$; exit 7"].map(|arg| arg.as_bytes().to_vec()).to_vec();

@@ -47,6 +47,8 @@ pub struct AppOptions {
     pub budget_permille: u32,
     /// An epoch is also taken when the processes have grown by so many bytes since the last one; 0: not.
     pub growth_bytes: u64,
+    /// An epoch is also taken when one of these files has changed; absolute paths, with the names that they have where it runs.
+    pub on_change: Vec<Vec<u8>>,
 }
 
 /// A request.
@@ -140,6 +142,8 @@ pub enum Request {
         budget_permille: Option<u32>,
         /// See [`AppOptions::growth_bytes`].
         growth_bytes: Option<u64>,
+        /// See [`AppOptions::on_change`]; takes the place of those before.
+        on_change: Option<Vec<Vec<u8>>>,
     },
 }
 
@@ -223,6 +227,8 @@ pub struct AppInfo {
     pub budget_permille: u32,
     /// See [`AppOptions::growth_bytes`].
     pub growth_bytes: u64,
+    /// See [`AppOptions::on_change`], lossy.
+    pub on_change: Vec<String>,
     /// Milliseconds since the cut of the newest epoch that a stand-by holds; none: there is none.
     pub standby_lag_ms: Option<u64>,
     /// The clone that is kept here.

@@ -44,6 +44,7 @@ impl App {
         inner.record.instance = Some(instance);
         inner.page = Some(page);
         inner.reasons.clear();
+        inner.unwatched.clear();
         inner.standby_of = None;
         inner.parked = None;
         inner.exit = None;
@@ -80,7 +81,7 @@ impl App {
         None
     }
 
-    /// Takes epochs by the period until all processes have ended.
+    /// Takes epochs when they are due until all processes have ended.
     pub(super) fn watch(&self, incarnation: u64, keeper: Option<Child>) {
         let mut clock = Clock::default();
         let mut watched: Option<(Instance, OwnedFd)> = None;
@@ -97,7 +98,9 @@ impl App {
                 // SAFETY: just made.
                 watched = Some((now, unsafe { OwnedFd::from_raw_fd(raw) }));
             }
-            if let Some((of, pidfd)) = watched.as_ref().filter(|(_, pidfd)| self.wait_end(pidfd, wait)) {
+            if let Some((of, pidfd)) =
+                watched.as_ref().filter(|(_, pidfd)| self.wait_end(pidfd, &clock, wait))
+            {
                 // The application's status is that of the process that was launched; others may live on.
                 first.get_or_insert_with(|| (of.real_pid, ended::status(pidfd, of.real_pid)));
                 continue;
@@ -108,11 +111,9 @@ impl App {
                 return;
             }
             if clock.is_due(self) {
-                if !self.is_fenced() {
-                    // What went wrong is in the reasons.
-                    let _ = dump::take(self);
-                }
-                clock.taken(self);
+                // What went wrong is in the reasons.
+                let is_taken = !self.is_fenced() && dump::take(self).is_ok();
+                clock.taken(self, is_taken);
             }
         }
         let last = watched.map(|(of, pidfd)| (of.real_pid, ended::status(&pidfd, of.real_pid)));

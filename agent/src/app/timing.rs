@@ -1,12 +1,14 @@
-//! When the next epoch of an application is due: by its period, fixed or adapting, by the growth of its memory, by order.
+//! When the next epoch of an application is due: by its period, fixed or adapting, by the growth of its memory, by changes of
+//! files, by order.
 
+use super::events::{self, Events};
 use super::{App, Failure};
 use crate::ended;
 use crate::pace::{Cost, Pace};
 use holo_api::local::{AppOptions, ErrorKind};
 use holo_rm::face::face;
 use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,15 +28,16 @@ pub(super) fn event() -> Option<OwnedFd> {
     (raw >= 0).then(|| unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// Time since which the next epoch is awaited, and memory at that time.
+/// Time since which the next epoch is awaited, memory at that time, and files that are watched.
 pub(super) struct Clock {
     since: Instant,
     bytes: Option<u64>,
+    events: Events,
 }
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { since: Instant::now(), bytes: None }
+        Self { since: Instant::now(), bytes: None, events: Events::default() }
     }
 }
 
@@ -42,9 +45,13 @@ impl Clock {
     /// How long nothing can be due.
     pub(super) fn wait(&mut self, app: &App) -> Duration {
         let options = app.options();
+        if let Some(unwatched) = self.events.follow(&options.on_change) {
+            app.set_unwatched(unwatched);
+        }
         let period = app.period_of(&options);
         let left =
             period.map_or(NEVER, |every| (self.since + every).saturating_duration_since(Instant::now()));
+        let left = self.events.wait().map_or(left, |wait| wait.min(left));
         if options.growth_bytes == 0 {
             self.bytes = None;
             return left;
@@ -53,18 +60,22 @@ impl Clock {
         left.min(GROWTH_LOOK)
     }
 
-    /// Is an epoch due?
-    pub(super) fn is_due(&self, app: &App) -> bool {
+    /// Is an epoch due? Then it begins now.
+    pub(super) fn is_due(&mut self, app: &App) -> bool {
         let options = app.options();
-        if app.period_of(&options).is_some_and(|every| Instant::now() >= self.since + every) {
-            return true;
-        }
+        let is_changed = self.events.is_due();
+        let is_late = || app.period_of(&options).is_some_and(|every| Instant::now() >= self.since + every);
         let grown = |before: u64| app.resident_bytes() >= before.saturating_add(options.growth_bytes);
-        options.growth_bytes != 0 && self.bytes.is_some_and(grown)
+        let is_due = is_changed || is_late() || options.growth_bytes != 0 && self.bytes.is_some_and(grown);
+        if is_due {
+            self.events.begin();
+        }
+        is_due
     }
 
-    /// One was taken, or tried.
-    pub(super) fn taken(&mut self, app: &App) {
+    /// One was taken, or only tried.
+    pub(super) fn taken(&mut self, app: &App, is_taken: bool) {
+        self.events.end(is_taken);
         let options = app.options();
         let now = Instant::now();
         self.since = match app.period_of(&options) {
@@ -102,9 +113,10 @@ impl App {
     }
 
     /// Waits for the end of a process, at most so long, or until there is something new.
-    pub(super) fn wait_end(&self, pidfd: &OwnedFd, most: Duration) -> bool {
-        let Some(wake) = &self.wake else { return ended::wait(pidfd, pidfd, most.min(BLIND)) };
-        let ended = ended::wait(pidfd, wake, most);
+    pub(super) fn wait_end(&self, pidfd: &OwnedFd, clock: &Clock, most: Duration) -> bool {
+        let changes = clock.events.fd();
+        let Some(wake) = &self.wake else { return ended::wait(pidfd, [None, changes], most.min(BLIND)) };
+        let ended = ended::wait(pidfd, [Some(wake.as_fd()), changes], most);
         let mut count = 0u64;
         // SAFETY: the counter's eight bytes; it does not block.
         unsafe { libc::read(wake.as_raw_fd(), (&raw mut count).cast(), 8) };
@@ -123,12 +135,13 @@ impl App {
     /// Changes when epochs are taken, from now on; what is none stays.
     ///
     /// # Errors
-    /// It makes no sense together.
+    /// It makes no sense together, or a file cannot be watched.
     pub fn set_timing(
         &self,
         every_ms: Option<u64>,
         budget_permille: Option<u32>,
         growth_bytes: Option<u64>,
+        on_change: Option<Vec<Vec<u8>>>,
     ) -> Result<(), Failure> {
         let owner = self.standby_of();
         if let Some(owner) = owner.filter(|_| self.living().is_none()) {
@@ -144,11 +157,15 @@ impl App {
             let message = format!("{}: a budget of more than 100 %", self.name);
             return Err(Failure::new(ErrorKind::Usage, message));
         }
+        if let Some(paths) = &on_change {
+            events::check_here(paths)?;
+        }
         self.change_record(|record| {
             let options = &mut record.options;
             options.every_ms = every_ms.unwrap_or(options.every_ms);
             options.budget_permille = budget_permille.unwrap_or(options.budget_permille);
             options.growth_bytes = growth_bytes.unwrap_or(options.growth_bytes);
+            options.on_change = on_change.unwrap_or(std::mem::take(&mut options.on_change));
         });
         if let Some(wake) = &self.wake {
             let one = 1u64;

@@ -2,9 +2,9 @@
 //!
 //! A block is a page: one byte that says how it is packed, then the bytes. A key is a page's name and zeros.
 
-use crate::app::{App, Failure};
+use crate::app::{App, Failure, events};
 use crate::apps::Apps;
-use crate::record::Options2;
+use crate::record::{Options2, Options3};
 use holo_api::local::AppOptions;
 use holo_api::peer::{Key, Page as Block};
 use holo_cluster::ports::{Ahead, EpochReader, EpochSink, EpochSource, EpochWriter, Offered, StoreError};
@@ -23,14 +23,24 @@ struct Along {
     argv: Vec<Vec<u8>>,
 }
 
-/// Of nodes where the period does not adapt.
+/// Of earlier nodes.
 #[derive(Deserialize)]
-struct Along1 {
-    options: Options2,
+#[cfg_attr(test, derive(Serialize))]
+struct Older<O> {
+    options: O,
     argv: Vec<Vec<u8>>,
 }
 
-const ALONG: Kind = Kind::new(35, 2);
+impl<O: Into<AppOptions>> From<Older<O>> for Along {
+    fn from(old: Older<O>) -> Self {
+        Self { options: old.options.into(), argv: old.argv }
+    }
+}
+
+const ALONG: Kind = Kind::new(35, 3);
+/// Of nodes that watch no files.
+const ALONG_2: Kind = Kind::new(35, 2);
+/// Of nodes where the period does not adapt.
 const ALONG_1: Kind = Kind::new(35, 1);
 const ALONG_BYTES_MAX: u64 = 1 << 20;
 
@@ -41,9 +51,11 @@ pub(super) struct Epochs {
 
 fn decode_along(bytes: &[u8]) -> Result<Along, WireError> {
     match wire::decode(bytes, ALONG, ALONG_BYTES_MAX) {
+        Err(WireError::OlderVersion { found: 1, .. }) => {
+            wire::decode::<Older<Options2>>(bytes, ALONG_1, ALONG_BYTES_MAX).map(Along::from)
+        }
         Err(WireError::OlderVersion { .. }) => {
-            let Along1 { options, argv } = wire::decode(bytes, ALONG_1, ALONG_BYTES_MAX)?;
-            Ok(Along { options: options.into(), argv })
+            wire::decode::<Older<Options3>>(bytes, ALONG_2, ALONG_BYTES_MAX).map(Along::from)
         }
         along => along,
     }
@@ -200,6 +212,7 @@ impl EpochSink for Epochs {
         if along.options.roots.iter().any(|root| !root.starts_with(b"/")) {
             return Err(bad(&"a protected directory that is not absolute"));
         }
+        events::check(&along.options.on_change).map_err(|why| bad(&why))?;
         // Seen from here the stand-bys are the others.
         along.options.standby.retain(|node| *node != self.apps.node && *node != offered.from);
         along.options.standby.insert(0, offered.from.clone());
@@ -280,6 +293,25 @@ impl EpochWriter for Writer {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    // Goal: what goes along with epochs of earlier nodes is understood. Method: encode what those sent.
+    #[test]
+    fn earlier_nodes_are_understood() {
+        let before = || Options2 { every_ms: 250, park_ms_max: 5, ..Options2::default() };
+        let new = AppOptions { every_ms: 250, park_ms_max: 5, ..AppOptions::default() };
+        let argv = || vec![b"x".to_vec()];
+        let is_read = |bytes: Vec<u8>, options: &AppOptions| {
+            let along = decode_along(&bytes).unwrap();
+            assert_eq!((&along.options, along.argv), (options, argv()));
+            assert!(decode_along(&bytes[..bytes.len() - 1]).is_err());
+        };
+        is_read(wire::encode(&Older { options: before(), argv: argv() }, ALONG_1).unwrap(), &new);
+        let options = Options3 { before: before(), budget_permille: 20, growth_bytes: 9 };
+        let new = AppOptions { budget_permille: 20, growth_bytes: 9, ..new };
+        is_read(wire::encode(&Older { options, argv: argv() }, ALONG_2).unwrap(), &new);
+        let new = AppOptions { on_change: vec![b"/x".to_vec()], ..new };
+        is_read(wire::encode(&Along { options: new.clone(), argv: argv() }, ALONG).unwrap(), &new);
+    }
 
     #[test]
     fn pages_come_back_and_what_is_none_is_refused() {

@@ -136,6 +136,7 @@ fn options(args: &Run) -> Result<AppOptions, CliError> {
         every_ms,
         budget_permille,
         growth_bytes: args.growth.unwrap_or(0),
+        on_change: watched(&args.on_change)?,
         roots: args.roots.iter().map(|root| absolute(root)).collect::<Result<_, _>>()?,
         standby: args.standby.clone(),
         consistency: args.consistency.into(),
@@ -147,6 +148,21 @@ fn options(args: &Run) -> Result<AppOptions, CliError> {
 
 pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Files to watch, absolute; links stay: what they lead to may change. `none` alone: no file.
+pub(super) fn watched(files: &[PathBuf]) -> Result<Vec<Vec<u8>>, CliError> {
+    if files == [Path::new("none")] {
+        return Ok(Vec::new());
+    }
+    let absolute = |file: &PathBuf| match std::path::absolute(file) {
+        Ok(path) => Ok(path.into_os_string().into_vec()),
+        Err(source) => Err(CliError::Path { what: "watch the file", path: file.clone(), source }),
+    };
+    if files.iter().any(|file| file == Path::new("none")) {
+        return Err(CliError::Usage("--on-change none goes with no other file; is it ./none?".to_owned()));
+    }
+    files.iter().map(absolute).collect()
 }
 
 /// The directory without links and dots: the agent, elsewhere, must mean the same one.

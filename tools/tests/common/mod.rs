@@ -139,6 +139,7 @@ pub fn app() -> AppInfo {
         every_ms: 1000,
         budget_permille: 50,
         growth_bytes: 0,
+        on_change: vec!["/srv/save".into()],
         standby_lag_ms: Some(1700),
         clone: holo_api::local::CloneInfo::default(),
         last: Some(epoch()),
