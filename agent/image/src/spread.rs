@@ -167,7 +167,10 @@ impl<T: Copy> Spread<T> {
 
     /// The first piece that ends behind a place.
     pub(crate) fn first_at(&self, space: u64, address: u64) -> usize {
-        self.pieces.partition_point(|piece| (piece.space, piece.end()) <= (space, address))
+        // Where they begin is here, where they end is elsewhere in memory: only the last that begins before it is asked for its end.
+        let behind = self.pieces.partition_point(|piece| piece.at() <= (space, address));
+        let reaches = |piece: &Piece<T>| piece.space == space && piece.end() > address;
+        behind - usize::from(behind > 0 && reaches(&self.pieces[behind - 1]))
     }
 
     /// What is in these ranges, which are in rising order and do not overlap.
