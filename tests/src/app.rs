@@ -2,7 +2,7 @@
 
 use crate::command::{self, Finished};
 use crate::node::Node;
-use crate::{paths, process, wait};
+use crate::{leftovers, paths, process, wait};
 use serde_json::Value;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -304,6 +304,7 @@ impl App {
 impl Drop for App {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
+            process::tree(child.id()).into_iter().for_each(leftovers::note);
             let _ = child.kill();
             let _ = child.wait();
         }

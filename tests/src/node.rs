@@ -1,6 +1,6 @@
 //! A node: one agent with its own state directory and socket, on this host or inside namespaces.
 
-use crate::{command, paths, process, wait};
+use crate::{command, leftovers, paths, process, wait};
 use nix::sys::signal::Signal;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -303,6 +303,7 @@ impl Node {
             let _ = agent.wait();
         }
         process::sweep(&self.mark(), &self.outside("data"));
+        leftovers::remove();
         // Control pages are not below the state directory.
         if let Ok(id) = std::fs::read_to_string(self.inside("state").join("id")) {
             let _ = std::fs::remove_dir_all(format!("/dev/shm/holo-{id}"));

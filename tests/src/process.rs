@@ -1,6 +1,6 @@
 //! Processes by pid: alive, killed, reaped, swept.
 
-use crate::wait;
+use crate::{leftovers, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -101,6 +101,7 @@ pub fn kill_trees(pids: &[u32]) -> Vec<u32> {
             break;
         }
         signal_all(&found, Signal::SIGSTOP);
+        found.iter().copied().for_each(leftovers::note);
         all.append(&mut found);
     }
     kill_all(&all);
@@ -182,6 +183,7 @@ pub fn sweep(mark: &str, dir: &Path) {
         let mut found: Vec<u32> = marked(mark).into_iter().chain(users(dir)).flat_map(tree).collect();
         found.retain(|pid| *pid != std::process::id());
         for pid in &found {
+            leftovers::note(*pid);
             let _ = kill(to_pid(*pid), Signal::SIGKILL);
         }
         // A dead process has no environment any more: those that come to us are reaped by number.
