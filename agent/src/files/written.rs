@@ -10,6 +10,7 @@ use holo_rm::manager::{Context, DumpCx, RmError, RmResult};
 use holo_rm::remote::Remote;
 use holo_rm::tree::Process;
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -25,8 +26,8 @@ pub(crate) struct Written {
     pub(super) leased: Leased,
 }
 
-/// Attributes of files by mount and inode: many processes have the same ones open.
-type Seen = HashMap<(u64, u64), Option<Arc<fs::Metadata>>>;
+/// Attributes of files by mount, inode and path: many processes have the same ones open. Subvolumes of btrfs have inodes of the same numbers.
+type Seen<'a> = HashMap<(u64, u64, &'a OsStr), Option<Arc<fs::Metadata>>>;
 
 impl Files {
     fn is_protected(&self, path: &std::path::Path) -> bool {
@@ -65,11 +66,11 @@ impl Files {
         Ok(Written { extra: extra.into_iter().collect(), open, maps, leased })
     }
 
-    fn written_by(
+    fn written_by<'a>(
         &self,
         process: u32,
-        remote: &Remote,
-        seen: &mut Seen,
+        remote: &'a Remote,
+        seen: &mut Seen<'a>,
         extra: &mut BTreeSet<PathBuf>,
         open: &mut Vec<(u32, i32, Number)>,
         reads: &mut BTreeSet<Number>,
@@ -82,7 +83,7 @@ impl Files {
             }
             let look = || fs::metadata(remote.proc(&format!("fd/{}", fd.number))).ok().map(Arc::new);
             let meta = match fd.file() {
-                Some(file) => seen.entry(file).or_insert_with(look).clone(),
+                Some((mount, inode)) => seen.entry((mount, inode, &fd.link)).or_insert_with(look).clone(),
                 None => look(),
             };
             let Some(meta) = meta else { continue };
@@ -123,7 +124,7 @@ impl Files {
             }
             maps.shared.insert(number);
             if zone.prot & 2 != 0 {
-                let path = PathBuf::from(std::ffi::OsStr::from_bytes(&zone.path));
+                let path = PathBuf::from(OsStr::from_bytes(&zone.path));
                 maps.mapped.insert(number);
                 if !self.is_protected(&path) {
                     extra.insert(path);

@@ -28,7 +28,7 @@ impl Fd {
         self.info.flags
     }
 
-    /// Its mount and inode, by which the kernel tells files apart (Linux 5.14).
+    /// Its mount, and its inode there (Linux 5.14).
     #[must_use]
     pub fn file(&self) -> Option<(u64, u64)> {
         Some((self.info.number("mnt_id:", 10)?, self.info.number("ino:", 10)?))
