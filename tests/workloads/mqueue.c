@@ -18,26 +18,26 @@ static void on_notice(int signal, siginfo_t *info, void *context) {
 }
 static void on_thread(union sigval value) { atomic_fetch_add(&noticed_by_thread, value.sival_int); }
 
-static void call(int which, pid_t pid) { snprintf(names[which], sizeof *names, "/holo-work-%d-%d", which, pid); }
+static void call(char *name, int which, pid_t pid) { snprintf(name, sizeof *names, "/holo-work-%d-%d", which, pid); }
 
 /* What killed programs of this sort have left behind. */
 static void sweep(void) {
+    char name[sizeof *names];
     for (pid_t pid = 1; pid < 65536; pid++) {
-        call(0, pid);
-        if (kill(pid, 0) == 0 || errno != ESRCH || mq_unlink(names[0]) < 0) continue;
-        for (int which = 1; which < 6; which++) call(which, pid), mq_unlink(names[which]);
+        call(name, 0, pid);
+        if (kill(pid, 0) == 0 || errno != ESRCH || mq_unlink(name) < 0) continue;
+        for (int which = 1; which < 6; which++) call(name, which, pid), mq_unlink(name);
     }
 }
 
 static mqd_t make(int which, int flags, long most, long bytes) {
-    call(which, getpid());
+    call(names[which], which, getpid());
     mq_unlink(names[which]);
     struct mq_attr a = {.mq_maxmsg = most, .mq_msgsize = bytes};
     mqd_t made = mq_open(names[which], flags | O_CREAT | O_EXCL, 0640, &a);
     if (made >= 0) return made;
     CHECK(errno == ENOSPC || errno == EMFILE, "%s", names[which]);
     sweep();
-    call(which, getpid());
     return OK(mq_open(names[which], flags | O_CREAT | O_EXCL, 0640, &a));
 }
 static size_t length(int i) { return (size_t)i % 3 == 0 ? 0 : (size_t)i * 8 % LONG; }
