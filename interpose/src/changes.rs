@@ -62,6 +62,8 @@ const SEEK_CUR: u64 = 1;
 const MAP_SHARED: u64 = 1;
 const MAP_ANONYMOUS: u64 = 0x20;
 const RWF_APPEND: u64 = 0x10;
+/// Linux 6.9: where it says, although the descriptor appends.
+const RWF_NOAPPEND: u64 = 0x20;
 /// `FALLOC_FL_COLLAPSE_RANGE`, `FALLOC_FL_INSERT_RANGE`: what follows moves.
 const FALLOC_MOVES: u64 = 0x08 | 0x20;
 /// `FIONREAD`, `FIONBIO`, `FIONCLEX`, `FIOCLEX`, `TCGETS`, `TIOCGWINSZ`, `FS_IOC_GETFLAGS`, `FS_IOC_FIEMAP`: ask, or are
@@ -204,7 +206,29 @@ enum From {
     /// The descriptor's own position.
     Position,
     At(u64),
+    /// There, also if the descriptor appends.
+    Exactly(u64),
     End,
+}
+
+impl From {
+    /// As calls that take an offset or none, and flags (`RWF_*`), have it.
+    fn flagged(fd: u64, at: u64, flags: u64) -> Self {
+        match at {
+            _ if flags & RWF_APPEND != 0 => Self::End,
+            u64::MAX if flags & RWF_NOAPPEND != 0 => Self::Exactly(position(fd).unwrap_or(0)),
+            u64::MAX => Self::Position,
+            at if flags & RWF_NOAPPEND != 0 => Self::Exactly(at),
+            at => Self::At(at),
+        }
+    }
+}
+
+/// Of a descriptor; none: it has none.
+fn position(fd: u64) -> Option<u64> {
+    // SAFETY: no memory is passed.
+    let at = unsafe { sys!(sysno::lseek, fd, 0, SEEK_CUR) };
+    u64::try_from(at).ok()
 }
 
 fn note(table: &Changes, nr: i64, args: &[u64; 6], rsp: u64) {
@@ -215,18 +239,13 @@ fn note(table: &Changes, nr: i64, args: &[u64; 6], rsp: u64) {
         sysno::writev => vectors(table, fd, From::Position, (second, third), rsp),
         sysno::pwritev => vectors(table, fd, From::At(fourth), (second, third), rsp),
         sysno::pwritev2 => {
-            let from = match fourth {
-                _ if sixth & RWF_APPEND != 0 => From::End,
-                u64::MAX => From::Position,
-                at => From::At(at),
-            };
-            vectors(table, fd, from, (second, third), rsp);
+            vectors(table, fd, From::flagged(fd, fourth, sixth), (second, third), rsp);
         }
         sysno::sendfile => write(table, fd, From::Position, fourth),
         sysno::splice | sysno::copy_file_range => write(table, third, at_pointer(fourth, rsp), fifth),
         sysno::ftruncate => to_end(table, fd, second),
         sysno::fallocate if second & FALLOC_MOVES != 0 => to_end(table, fd, third),
-        sysno::fallocate => write(table, fd, From::At(third), fourth),
+        sysno::fallocate => write(table, fd, From::Exactly(third), fourth),
         sysno::ioctl if !IOCTLS_HARMLESS.contains(&(second & 0xffff_ffff)) => mark(table, fd, flags::WHOLE),
         sysno::mmap if fourth & (MAP_SHARED | MAP_ANONYMOUS) == MAP_SHARED => {
             mark(table, fifth, flags::MAPPED)
@@ -288,9 +307,8 @@ fn wait_to_write(table: &Changes, fd: u64, target: Target, from: &From, len: u64
         // What is added destroys nothing: whoever cut the file before has waited.
         From::End => u64::MAX,
         From::Position | From::At(_) if append => u64::MAX,
-        From::At(at) => *at,
-        // SAFETY: no memory is passed.
-        From::Position => unsafe { sys!(sysno::lseek, fd, 0, SEEK_CUR) }.max(0).cast_unsigned(),
+        From::At(at) | From::Exactly(at) => *at,
+        From::Position => position(fd).unwrap_or(0),
     };
     wait(table, fd, target, at, at.saturating_add(len));
 }
@@ -320,12 +338,11 @@ fn write(table: &Changes, fd: u64, from: From, len: u64) {
         // New or emptied since the cut: wherever it is, it is recorded. Asking would cost more than all else.
         From::Position if changes::is_in_tail(bank, slot, 0) => {}
         From::Position => {
-            // SAFETY: no memory is passed.
-            let at = unsafe { sys!(sysno::lseek, fd, 0, SEEK_CUR) };
-            if at >= 0 {
-                changes::range(bank, slot, at.cast_unsigned(), len);
+            if let Some(at) = position(fd) {
+                changes::range(bank, slot, at, len);
             }
         }
+        From::Exactly(at) => changes::range(bank, slot, at, len),
         From::At(at) => {
             changes::range(bank, slot, at, len);
             if append {
@@ -390,14 +407,16 @@ fn submitted(table: &Changes, count: u64, list: u64, rsp: u64) {
     const LIST_MAX: u64 = 1 << 16;
     for number in 0..count.min(LIST_MAX) {
         let request = user::read::<u64>(list.wrapping_add(number * 8), rsp);
-        let Ok([_, _, operation, _, len, at, ..]) = request.and_then(|at| user::read::<[u64; 8]>(at, rsp))
+        let Ok([_, key_and_flags, operation, _, len, at, ..]) =
+            request.and_then(|at| user::read::<[u64; 8]>(at, rsp))
         else {
             return;
         };
         let fd = operation >> 32;
+        let from = || From::flagged(fd, at, key_and_flags >> 32);
         match operation as u16 {
-            IOCB_PWRITE => write(table, fd, From::At(at), len),
-            IOCB_PWRITEV => write(table, fd, From::At(at), u64::MAX),
+            IOCB_PWRITE => write(table, fd, from(), len),
+            IOCB_PWRITEV => write(table, fd, from(), u64::MAX),
             _ => {}
         }
     }

@@ -14,6 +14,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 holo_tests::workloads! {
     random: Workload::new("file_changes.c").arg("1");
+    calls: Workload::new("file_calls.c").arg("1").agent_env("HOLO_FILES_CHECK", "1").checkpoints(20);
     mapped: Workload::new("mapped_file.c").agent_env("HOLO_FILES_CHECK", "1").checkpoints(40);
     leases: Workload::new("leases.c");
     names_full: Workload::new("file_names.c").arg("full").agent_env("HOLO_FILES_CHECK", "1").checkpoints(12);

@@ -5,6 +5,9 @@
 #include <sys/sendfile.h>
 #include <sys/time.h>
 #include <sys/uio.h>
+#ifndef RWF_NOAPPEND
+#define RWF_NOAPPEND 0x20 /* Linux 6.9 */
+#endif
 enum { LARGE = 12 << 20, PIECE = 4096, SMALL = 24, ROLES = 6 };
 static struct shared { atomic_long longest_us; } *shared;
 static unsigned char bytes[1 << 16];
@@ -57,6 +60,15 @@ static void replace(uint64_t seed) {
 static void append(uint64_t seed) {
     int fd = OK(open(path("log", 0), O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0600));
     for (int i = 0; i < 6; i++) TIMED(write(fd, bytes, 100 + (seed >> (8 * i) & 255)));
+    off_t size = OK(lseek(fd, 0, SEEK_END));
+    /* Not at its end, although it is open for appending: its head is given back, or something is mended. */
+    if (seed % 8 == 1) TIMED(fallocate(fd, 3, 0, size / 2));
+    struct iovec mended = {bytes, 300};
+    if (seed % 8 == 2) {
+        begin();
+        if (pwritev2(fd, &mended, 1, size / 3, RWF_NOAPPEND) < 0) CHECK(errno == EOPNOTSUPP || errno == EINVAL, "RWF_NOAPPEND");
+        end();
+    }
     if (seed % 50 == 0) TIMED(ftruncate(fd, (off_t)(seed >> 54)));
     close(fd);
 }
