@@ -26,6 +26,7 @@ use holo_rm::remote::Remote;
 use holo_rm::tree::{Census, Process, Seat};
 use park::{fence, mark, park};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -59,11 +60,13 @@ const STORE_MAX: Duration = Duration::from_secs(3600);
 pub(crate) fn files(app: &App, pages: SharedPages) -> Files {
     let replaced = app.paths.replaced.join(&app.name);
     let (changes, store) = (Arc::clone(&app.changes), app.store.clone());
-    Files::new(roots(app), vec![app.paths.state.clone()], Some(replaced), changes, pages, store)
+    let mut excludes = vec![app.paths.state.clone()];
+    excludes.extend(app.record().options.excludes.iter().map(|path| PathBuf::from(OsStr::from_bytes(path))));
+    Files::new(roots(app), excludes, Some(replaced), changes, pages, store)
 }
 
 pub(crate) fn roots(app: &App) -> Vec<PathBuf> {
-    app.record().options.roots.iter().map(|root| PathBuf::from(std::ffi::OsStr::from_bytes(root))).collect()
+    app.record().options.roots.iter().map(|root| PathBuf::from(OsStr::from_bytes(root))).collect()
 }
 
 /// Adds to the sum of that name.

@@ -7,7 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-const RECORD: Kind = Kind::new(33, 4);
+const RECORD: Kind = Kind::new(33, 5);
+const RECORD_4: Kind = Kind::new(33, 4);
 const RECORD_3: Kind = Kind::new(33, 3);
 const RECORD_2: Kind = Kind::new(33, 2);
 const RECORD_1: Kind = Kind::new(33, 1);
@@ -81,7 +82,21 @@ impl From<Options3> for AppOptions {
     }
 }
 
-/// Versions 2 and 3, which differ in their options.
+/// Options before anything could be left out of the roots.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
+pub(crate) struct Options4 {
+    pub(crate) before: Options3,
+    pub(crate) on_change: Vec<Vec<u8>>,
+}
+
+impl From<Options4> for AppOptions {
+    fn from(old: Options4) -> Self {
+        Self { on_change: old.on_change, ..old.before.into() }
+    }
+}
+
+/// Versions 2 to 4, which differ in their options.
 #[derive(Deserialize)]
 #[cfg_attr(test, derive(Serialize))]
 struct Record2<O> {
@@ -130,7 +145,8 @@ fn decode_older(bytes: &[u8], version: u16) -> Result<Record, WireError> {
     match version {
         1 => wire::decode::<Record1>(bytes, RECORD_1, RECORD_BYTES_MAX).map(Record::from),
         2 => wire::decode::<Record2<Options2>>(bytes, RECORD_2, RECORD_BYTES_MAX).map(Record::from),
-        _ => wire::decode::<Record2<Options3>>(bytes, RECORD_3, RECORD_BYTES_MAX).map(Record::from),
+        3 => wire::decode::<Record2<Options3>>(bytes, RECORD_3, RECORD_BYTES_MAX).map(Record::from),
+        _ => wire::decode::<Record2<Options4>>(bytes, RECORD_4, RECORD_BYTES_MAX).map(Record::from),
     }
 }
 
@@ -260,9 +276,22 @@ mod tests {
             exited,
         };
         is_read(wire::encode(&old, RECORD_2).unwrap(), &new);
-        let options = Options3 { before: options, budget_permille: 20, growth_bytes: 9 };
-        let old = Record2 { name: name(), options, argv, instance: None, run: 7, ended, exited };
+        let before = || Options3 { before: options.clone(), budget_permille: 20, growth_bytes: 9 };
+        let old = Record2 {
+            name: name(),
+            options: before(),
+            argv: argv.clone(),
+            instance: None,
+            run: 7,
+            ended: ended.clone(),
+            exited,
+        };
         let options = AppOptions { budget_permille: 20, growth_bytes: 9, ..new.options.clone() };
-        is_read(wire::encode(&old, RECORD_3).unwrap(), &Record { options, ..new });
+        let new = Record { options, ..new };
+        is_read(wire::encode(&old, RECORD_3).unwrap(), &new);
+        let options = Options4 { before: before(), on_change: vec![b"/x".to_vec()] };
+        let old = Record2 { name: name(), options, argv, instance: None, run: 7, ended, exited };
+        let options = AppOptions { on_change: vec![b"/x".to_vec()], ..new.options.clone() };
+        is_read(wire::encode(&old, RECORD_4).unwrap(), &Record { options, ..new });
     }
 }

@@ -51,6 +51,7 @@ const CALLS: &[i64] = &[
     sysno::futimesat,
     sysno::utimes,
     sysno::utime,
+    sysno::renameat2,
 ];
 
 const AT_FDCWD: u64 = (-100i64).cast_unsigned();
@@ -61,6 +62,8 @@ const SEEK_CUR: u64 = 1;
 /// Also a bit of `MAP_SHARED_VALIDATE`.
 const MAP_SHARED: u64 = 1;
 const MAP_ANONYMOUS: u64 = 0x20;
+const RENAME_WHITEOUT: u64 = 4;
+const EINVAL: i64 = -22;
 const RWF_APPEND: u64 = 0x10;
 /// Linux 6.9: where it says, although the descriptor appends.
 const RWF_NOAPPEND: u64 = 0x20;
@@ -170,6 +173,12 @@ pub(crate) fn on_fcntl(regs: &Regs) -> Verdict {
     let ret = unsafe { sys!(sysno::fcntl, fd, F_SETFL, wanted) };
     table.generation.fetch_add(1, Ordering::Relaxed);
     Verdict::Handled(ret)
+}
+
+/// `renameat2`: leaves no whiteout behind, which is a device, and none of an epoch. As on a file system that knows no such.
+pub(crate) fn on_rename(regs: &Regs) -> Verdict {
+    let wanted = regs.args[4] & RENAME_WHITEOUT != 0;
+    if wanted && open().is_some() { Verdict::Handled(EINVAL) } else { Verdict::Forward }
 }
 
 /// The thread was away, parked or in a handler, and goes on at `context`: if it is about to make a call that was recorded,

@@ -106,6 +106,9 @@ pub struct Run {
     /// Directory whose files belong to the application's state (may be repeated)
     #[arg(long = "root", value_name = "DIR")]
     pub roots: Vec<PathBuf>,
+    /// File or directory that is left out of the roots, with all below it (may be repeated)
+    #[arg(long = "exclude", value_name = "PATH")]
+    pub excludes: Vec<PathBuf>,
     /// Node that keeps a hot clone (may be repeated)
     #[arg(long, value_name = "NODE")]
     pub standby: Vec<String>,

@@ -47,6 +47,8 @@ fn registers_then_becomes_the_command() {
             "commit",
             "--on-change",
             "save",
+            "--exclude",
+            "cache/of/pages",
         ],
     );
     command.current_dir(&root).args(["--", "sh", "-c", "echo $HOLO_NAME $$; exit 7"]);
@@ -61,6 +63,7 @@ fn registers_then_becomes_the_command() {
         standby: vec!["n2".into()],
         consistency: Consistency::Commit,
         on_change: vec![root.join("save").as_os_str().as_bytes().to_vec()],
+        excludes: vec![root.join("cache/of/pages").as_os_str().as_bytes().to_vec()],
         ..AppOptions::default()
     };
     let argv = ["sh", "-c", "echo $HOLO_NAME $$; exit 7"].map(|arg| arg.as_bytes().to_vec()).to_vec();

@@ -49,6 +49,8 @@ pub struct AppOptions {
     pub growth_bytes: u64,
     /// An epoch is also taken when one of these files has changed; absolute paths, with the names that they have where it runs.
     pub on_change: Vec<Vec<u8>>,
+    /// What is left out of the roots, with all below; absolute paths without links.
+    pub excludes: Vec<Vec<u8>>,
 }
 
 /// A request.

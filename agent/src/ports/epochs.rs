@@ -4,7 +4,7 @@
 
 use crate::app::{App, Failure, events};
 use crate::apps::Apps;
-use crate::record::{Options2, Options3};
+use crate::record::{Options2, Options3, Options4};
 use holo_api::local::AppOptions;
 use holo_api::peer::{Key, Page as Block};
 use holo_cluster::ports::{Ahead, EpochReader, EpochSink, EpochSource, EpochWriter, Offered, StoreError};
@@ -37,7 +37,9 @@ impl<O: Into<AppOptions>> From<Older<O>> for Along {
     }
 }
 
-const ALONG: Kind = Kind::new(35, 3);
+const ALONG: Kind = Kind::new(35, 4);
+/// Of nodes that leave nothing out of roots.
+const ALONG_3: Kind = Kind::new(35, 3);
 /// Of nodes that watch no files.
 const ALONG_2: Kind = Kind::new(35, 2);
 /// Of nodes where the period does not adapt.
@@ -54,8 +56,11 @@ fn decode_along(bytes: &[u8]) -> Result<Along, WireError> {
         Err(WireError::OlderVersion { found: 1, .. }) => {
             wire::decode::<Older<Options2>>(bytes, ALONG_1, ALONG_BYTES_MAX).map(Along::from)
         }
-        Err(WireError::OlderVersion { .. }) => {
+        Err(WireError::OlderVersion { found: 2, .. }) => {
             wire::decode::<Older<Options3>>(bytes, ALONG_2, ALONG_BYTES_MAX).map(Along::from)
+        }
+        Err(WireError::OlderVersion { .. }) => {
+            wire::decode::<Older<Options4>>(bytes, ALONG_3, ALONG_BYTES_MAX).map(Along::from)
         }
         along => along,
     }
@@ -209,8 +214,9 @@ impl EpochSink for Epochs {
     fn begin(&self, offered: &Offered, manifest: &[u8]) -> Result<Box<dyn EpochWriter>, StoreError> {
         let bad = |what: &dyn std::fmt::Display| refused(format!("{}: {what}", offered.app));
         let mut along = decode_along(&offered.options).map_err(|cause| bad(&cause))?;
-        if along.options.roots.iter().any(|root| !root.starts_with(b"/")) {
-            return Err(bad(&"a protected directory that is not absolute"));
+        let AppOptions { roots, excludes, .. } = &along.options;
+        if roots.iter().chain(excludes).any(|path| !path.starts_with(b"/")) {
+            return Err(bad(&"a protected directory, or one that is left out, that is not absolute"));
         }
         events::check(&along.options.on_change).map_err(|why| bad(&why))?;
         // Seen from here the stand-bys are the others.
@@ -306,10 +312,13 @@ mod tests {
             assert!(decode_along(&bytes[..bytes.len() - 1]).is_err());
         };
         is_read(wire::encode(&Older { options: before(), argv: argv() }, ALONG_1).unwrap(), &new);
-        let options = Options3 { before: before(), budget_permille: 20, growth_bytes: 9 };
+        let options = || Options3 { before: before(), budget_permille: 20, growth_bytes: 9 };
         let new = AppOptions { budget_permille: 20, growth_bytes: 9, ..new };
-        is_read(wire::encode(&Older { options, argv: argv() }, ALONG_2).unwrap(), &new);
+        is_read(wire::encode(&Older { options: options(), argv: argv() }, ALONG_2).unwrap(), &new);
         let new = AppOptions { on_change: vec![b"/x".to_vec()], ..new };
+        let options = Options4 { before: options(), on_change: vec![b"/x".to_vec()] };
+        is_read(wire::encode(&Older { options, argv: argv() }, ALONG_3).unwrap(), &new);
+        let new = AppOptions { excludes: vec![b"/y".to_vec()], ..new };
         is_read(wire::encode(&Along { options: new.clone(), argv: argv() }, ALONG).unwrap(), &new);
     }
 

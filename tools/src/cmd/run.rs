@@ -138,6 +138,7 @@ fn options(args: &Run) -> Result<AppOptions, CliError> {
         growth_bytes: args.growth.unwrap_or(0),
         on_change: watched(&args.on_change)?,
         roots: args.roots.iter().map(|root| absolute(root)).collect::<Result<_, _>>()?,
+        excludes: args.excludes.iter().map(|path| left_out(path)).collect::<Result<_, _>>()?,
         standby: args.standby.clone(),
         consistency: args.consistency.into(),
         keep_epochs: args.keep.unwrap_or(0),
@@ -163,6 +164,29 @@ pub(super) fn watched(files: &[PathBuf]) -> Result<Vec<Vec<u8>>, CliError> {
         return Err(CliError::Usage("--on-change none goes with no other file; is it ./none?".to_owned()));
     }
     files.iter().map(absolute).collect()
+}
+
+/// A path without links and dots, as far as it is there yet: the last name may be a link itself.
+fn left_out(path: &Path) -> Result<Vec<u8>, CliError> {
+    let fail = |source| CliError::Path { what: "leave out", path: path.to_owned(), source };
+    let whole = std::path::absolute(path).map_err(fail)?;
+    let (Some(mut above), Some(name)) = (whole.parent(), whole.file_name()) else {
+        return Err(fail(std::io::Error::from_raw_os_error(libc::EINVAL)));
+    };
+    let mut names = vec![name];
+    loop {
+        match (above.canonicalize(), above.parent(), above.file_name()) {
+            (Ok(mut found), ..) => {
+                found.extend(names.iter().rev());
+                return Ok(found.into_os_string().into_vec());
+            }
+            (Err(cause), Some(parent), Some(name)) if cause.kind() == std::io::ErrorKind::NotFound => {
+                names.push(name);
+                above = parent;
+            }
+            (Err(cause), ..) => return Err(fail(cause)),
+        }
+    }
 }
 
 /// The directory without links and dots: the agent, elsewhere, must mean the same one.

@@ -71,7 +71,7 @@ impl Kind {
     /// An epoch as a change of another one.
     pub const DELTA: Kind = Kind::new(5, 1);
     /// Conversation of the command line with its agent.
-    pub const LOCAL: Kind = Kind::new(16, 5);
+    pub const LOCAL: Kind = Kind::new(16, 6);
     /// Conversation between agents.
     pub const PEER: Kind = Kind::new(17, 1);
     /// Raw pages between agents.
