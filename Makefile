@@ -4,7 +4,7 @@ CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := build-essential gcc g++ linux-libc-dev iproute2 util-linux redis-server redis-tools strace sqlite3 \
             python3 perl libjemalloc2 ca-certificates curl nginx-light memcached postgresql-15 mariadb-server \
-            liburing2 libaio1 libpython3.11-testsuite stress-ng tmux vim git rsync
+            liburing2 libaio1 libpython3.11-testsuite stress-ng tmux vim git rsync btrfs-progs
 PROGRAMS := -p holo-agent -p holo-tools -p holo-interpose -p holo-restorer
 NEXTEST := $(CARGO) nextest run --workspace
 

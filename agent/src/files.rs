@@ -8,6 +8,7 @@ mod ahead;
 mod check;
 mod contents;
 mod leases;
+mod numbers;
 mod written;
 
 use crate::app::ChangesCell;

@@ -4,6 +4,8 @@
  * a file system does not know is left out. usage: DIR [SEED] */
 #include "file_copies.h"
 #include <linux/aio_abi.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/xattr.h>
@@ -202,6 +204,23 @@ static void attributes(int f, int fd, uint64_t seed) {
     }
 }
 
+/* Shares blocks with another file, where the file system can. */
+static void clones(int f, int g, struct copy *c, struct copy *d, int fd) {
+    if (f == g || !d->exists) return;
+    int from = OK(open(name(g), O_RDONLY | O_CLOEXEC));
+    size_t block = 4096, at = number(c->size / block + 1) * block, source = number(d->size / block + 1) * block;
+    struct file_clone_range range = {.src_fd = from, .src_offset = source, .dest_offset = at};
+    if (number(2) || at + d->size - source > BYTES_MAX) {
+        if (ioctl(fd, FICLONE, from) == 0) memcpy(buffer, d->bytes, d->size), put(c, 0, d->size);
+        else CHECK(unknown(-1), "FICLONE");
+    } else if (source < d->size) {
+        /* To the end of the other one. */
+        if (ioctl(fd, FICLONERANGE, &range) == 0) memcpy(buffer, d->bytes + source, d->size - source), put(c, at, d->size - source);
+        else CHECK(unknown(-1), "FICLONERANGE");
+    }
+    close(from);
+}
+
 static void step(void) {
     int f = (int)number(FILES), g = (int)number(FILES);
     struct copy *c = &files[f], *d = &files[g];
@@ -214,7 +233,7 @@ static void step(void) {
     }
     int fd = writable(f, 0);
     fill(len);
-    switch (number(9)) {
+    switch (number(10)) {
     case 0: splices(c, fd, at, len); break;
     case 1: {
         struct iovec v = {buffer, len};
@@ -228,6 +247,7 @@ static void step(void) {
     case 4: submits(f, c, at, len); break;
     case 5: passes(c, fd, at, len); break;
     case 6: cuts(f, c, fd, at); break;
+    case 8: clones(f, g, c, d, fd); break;
     case 7: names(f, g, c, d, number(UINT64_MAX)); break;
     default: attributes(f, fd, number(UINT64_MAX)); break;
     }

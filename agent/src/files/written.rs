@@ -2,6 +2,7 @@
 
 use super::Files;
 use super::leases::Leased;
+use super::numbers::Numbers;
 use crate::inodes::Number;
 use crate::recorded::Maps;
 use holo_rm::at_once;
@@ -44,6 +45,7 @@ impl Files {
         let mut extra = BTreeSet::new();
         let mut open = Vec::new();
         let mut maps = Maps::default();
+        let mut numbers = Numbers::below(&self.roots);
         let mut seen = Seen::new();
         for (index, process) in cx.processes.iter().enumerate() {
             // It says why, where nobody may look at a process.
@@ -51,7 +53,7 @@ impl Files {
             let reads = &mut maps.open;
             self.written_by(index as u32, &process.remote, &mut seen, &mut extra, &mut open, reads)?;
             let own = table.as_ref().map(|table| (process.remote.page.changes_at(), table.number()));
-            self.mapped_by(&process.remote, own, &mut extra, &mut maps)?;
+            self.mapped_by(&process.remote, own, &mut numbers, (&mut extra, &mut maps))?;
         }
         let leased = Leased(holo_rm::leases::held(cx.processes)?);
         if let Some(table) = table.as_ref().filter(|_| !leased.0.is_empty()) {
@@ -108,8 +110,8 @@ impl Files {
         &self,
         remote: &Remote,
         own: Option<(u64, Number)>,
-        extra: &mut BTreeSet<PathBuf>,
-        maps: &mut Maps,
+        numbers: &mut Numbers,
+        (extra, maps): (&mut BTreeSet<PathBuf>, &mut Maps),
     ) -> RmResult<()> {
         let text = remote.maps().on("reading", "maps")?;
         // Most are private, and reading a line takes longer than all else.
@@ -117,15 +119,16 @@ impl Files {
             if zone.kind != ZoneKind::FileShared {
                 continue;
             }
-            let number = (zone.device, zone.inode);
+            let all = numbers.of(&|name| remote.proc(name), &zone);
             if zone.start == remote.page.changes_at() {
-                maps.recording += usize::from(own == Some((zone.start, number)));
+                maps.recording +=
+                    usize::from(own.is_some_and(|(at, number)| at == zone.start && all.contains(&number)));
                 continue;
             }
-            maps.shared.insert(number);
+            maps.shared.extend(all);
             if zone.prot & 2 != 0 {
                 let path = PathBuf::from(OsStr::from_bytes(&zone.path));
-                maps.mapped.insert(number);
+                maps.mapped.extend(all);
                 if !self.is_protected(&path) {
                     extra.insert(path);
                 }
