@@ -19,6 +19,7 @@ holo_tests::workloads! {
     owners: Workload::new("fd_owners.c");
     options: Workload::new("fd_options.c");
     many_sockets: Workload::new("fd_many_sockets.c");
+    many_sockets_of_one: Workload::new("fd_many_sockets.c").arg("few");
     multicast: Workload::new("fd_multicast.c");
     tcp: Workload::new("fd_tcp.c");
     tcp_listen: Workload::new("fd_tcp.c").arg("listen");

@@ -6,7 +6,7 @@ use crate::manager::{Context, RmResult};
 use crate::remote::Remote;
 use crate::tree::start_time;
 use holo_abi::sysno;
-use std::ffi::{CStr, CString, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -100,12 +100,16 @@ impl Shown {
     }
 }
 
+/// Whether a link of `/proc` leads to a socket.
+pub(crate) fn is_socket(link: &OsStr) -> bool {
+    link.as_bytes().starts_with(b"socket:[")
+}
+
 /// All of a process, in rising order.
 fn read(remote: &Remote) -> RmResult<Vec<Fd>> {
     let shown = Shown::of(remote)?;
     let named = |(number, name): (i32, CString)| Ok((number, shown.link(&name)?, name));
     let all = shown.numbers()?.into_iter().map(named).collect::<RmResult<Vec<_>>>()?;
-    let is_socket = |link: &OsString| link.as_bytes().starts_with(b"socket:[");
     let are_many = all.iter().filter(|(_, link, _)| is_socket(link)).count() >= MANY_SOCKETS;
     let fd = |(number, link, name): (i32, OsString, CString)| {
         let asked = if are_many && is_socket(&link) { socket_info(remote, number) } else { None };

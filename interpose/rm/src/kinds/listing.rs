@@ -6,7 +6,7 @@ use super::kernel::{self, compare, kcmp};
 use super::locks::Lock;
 use super::open::{Dumping, Open, Place};
 use super::{devices, sockets, terminals};
-use crate::fds::Fd;
+use crate::fds::{Fd, is_socket};
 use crate::manager::{Context, RmResult};
 use crate::remote::{Remote, call};
 use holo_abi::sysno;
@@ -113,7 +113,9 @@ pub(crate) fn list(processes: &[&Remote], holders: &[usize], ask: AskCloexec) ->
 fn group(processes: &[&Remote], entries: &[Entry]) -> RmResult<Vec<usize>> {
     let mut candidates: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (i, entry) in entries.iter().enumerate() {
-        let key = (entry.link.as_bytes(), entry.info.field("ino:"), entry.info.field("eventfd-id:"));
+        // Of a socket all is in the link. Its `fdinfo` is read in some processes only (see `fds`).
+        let shown = |name| if is_socket(entry.link) { None } else { entry.info.field(name) };
+        let key = (entry.link.as_bytes(), shown("ino:"), shown("eventfd-id:"));
         candidates.entry(key).or_default().push(i);
     }
     let mut first: Vec<usize> = (0..entries.len()).collect();
