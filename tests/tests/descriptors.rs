@@ -24,6 +24,7 @@ holo_tests::workloads! {
     tcp: Workload::new("fd_tcp.c");
     tcp_listen: Workload::new("fd_tcp.c").arg("listen");
     tcp_full: Workload::new("fd_tcp_full.c");
+    tcp_lingers: Workload::new("fd_tcp_lingers.c");
     unix_names: Workload::new("fd_unix_names.c");
     gone: Workload::new("fd_gone.c");
     kernel: Workload::new("fd_kernel.c");

@@ -6,7 +6,7 @@
 //! assassination, and it is what restoring needs).
 
 use super::internet::Endpoint;
-use super::sockets::{self, bind, connect, socket};
+use super::sockets::{self, bind, connect, local_name, socket};
 use super::sockopts::set_int;
 use super::tcp_restore::choose_port;
 use std::io;
@@ -33,7 +33,10 @@ fn knock(domain: i32, from: &Endpoint, to: &Endpoint) -> io::Result<()> {
     let chosen = || {
         let fd = socket(domain, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
         choose_port(&fd, *from, domain)?;
-        begin(&fd, &to.raw(domain)).map(|()| fd)
+        begin(&fd, &to.raw(domain))?;
+        // Outside of the system's range of ports, another one was taken.
+        let got = Endpoint::parse(&local_name(&fd)?.0);
+        if got == Some(*from) { Ok(fd) } else { Err(io::Error::from_raw_os_error(libc::EADDRINUSE)) }
     };
     let bound = |_| {
         let fd = socket(domain, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
@@ -83,7 +86,7 @@ fn endpoint(text: &str) -> Option<Endpoint> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::kinds::sockets::{accept, listen, local_name};
+    use crate::kinds::sockets::{accept, listen};
 
     // Goal: an address is free again at once. Method: the accepted side closes first; binding fails before, succeeds after.
     #[test]
@@ -104,6 +107,24 @@ mod tests {
         assert_eq!(bind(&again, &name).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         end_waits(Endpoint::parse(&name).unwrap().port);
         bind(&again, &name).unwrap();
+    }
+
+    // Goal: so it is where the other end's port is none that the system gives out. Method: the connecting side closes first.
+    #[test]
+    fn a_wait_with_a_low_port_ends() {
+        let listener = socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+        let low = |port| Endpoint { ip: Ipv4Addr::LOCALHOST.into(), port }.raw(libc::AF_INET);
+        let name = (2000..9000).map(low).find(|name| bind(&listener, name).is_ok()).unwrap();
+        listen(&listener, 4).unwrap();
+        let client = socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+        connect(&client, &name).unwrap();
+        let own = local_name(&client).unwrap().0;
+        let accepted = accept(&listener).unwrap();
+        drop((client, accepted, listener));
+        let again = socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+        assert_eq!(bind(&again, &own).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        end_waits(Endpoint::parse(&own).unwrap().port);
+        bind(&again, &own).unwrap();
     }
 
     // Goal: the kernel's table is read. Method: lines as Linux prints them; another state is none.
