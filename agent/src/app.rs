@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! announced --join--> running <--> unprotected (reasons)
+//! announced, out of a preload's reach: unprotected until its process ends
 //!     running --exit, stop, kill--> stopped --restore--> running
 //!     standby --activate--> running
 //! ```
@@ -88,6 +89,8 @@ struct Inner {
     record: Record,
     page: Option<Arc<Page>>,
     reasons: Vec<String>,
+    /// The process that was announced and cannot join, and when it began: nothing is done about it but to show it.
+    out_of_reach: Option<(i32, u64)>,
     /// Files that are to make epochs due and cannot, and why.
     unwatched: Vec<String>,
     standby_of: Option<String>,
@@ -192,6 +195,7 @@ impl App {
                 record,
                 page: None,
                 reasons: Vec::new(),
+                out_of_reach: None,
                 unwatched: Vec::new(),
                 standby_of: None,
                 parked: None,
@@ -347,6 +351,19 @@ impl App {
         }
     }
 
+    /// Notes that process `pid` was launched as this application, and why it cannot join.
+    pub(crate) fn set_out_of_reach(&self, pid: i32, why: &str) {
+        self.inner.lock().out_of_reach = start_time(pid).map(|started| (pid, started));
+        self.set_reasons(vec![why.to_owned()]);
+    }
+
+    /// The process of it that could not join, while it lives, and why.
+    pub(crate) fn out_of_reach(&self) -> Option<(i32, String)> {
+        let inner = self.inner.lock();
+        let (pid, started) = inner.out_of_reach?;
+        (start_time(pid) == Some(started)).then(|| (pid, inner.reasons.join("; ")))
+    }
+
     /// Notes that this node keeps a clone of it for `owner`; none: it does not.
     pub fn set_standby_of(&self, owner: Option<String>) {
         if owner.is_none() {
@@ -413,12 +430,15 @@ impl App {
     pub fn info(&self) -> AppInfo {
         let alive = self.living();
         let pids = if alive.is_some() { self.members.pids() } else { Vec::new() };
+        let beyond = if alive.is_none() { self.out_of_reach() } else { None };
+        let pids = pids.into_iter().chain(beyond.iter().map(|(pid, _)| (*pid, *pid))).collect::<Vec<_>>();
         let last = self.store.last();
         let inner = self.inner.lock();
         let state = match (&alive, &inner.standby_of) {
             (Some(_), _) if inner.parked.is_some() => AppState::Stopped,
             (Some(_), _) if !inner.reasons.is_empty() => AppState::Unprotected,
             (Some(_), _) => AppState::Running,
+            (None, _) if beyond.is_some() => AppState::Unprotected,
             (None, Some(_)) => AppState::Standby,
             (None, None) => AppState::Stopped,
         };

@@ -228,6 +228,9 @@ fn attempt<'a>(
 }
 
 fn not_running(app: &App) -> Failure {
+    if let Some((_, why)) = app.out_of_reach() {
+        return Failure::new(ErrorKind::Unprotected, why);
+    }
     Failure::new(ErrorKind::Refused, format!("{} does not run on this node", app.name))
 }
 

@@ -239,7 +239,7 @@ fn answer(
                 nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials)
                     .map_err(|cause| broken(cause.into()))?;
             if let Some(why) = &unprotected {
-                return Ok(announce_unprotected(apps, &name, options, argv, why));
+                return Ok(announce_unprotected(apps, &name, options, argv, (peer.pid(), why)));
             }
             let (name, token) = apps.register(&name, options, argv, peer.pid())?;
             Ok(Reply::Registered { env: environment(apps, &name, token), name, warning: None })
@@ -350,13 +350,13 @@ fn announce_unprotected(
     name: &str,
     options: holo_api::local::AppOptions,
     argv: Vec<Vec<u8>>,
-    why: &str,
+    (pid, why): (i32, &str),
 ) -> Reply {
     let registered = apps.register(name, options, argv, 0);
     let name = match registered {
         Ok((name, _)) => {
             if let Ok(app) = apps.get(&name) {
-                app.set_reasons(vec![why.to_owned()]);
+                app.set_out_of_reach(pid, why);
             }
             name
         }

@@ -29,13 +29,21 @@ fn left_alone(who: Who, mode: u32, source: &str, reason: &[&str]) {
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(mode)).expect("mode");
     let mut app =
         App::start(&node, "alone", &Program::new(&program, &[node.inside("data/work")]), "data/work", &[]);
-    std::thread::sleep(Duration::from_millis(500));
+    app.wait_joined(&node);
     let refused = app.try_checkpoint(&node);
+    let row = app.row(&node).unwrap_or_default();
     std::fs::write(node.outside("data/work/stop"), b"").expect("stop");
     assert_eq!(app.wait_exit(LIMIT), 0);
+    assert_eq!(
+        (&row["state"], row["real_pids"].as_array().map(Vec::len)),
+        (&"unprotected".into(), Some(1)),
+        "{row}"
+    );
+    assert!(reason.iter().any(|word| row["reasons"].to_string().to_lowercase().contains(word)), "{row}");
+    assert_eq!(app.state(&node), "stopped", "after its end");
     assert_eq!(std::fs::read_to_string(node.outside("data/work/result")).ok().as_deref(), Some("ok\n"));
     let refused = refused.expect_err("a checkpoint of a program that holo cannot reach");
-    assert!(matches!(refused.code(), 3..=5), "exit {}: {}", refused.code(), refused.stderr);
+    assert_eq!(refused.code(), 5, "{}", refused.stderr);
     let said = std::fs::read_to_string(node.outside("data/work/stderr")).unwrap_or_default();
     assert!(
         reason.iter().any(|word| said.to_lowercase().contains(word)),

@@ -44,6 +44,7 @@ impl App {
         inner.record.instance = Some(instance);
         inner.page = Some(page);
         inner.reasons.clear();
+        inner.out_of_reach = None;
         inner.unwatched.clear();
         inner.standby_of = None;
         inner.parked = None;
