@@ -10,6 +10,7 @@ holo_tests::workloads! {
     epoll: Workload::new("fd_epoll.c");
     events: Workload::new("fd_events.c");
     pidfd: Workload::new("fd_pidfd.c");
+    objects: Workload::new("fd_objects.c");
     mapped_lock: Workload::new("mapped_lock.c");
     inotify: Workload::new("fd_inotify.c");
     unix: Workload::new("fd_unix.c");

@@ -15,6 +15,7 @@ holo_tests::workloads! {
     throw: Workload::new("throw.cc");
     raw: Workload::new("raw.c").env("HOLO_WAYS", "symbols,sites,traps");
     spawn: Workload::new("spawn.c");
+    spawn_actions: Workload::new("spawn_actions.c");
     forks: Workload::new("forks.c");
     sanitized: Workload::new("sanitized.c").checkpoints(10);
     slow_loader: Workload::new("slow_loader.c").run_ms(1500);

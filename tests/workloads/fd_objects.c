@@ -35,6 +35,13 @@ int main(int argc, char **argv) {
     OK(ftruncate(mem, BYTES));
     CHECK(write(sealed, "for ever", 8) == 8, "write");
     OK(fcntl(sealed, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE));
+    /* Sealed by a descriptor that is gone: to the one that is left nobody may add seals. */
+    int writer = OK(memfd_create("read", MFD_ALLOW_SEALING));
+    OK(fcntl(writer, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW));
+    char shown_as[64];
+    snprintf(shown_as, sizeof shown_as, "/proc/self/fd/%d", writer);
+    int reader = OK(open(shown_as, O_RDONLY));
+    close(writer);
     int ghost = OK(open(work_path("ghost"), O_RDWR | O_CREAT | O_TRUNC, 0600));
     OK(ftruncate(ghost, BYTES)), OK(unlink(work_path("ghost")));
     char shm_name[64];
@@ -71,6 +78,7 @@ int main(int argc, char **argv) {
         CHECK(pread(sealed, text, 8, 0) == 8 && !memcmp(text, "for ever", 8), "sealed content");
         CHECK(pwrite(sealed, "x", 1, 0) == -1 && errno == EPERM, "the seal is broken");
         CHECK(OK(fcntl(sealed, F_GET_SEALS)) == (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE), "seals %x", fcntl(sealed, F_GET_SEALS));
+        CHECK(OK(fcntl(reader, F_GET_SEALS)) == (F_SEAL_SHRINK | F_SEAL_GROW), "seals of what is read %x", fcntl(reader, F_GET_SEALS));
         CHECK(!rival_gets(work_path("flock"), LOCK_SH), "the flock is lost");
         lock = range(F_WRLCK);
         int again = OK(open(work_path("ofd"), O_RDWR));

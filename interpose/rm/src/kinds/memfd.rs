@@ -90,8 +90,16 @@ pub(crate) fn recreate(all: &Each<MemfdState>, making: &mut Making) -> RmResult<
 pub(crate) fn seal(state: &MemfdState, fd: &impl AsRawFd) -> std::io::Result<()> {
     const F_ADD_SEALS: i32 = 1033;
     let now = kernel::fcntl(fd, libc::F_GET_SEALS, 0)?;
-    if state.seals & !now != 0 {
-        kernel::fcntl(fd, F_ADD_SEALS, i64::from(state.seals & !now))?;
+    let lacking = i64::from(state.seals & !now);
+    if lacking == 0 {
+        return Ok(());
     }
-    Ok(())
+    let sealed = kernel::fcntl(fd, F_ADD_SEALS, lacking).or_else(|cause| match cause.raw_os_error() {
+        // Only who may write seals: all who could have closed it, and the application has kept a descriptor to read.
+        Some(libc::EPERM) => {
+            kernel::fcntl(&reopen(fd, libc::O_RDWR | libc::O_CLOEXEC)?, F_ADD_SEALS, lacking)
+        }
+        _ => Err(cause),
+    });
+    sealed.map(|_| ())
 }
