@@ -112,7 +112,7 @@ fn wait_to_be_accepted(index: u32, state: &TcpState, making: &mut Making) -> io:
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
     let local = Endpoint::parse(&state.socket.local.0).ok_or_else(invalid)?;
     let to = &state.socket.peer.as_ref().ok_or_else(invalid)?.0;
-    patient(&[local.port], || connect_from(&state.socket, local, to)).or_else(|_| {
+    patient(local.port, || connect_from(&state.socket, local, to)).or_else(|_| {
         let fd = fresh(&state.socket)?;
         connect(&fd, to)?;
         making.remark(index, "the connection within the application has another port: its own is in use");
@@ -171,10 +171,11 @@ fn connected_pair(
     let address = &server.socket.local.0;
     let local = Endpoint::parse(&client.socket.local.0).ok_or(io::ErrorKind::InvalidData)?;
     let remote = client.socket.peer.as_ref().ok_or(io::ErrorKind::InvalidData)?;
-    // What keeps the server's port may be another connection's, of which that end closed first.
-    let one = patient(&[local.port, port_in(address)], || {
+    let one = patient(local.port, || {
         if !listeners.contains_key(address) {
-            listeners.insert(address.clone(), listener_at(&server.socket)?);
+            // What keeps the server's port may be another connection's, of which that end closed first.
+            let listener = listener_at(&server.socket).inspect_err(|_| end_waits(port_in(address)))?;
+            listeners.insert(address.clone(), listener);
         }
         // What lingers between the two is ended from the server's address, which must be free for that.
         connect_from(&client.socket, local, &remote.0).inspect_err(|_| drop(listeners.remove(address)))
@@ -270,14 +271,14 @@ pub(crate) fn choose_port(fd: &OwnedFd, local: Endpoint, domain: i32) -> io::Res
     bind(fd, &Endpoint { port: 0, ..local }.raw(domain))
 }
 
-/// Tries for a while as long as an address with one of these ports is busy.
-fn patient<T>(ports: &[u16], mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Tries for a while as long as an address with this port is busy.
+fn patient<T>(port: u16, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let until = Instant::now() + BUSY;
     let mut pause = Duration::ZERO;
     loop {
         match attempt() {
             Err(cause) if cause.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
-                ports.iter().for_each(|port| end_waits(*port));
+                end_waits(port);
                 sleep(pause);
                 pause = Duration::from_millis(20);
             }
@@ -293,7 +294,7 @@ pub(crate) fn bind_again(index: u32, socket: &Socket, fd: &OwnedFd, making: &mut
     if socket.kind == libc::SOCK_STREAM {
         set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).on("preparing socket for", &named)?;
     }
-    let bound = patient(&[port_in(address)], || bind(fd, address)).or_else(|cause| {
+    let bound = patient(port_in(address), || bind(fd, address)).or_else(|cause| {
         if cause.kind() != io::ErrorKind::AddrNotAvailable {
             return Err(cause);
         }

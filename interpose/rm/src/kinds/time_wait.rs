@@ -15,21 +15,28 @@ use std::os::fd::OwnedFd;
 
 /// `TCP_TIME_WAIT` as `/proc/net/tcp` shows it.
 const TIME_WAIT: &str = "06";
+/// A busy server leaves thousands; so many descriptors may be had.
+const AT_ONCE: usize = 64;
 
 /// Ends the waits of connections within this host that have this port at one of their ends.
 pub(crate) fn end_waits(port: u16) {
     for (table, domain) in [("/proc/net/tcp", libc::AF_INET), ("/proc/net/tcp6", libc::AF_INET6)] {
         let text = std::fs::read_to_string(table).unwrap_or_default();
-        for (local, remote) in text.lines().filter_map(waiting) {
-            if local.port == port || remote.port == port {
-                // One that cannot be had is no worse than before.
-                let _ = knock(domain, &remote, &local);
+        let has_port = |(local, remote): &(Endpoint, Endpoint)| local.port == port || remote.port == port;
+        let found: Vec<_> = text.lines().filter_map(waiting).filter(has_port).collect();
+        for some in found.chunks(AT_ONCE) {
+            // One that cannot be had is no worse than before.
+            let knocks: Vec<_> =
+                some.iter().filter_map(|(local, remote)| knock(domain, remote, local).ok()).collect();
+            // On one host all of it has happened by now; on a busy one nearly. Who was heard waits for more.
+            if let Some(last) = knocks.last() {
+                sockets::poll(last, libc::POLLOUT, 1);
             }
         }
     }
 }
 
-fn knock(domain: i32, from: &Endpoint, to: &Endpoint) -> io::Result<()> {
+fn knock(domain: i32, from: &Endpoint, to: &Endpoint) -> io::Result<OwnedFd> {
     let chosen = || {
         let fd = socket(domain, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
         choose_port(&fd, *from, domain)?;
@@ -44,10 +51,7 @@ fn knock(domain: i32, from: &Endpoint, to: &Endpoint) -> io::Result<()> {
         bind(&fd, &from.raw(domain))?;
         begin(&fd, &to.raw(domain)).map(|()| fd)
     };
-    let fd = chosen().or_else(bound)?;
-    // On one host all of it has happened by now; on a busy one nearly.
-    sockets::poll(&fd, libc::POLLOUT, 1);
-    Ok(())
+    chosen().or_else(bound)
 }
 
 fn begin(fd: &OwnedFd, to: &[u8]) -> io::Result<()> {
