@@ -156,6 +156,9 @@ fn decide(regs: &mut Regs) -> Verdict {
         sysno::rt_sigprocmask => on_sigprocmask(regs),
         sysno::rt_sigsuspend => on_sigsuspend(regs),
         sysno::sigaltstack => altstack::on_sigaltstack(regs),
+        // A process with a filter parks no more. Where that traps a call, the result is what the application's handler leaves in the
+        // registers: those of its own call, not of one of ours.
+        nr if filters::on() && is_made_for(nr) => Verdict::Forward,
         sysno::poll
         | sysno::ppoll
         | sysno::select
@@ -256,6 +259,34 @@ fn decide(regs: &mut Regs) -> Verdict {
         }
         _ => Verdict::Forward,
     }
+}
+
+/// Is this a call that holo makes in place of the application?
+fn is_made_for(nr: i64) -> bool {
+    matches!(
+        nr,
+        sysno::poll
+            | sysno::ppoll
+            | sysno::select
+            | sysno::pselect6
+            | sysno::epoll_wait
+            | sysno::epoll_pwait
+            | sysno::epoll_pwait2
+            | sysno::futex
+            | sysno::nanosleep
+            | sysno::clock_nanosleep
+            | sysno::rt_sigtimedwait
+            | sysno::semtimedop
+            | sysno::io_getevents
+            | sysno::io_pgetevents
+            | sysno::recvmmsg
+            | sysno::stat
+            | sysno::fstat
+            | sysno::lstat
+            | sysno::newfstatat
+            | sysno::statx
+            | sysno::getdents64
+    )
 }
 
 fn on_madvise(advice: u64) -> Verdict {

@@ -33,6 +33,7 @@ use holo_track::actions::{Action, Actions, SA_RESETHAND, SIG_DFL, SIG_IGN};
 pub(crate) static ACTIONS: Actions = Actions::new();
 
 const SI_QUEUE: i32 = -1;
+const SYS_SECCOMP: i32 = 1;
 const EINTR: u64 = (-4i64).cast_unsigned();
 const SIG_SETMASK: u64 = 2;
 const SA_ONSTACK: u64 = 0x0800_0000;
@@ -147,7 +148,9 @@ struct Saved {
     regs: *mut Regs,
     last_nr: u64,
     /// 1: the context is a [`Zone::Block`], of which all registers are put back.
-    whole: u64,
+    whole: u32,
+    /// 1: a filter of the application's trapped the call, and the handler says what comes out of it.
+    trapped: u32,
 }
 
 const _: () = assert!(size_of::<Saved>().is_multiple_of(16));
@@ -224,7 +227,7 @@ unsafe extern "C" fn signal_before(
     saved: *mut Saved,
 ) -> u64 {
     // SAFETY: the kernel's frame and the entry's own stack, for this call only.
-    let (info, frame, saved, words) = unsafe { (&*info, &mut *frame, &mut *saved, &mut *tls()) };
+    let (info, frame, saved, words) = unsafe { (&mut *info, &mut *frame, &mut *saved, &mut *tls()) };
     if traps::is_trap(signal, info) {
         traps::redirect(&mut frame.context, info);
         return 0;
@@ -261,6 +264,7 @@ unsafe extern "C" fn signal_before(
     saved.context = frame.context;
     saved.shown_rip = 0;
     saved.whole = 0;
+    saved.trapped = u32::from(signal == traps::SIGNAL && info.code == SYS_SECCOMP);
     saved.in_holo = words.in_holo;
     saved.regs = words.regs;
     saved.last_nr = words.last_nr;
@@ -296,6 +300,10 @@ unsafe extern "C" fn signal_before(
         }
         saved.shown_rip = context.rip;
         saved.shown_rsp = context.rsp;
+        if saved.trapped == 1 {
+            // The call's address, which handlers compare with the frame's (Chromium's do, and so Firefox's).
+            (info.pid, info.uid) = (context.rip as i32, (context.rip >> 32) as u32);
+        }
     }
     if action.flags & SA_RESETHAND != 0 {
         reset(signal, action);
@@ -364,7 +372,11 @@ unsafe extern "C" fn signal_after(frame: *mut UContext, saved: *const Saved) {
         return;
     }
     if saved.whole == 1 {
+        let result = context.rax;
         *context = saved.context;
+        if saved.trapped == 1 {
+            context.rax = result;
+        }
     } else {
         context.rip = saved.context.rip;
     }

@@ -5,6 +5,7 @@
 //! the time in `poll` first.
 
 use crate::dispatch::Verdict;
+use crate::filters;
 use crate::{start, transfers, vdso, waits};
 use core::sync::atomic::{AtomicBool, Ordering};
 use holo_abi::sysno;
@@ -41,6 +42,11 @@ pub(crate) fn on_setsockopt(regs: &Regs) -> Verdict {
         }
     }
     let Some(page) = start::control() else { return Verdict::Forward };
+    if filters::on() {
+        // No epoch is taken of this process, and whoever has the socket, too, is to be asked in the next one.
+        page.header.options_set.fetch_add(1, Ordering::AcqRel);
+        return Verdict::Forward;
+    }
     // Made and counted here: no epoch comes between the two, in which the count would tell of an option that is yet to be set.
     // SAFETY: the application's call with its own arguments.
     let ret = unsafe { holo_sys::raw::call(sysno::setsockopt, regs.args) };
