@@ -1,6 +1,7 @@
 /* flags: -O2
  * What recording costs calls, and changes to files on order.
- * usage: calls FILE: prints nanoseconds of 4 KiB by pwrite anywhere, by write at the position, by write that appends
+ * usage: calls FILE OLD: prints nanoseconds of 4 KiB by pwrite anywhere, by write at the position, by write that appends; then the
+ *        first two for OLD, which was there before
  *        stream FILE MIB: prints MiB a second of writes of 1 MiB to a new file
  *        scatter FILE MIB COUNT GO: writes of 100 bytes anywhere, COUNT of them each time that GO appears
  *        change FILE MIB PAGES DIR FILES GO: then rewrites PAGES pages of FILE, one after the other apart, and the first page of
@@ -41,11 +42,14 @@ static double cost(const char *name, int flags, int keeps, void (*call)(int, int
     close(fd);
     return best;
 }
-static int calls(const char *name) {
-    double write_at = cost(name, 0, 1, at_any), any = cost(name, 0, 1, at_any);
-    if (write_at < any) any = write_at;
-    double position = cost(name, 0, 1, at_position), append = cost(name, O_APPEND, 0, at_position);
-    printf("%.0f %.0f %.0f\n", any, position, append);
+static double anywhere(const char *name) {
+    double first = cost(name, 0, 1, at_any), second = cost(name, 0, 1, at_any);
+    return first < second ? first : second;
+}
+static int calls(const char *name, const char *old) {
+    double any = anywhere(name), position = cost(name, 0, 1, at_position), append = cost(name, O_APPEND, 0, at_position);
+    double any_old = anywhere(old), position_old = cost(old, 0, 1, at_position);
+    printf("%.0f %.0f %.0f %.0f %.0f\n", any, position, append, any_old, position_old);
     return unlink(name);
 }
 static int stream(const char *name, size_t mib) {
@@ -148,7 +152,7 @@ static int waits(const char *name, size_t mib, size_t files, double seconds) {
 int main(int argc, char **argv) {
     const char *what = argc > 2 ? argv[1] : "";
     size_t mib = argc > 3 ? strtoul(argv[3], NULL, 10) : 0, count = argc > 4 ? strtoul(argv[4], NULL, 10) : 0;
-    if (!strcmp(what, "calls")) return calls(argv[2]);
+    if (!strcmp(what, "calls")) return argc == 4 ? calls(argv[2], argv[3]) : 2;
     if (!strcmp(what, "stream") && mib) return stream(argv[2], mib);
     if (!strcmp(what, "scatter") && argc == 6) scatter(argv[2], mib, count, argv[5]);
     if (!strcmp(what, "change") && argc == 8) change(argv[2], mib, count, argv[5], strtoul(argv[6], NULL, 10), argv[7]);

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 /// Where programs that change files on order look for orders; not a root.
 const ORDERS: &str = "data/orders";
 const MIB: f64 = 1048576.0;
+/// All that `bench_files calls` writes to.
+const OLD_BYTES: usize = 16 << 20;
 
 /// How a program runs.
 #[derive(Clone, Copy)]
@@ -84,19 +86,32 @@ fn in_turns(rounds: usize, modes: &[(Mode, bool)], program: &dyn Fn(&Node) -> Pr
 
 /// A write of 4 KiB with libholo, where files are recorded and where they are not.
 fn calls() {
-    println!("4 KiB, ns a call, median of 7       pwrite     write    append");
+    println!(
+        "4 KiB, ns a call, median of 7       pwrite     write    append   of a file that was there: pwrite     write"
+    );
     let modes =
         [(Mode::Alone, false), (Mode::Holo(&["--every", "0"]), false), (Mode::Holo(&["--every", "0"]), true)];
-    let of = |node: &Node| Program::new(program(), &[arg("calls"), node.inside(DIR).join("f").into()]);
+    let of = |node: &Node| {
+        let dir = node.inside(DIR);
+        fs::write(node.outside(DIR).join("old"), vec![1; OLD_BYTES]).unwrap_or_else(|e| panic!("old: {e}"));
+        Program::new(program(), &[arg("calls"), dir.join("f").into(), dir.join("old").into()])
+    };
     let all = in_turns(7, &modes, &of);
     for (name, row) in ["without holo", "libholo, not recorded", "libholo, recorded"].iter().zip(&all) {
         print!("{name:<32}");
-        row.iter().for_each(|ns| print!("{ns:>10.0}"));
-        println!();
+        print_calls(row.iter().copied());
     }
     print!("{:<32}", "recording (aim: 100 at most)");
-    all[2].iter().zip(&all[1]).for_each(|(with, without)| print!("{:>10.0}", with - without));
-    println!("\n");
+    print_calls(all[2].iter().zip(&all[1]).map(|(with, without)| with - without));
+    println!();
+}
+
+fn print_calls(all: impl Iterator<Item = f64>) {
+    for (at, ns) in all.enumerate() {
+        let width = if at == 3 { 34 } else { 10 };
+        print!("{ns:>width$.0}");
+    }
+    println!();
 }
 
 /// 1 GiB in writes of 1 MiB.
