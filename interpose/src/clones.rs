@@ -15,12 +15,22 @@ pub(crate) fn on_clone(regs: &mut Regs) -> Verdict {
     const CLONE_VM: u64 = 0x100;
     const CLONE_FILES: u64 = 0x400;
     const CLONE_THREAD: u64 = 0x1_0000;
-    let flags = match regs.rax.cast_signed() {
+    /// The child has thread-local memory of its own, which begins with its address if libc made it.
+    const CLONE_SETTLS: u64 = 0x8_0000;
+    let mut flags = match regs.rax.cast_signed() {
         sysno::clone => regs.args[0],
         sysno::clone3 => user::read::<u64>(regs.args[0], regs.rsp).unwrap_or(0),
         sysno::vfork => VFORK_FLAGS,
         _ => 0,
     };
+    // Browsers' sandboxes give such a child a piece of their stack, in which our words are whatever is there.
+    if regs.rax.cast_signed() == sysno::clone
+        && flags & (CLONE_SETTLS | CLONE_THREAD | VFORK_FLAGS) == CLONE_SETTLS | VFORK_FLAGS
+        && user::read::<u64>(regs.args[4], regs.rsp) != Ok(regs.args[4])
+    {
+        flags &= !CLONE_SETTLS;
+        regs.args[0] = flags;
+    }
     if flags & CLONE_THREAD == 0 {
         members::makes();
     }

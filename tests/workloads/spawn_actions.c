@@ -20,6 +20,13 @@ static void *other(void *arg) {
     }
     return NULL;
 }
+/* As a browser's sandbox makes a child that is to change its root: its thread-local memory is a piece of what is at hand. */
+static char words[64 << 10] __attribute__((aligned(64))), stack[64 << 10] __attribute__((aligned(64)));
+static int in_strange_memory(void *arg) {
+    (void)arg;
+    _exit(chdir("/") ? 1 : 5);
+}
+
 int main(int argc, char **argv) {
     extern char **environ;
     atomic_int end = 0;
@@ -46,6 +53,10 @@ int main(int argc, char **argv) {
         PT(posix_spawnp(&pid, "true", NULL, &attr, (char *[]){"true", NULL}, environ));
         CHECK(waitpid(pid, &status, 0) == pid && status == 0, "posix_spawn: %x", status);
         expect("posix_spawn");
+        memset(words, 0xa5, sizeof words);
+        pid = OK(clone(in_strange_memory, stack + sizeof stack, CLONE_VM | CLONE_VFORK | CLONE_SETTLS | SIGCHLD, NULL, NULL, words + sizeof words / 2, NULL));
+        CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 5, "strange memory: %x", status);
+        expect("a child with strange thread-local memory");
         pid = OK(vfork());
         if (pid == 0) {
             signal(SIGUSR1, SIG_IGN);
