@@ -9,9 +9,10 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 
+use crate::attributes::{VALUE_BYTES_MAX, is_plain, is_replicated};
 use crate::path::RelPath;
 use crate::tree::{Identity, Time, Xattr};
-use crate::validate::{XATTR_BYTES_MAX, XATTRS_MAX};
+use crate::validate::XATTRS_MAX;
 
 /// Opens a regular file to read that is referred to, whatever its names are by now.
 pub(crate) fn open_referred(file: &File) -> nix::Result<File> {
@@ -153,8 +154,13 @@ impl Dir {
         CString::new(path).map_err(|_| Errno::EINVAL)
     }
 
-    /// The attributes in `user.` of `name`, sorted; empty where there is no such thing.
-    pub(crate) fn xattrs(&self, name: &[u8]) -> nix::Result<Vec<Xattr>> {
+    /// The attributes of `name` that are replicated, sorted; empty where there is no such thing. Of those that users may not set
+    /// freely `unread` is told which cannot be read: a file is no worse for it.
+    pub(crate) fn xattrs(
+        &self,
+        name: &[u8],
+        unread: &mut dyn FnMut(&[u8], Errno),
+    ) -> nix::Result<Vec<Xattr>> {
         let path = self.proc_path(name)?;
         // SAFETY: `path` ends with zero; buffer and length are of one vector.
         let list =
@@ -164,21 +170,34 @@ impl Dir {
             other => other?,
         };
         let mut found = Vec::new();
-        for key in list.split(|b| *b == 0).filter(|key| key.starts_with(b"user.")) {
-            let c_key = CString::new(key).map_err(|_| Errno::EINVAL)?;
-            // SAFETY: as above; `c_key` ends with zero.
-            let value = grown(|buf| unsafe {
-                libc::lgetxattr(path.as_ptr(), c_key.as_ptr(), buf.as_mut_ptr().cast(), buf.len())
-            });
-            match value {
-                Ok(value) => found.push(Xattr { name: key.to_vec(), value }),
+        for key in list.split(|b| *b == 0).filter(|key| is_replicated(key)) {
+            match self.xattr(name, key) {
+                Ok(Some(value)) => found.push(Xattr { name: key.to_vec(), value }),
                 // Removed since it was listed.
-                Err(Errno::ENODATA) => (),
-                Err(cause) => return Err(cause),
+                Ok(None) => (),
+                Err(cause) if is_plain(key) => return Err(cause),
+                Err(cause) => unread(key, cause),
             }
         }
         found.sort_unstable();
         if found.len() > XATTRS_MAX { Err(Errno::E2BIG) } else { Ok(found) }
+    }
+
+    /// The value of an attribute; none where there is no such thing.
+    pub(crate) fn xattr(&self, name: &[u8], key: &[u8]) -> nix::Result<Option<Vec<u8>>> {
+        let path = self.proc_path(name)?;
+        let c_key = CString::new(key).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: `path` and `c_key` end with zero; buffer and length are of one vector.
+        let value = grown(|buf| unsafe {
+            libc::lgetxattr(path.as_ptr(), c_key.as_ptr(), buf.as_mut_ptr().cast(), buf.len())
+        });
+        match value {
+            Ok(value) => Ok(Some(value)),
+            // Where lists are listed and not supported they have no effect.
+            Err(Errno::ENODATA) => Ok(None),
+            Err(Errno::ENOTSUP) if !is_plain(key) => Ok(None),
+            Err(cause) => Err(cause),
+        }
     }
 
     /// Sets an attribute.
@@ -210,7 +229,7 @@ fn grown(mut call: impl FnMut(&mut [u8]) -> isize) -> nix::Result<Vec<u8>> {
                 buf.truncate(len as usize);
                 return Ok(buf);
             }
-            Err(Errno::ERANGE) if buf.len() < XATTR_BYTES_MAX => buf.resize(buf.len() * 4, 0),
+            Err(Errno::ERANGE) if buf.len() < VALUE_BYTES_MAX => buf.resize(buf.len() * 4, 0),
             Err(cause) => return Err(cause),
         }
     }

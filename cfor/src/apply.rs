@@ -62,7 +62,8 @@ pub struct Report {
     pub inodes: HashMap<(u64, u64), u32>,
     /// What could not be done: the trees differ there.
     pub errors: Vec<Remark>,
-    /// What is different for a reason that may be accepted: owners that only root may set.
+    /// What is different for a reason that may be accepted: owners and capabilities that only root may set, access lists where the
+    /// file system has none.
     pub remarks: Vec<Remark>,
 }
 
@@ -284,7 +285,9 @@ impl<S: ContentSource> Applier<'_, S> {
             self.displace(place)?;
         }
         self.report.made += 1;
-        mkdirat(place.dir, place.name, Mode::S_IRWXU).map_err(place.refused("make directory"))
+        mkdirat(place.dir, place.name, Mode::S_IRWXU).map_err(place.refused("make directory"))?;
+        // What it is in may have a default list that gives even the owner less.
+        self.make_usable(place)
     }
 
     /// Gives this user what it needs to work in a directory; its own mode comes last.

@@ -1,7 +1,7 @@
 //! File trees of an application: scanned, captured, applied elsewhere, verified.
 //!
-//! For now files under the application's roots are copied whole when they have changed since the epoch
-//! before. The parts are split by when they run:
+//! Of files under the application's roots that have changed since the epoch before, what changed is copied where somebody
+//! recorded it ([`Hint`]), else all. The parts are split by when they run:
 //!
 //! ```text
 //! [stop]     scan -> Tree;  stage -> Staged     stat calls, clones or copies of what changed
@@ -18,6 +18,7 @@
 mod access;
 mod ahead;
 mod apply;
+mod attributes;
 mod capture;
 mod change;
 mod columns;

@@ -10,6 +10,7 @@ use nix::sys::stat::{FileStat, SFlag};
 
 use crate::access::{Dir, SELF, identity, is, number, times};
 use crate::apply::is_temporary;
+use crate::attributes;
 use crate::change::{Index, Previous, is_untouched};
 use crate::copy;
 use crate::error::{Error, failed, to_path};
@@ -261,10 +262,12 @@ impl<'a> Scanner<'a> {
         } else if stat.st_dev != home {
             self.remarks.add(full, "is a mount point: left as it is on each node");
         } else {
-            match self.kind(dir, name, stat, &inode) {
+            let mut unread = Vec::new();
+            match self.kind(dir, name, stat, &inode, &mut unread) {
                 Ok((kind, xattrs)) => (inode.kind, inode.xattrs) = (kind, xattrs),
                 Err(why) => self.remarks.add(full, why),
             }
+            unread.into_iter().for_each(|what| self.remarks.add(full, what));
         }
         if several {
             self.linked.insert(number(stat), next);
@@ -279,6 +282,7 @@ impl<'a> Scanner<'a> {
         name: &[u8],
         stat: &FileStat,
         inode: &Inode,
+        unread: &mut Vec<String>,
     ) -> Result<(Kind, Vec<Xattr>), String> {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let known = self.previous.find(&inode.identity).filter(|(old, taken_at)| {
@@ -288,24 +292,34 @@ impl<'a> Scanner<'a> {
         if let Some((known, _)) = known {
             return Ok((known.kind.clone(), known.xattrs.clone()));
         }
-        let xattrs = || match dir.xattrs(name) {
-            // Attributes need the right to read; whether content can be read is found out when it is.
-            Err(Errno::EACCES | Errno::EPERM) => Ok(Vec::new()),
-            other => other.map_err(|cause| failed("attributes cannot be read: left out", cause)),
+        let mut with_xattrs = |kind: Kind| {
+            let mut left_out = |key: &[u8], why: &str| {
+                unread.push(format!("attribute {} is left out: {why}", String::from_utf8_lossy(key)));
+            };
+            let mut found = match dir.xattrs(name, &mut |key, cause| left_out(key, cause.desc())) {
+                // Attributes need the right to read; whether content can be read is found out when it is.
+                Err(Errno::EACCES | Errno::EPERM) => Vec::new(),
+                other => other.map_err(|cause| failed("attributes cannot be read: left out", cause))?,
+            };
+            // Not every file system keeps the rules that others can rely on.
+            found.retain(|xattr| {
+                attributes::rules(&kind, xattr).inspect_err(|why| left_out(&xattr.name, why)).is_ok()
+            });
+            Ok((kind, found))
         };
         match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
             SFlag::S_IFREG => {
                 let data = data(dir, name, stat, size, self.avoided.leases);
                 let data = data.map_err(|e| failed("holes cannot be found: left out", e))?;
-                Ok((Kind::File { size, data }, xattrs()?))
+                with_xattrs(Kind::File { size, data })
             }
-            SFlag::S_IFDIR => Ok((Kind::Dir, xattrs()?)),
+            SFlag::S_IFDIR => with_xattrs(Kind::Dir),
             SFlag::S_IFLNK => {
                 let target = readlinkat(dir, name).map_err(|e| failed("cannot be read: left out", e))?;
                 Ok((Kind::Symlink { target: target.into_vec() }, Vec::new()))
             }
-            SFlag::S_IFIFO => Ok((Kind::Fifo, Vec::new())),
-            SFlag::S_IFSOCK => Ok((Kind::Socket, Vec::new())),
+            SFlag::S_IFIFO => with_xattrs(Kind::Fifo),
+            SFlag::S_IFSOCK => with_xattrs(Kind::Socket),
             SFlag::S_IFCHR | SFlag::S_IFBLK => Err("is a device: left out".into()),
             _ => Err("is of an unknown kind: left out".into()),
         }

@@ -57,7 +57,7 @@ pub struct Inode {
     pub atime: Time,
     /// Last change of content.
     pub mtime: Time,
-    /// Attributes in `user.`, by name.
+    /// Attributes in `user.`, access lists and capabilities, by name.
     pub xattrs: Vec<Xattr>,
     /// Which inode it was where it was scanned.
     pub identity: Identity,
@@ -112,7 +112,7 @@ pub struct Extent {
 /// An extended attribute.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Xattr {
-    /// Name, with its `user.`.
+    /// Name, with its `user.` or the like.
     pub name: Vec<u8>,
     /// Value.
     pub value: Vec<u8>,

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::Error;
+use crate::attributes;
 use crate::path::PATH_BYTES_MAX;
 use crate::tree::{Extent, Inode, Kind, Remark, Root, Time, Tree};
 
@@ -12,9 +13,8 @@ pub(crate) const ROOTS_MAX: usize = 4096;
 pub(crate) const ENTRIES_MAX: usize = 8 << 20;
 /// Extents of a file; one with more is stored without its holes.
 pub(crate) const EXTENTS_MAX: usize = 1 << 16;
-/// Attributes of an inode, and bytes of a value (the kernel's own bound).
+/// Attributes of an inode.
 pub(crate) const XATTRS_MAX: usize = 1024;
-pub(crate) const XATTR_BYTES_MAX: usize = 1 << 16;
 const REMARKS_MAX: usize = 1024;
 const REMARK_BYTES_MAX: usize = 8192;
 
@@ -134,11 +134,7 @@ fn inode_rules(inode: &Inode) -> Result<(), &'static str> {
         return Err("attributes out of order or too many");
     }
     for xattr in &inode.xattrs {
-        let name = xattr.name.strip_prefix(b"user.").unwrap_or_default();
-        let good = !name.is_empty() && xattr.name.len() <= 255 && !name.contains(&0);
-        if !good || xattr.value.len() > XATTR_BYTES_MAX {
-            return Err("attribute outside user. or too long");
-        }
+        attributes::rules(&inode.kind, xattr)?;
     }
     match &inode.kind {
         Kind::File { size, data } => extents_rules(*size, data),

@@ -85,6 +85,11 @@ fn step(random: &mut Random, root: &Path, suspects: &mut BTreeSet<Number>, held:
         14 => drop(fs::hard_link(&one, &two)),
         15 => drop(symlink("somewhere", &one)),
         16 => drop(fs::set_permissions(&one, fs::Permissions::from_mode(0o700 + random.below(64) as u32))),
+        17 if random.below(2) == 0 => {
+            let list = common::access_list([7, random.below(8) as u16, 5, 7, 0], 4321);
+            let key = ["system.posix_acl_access", "system.posix_acl_default"][random.below(2)];
+            let _ = common::set_attribute(&one, key, (random.below(4) > 0).then_some(&list));
+        }
         17 => {
             let value = [random.below(256) as u8; 3];
             // SAFETY: both texts end with zero; value and length are of one array.

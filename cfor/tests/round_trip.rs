@@ -8,7 +8,7 @@
 mod common;
 
 use std::collections::HashSet;
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::fs::{self, File, FileTimes, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
-use common::{Bench, contents};
+use common::{Bench, access_list, contents, set_attribute};
 use holo_cfor::{Hint, apply, verify};
 use nix::sys::stat::Mode;
 use proptest::collection::vec;
@@ -36,6 +36,8 @@ enum Step {
     Owner { of: usize, uid: u32, gid: u32 },
     Times { of: usize, nanos: u64 },
     Xattr { of: usize, key: u8, value: Vec<u8> },
+    List { of: usize, is_default: bool, perms: [u16; 5], id: u32 },
+    Unset { of: usize, key: u8 },
 }
 
 /// Few names, so that two trees meet in many of them with different kinds.
@@ -62,12 +64,13 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (at(), 0u32..70000, 0u32..70000).prop_map(|(of, uid, gid)| Step::Owner { of, uid, gid }),
         1 => (at(), 0u64..2_000_000_000_000_000_000).prop_map(|(of, nanos)| Step::Times { of, nanos }),
         1 => (at(), 0u8..3, vec(any::<u8>(), 0..40)).prop_map(|(of, key, value)| Step::Xattr { of, key, value }),
+        1 => (at(), any::<bool>(), prop::array::uniform5(0u16..8), 0u32..70000)
+            .prop_map(|(of, is_default, perms, id)| Step::List { of, is_default, perms, id }),
+        1 => (at(), 0u8..5).prop_map(|(of, key)| Step::Unset { of, key }),
     ]
 }
 
-fn c_path(path: &Path) -> CString {
-    CString::new(path.as_os_str().as_bytes()).unwrap()
-}
+const LISTS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
 /// Makes a tree. A step that does not fit is left out.
 fn build(root: &Path, steps: &[Step]) {
@@ -139,9 +142,21 @@ fn build(root: &Path, steps: &[Step]) {
             }
             Step::Xattr { of, key, value } => {
                 let Some(path) = pick(of).filter(|path| path.is_file() || path.is_dir()) else { continue };
-                let (path, key) = (c_path(&path), CString::new(format!("user.k{key}")).unwrap());
-                // SAFETY: both strings end with zero, pointer and length are of one vector.
-                unsafe { libc::setxattr(path.as_ptr(), key.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+                let _ = set_attribute(&path, &format!("user.k{key}"), Some(value));
+            }
+            Step::List { of, is_default, perms, id } => {
+                let Some(path) = pick(of).filter(|path| !path.is_symlink()) else { continue };
+                let mut perms = *perms;
+                // As for modes.
+                perms[0] |= if is_root { 0 } else { 7 };
+                let key = if *is_default { LISTS[1] } else { LISTS[0] };
+                let _ = set_attribute(&path, key, Some(&access_list(perms, *id)));
+            }
+            Step::Unset { of, key } => {
+                let Some(path) = pick(of).filter(|path| !path.is_symlink()) else { continue };
+                let key =
+                    usize::from(*key).checked_sub(3).map_or(format!("user.k{key}"), |at| LISTS[at].into());
+                let _ = set_attribute(&path, &key, None);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Attributes: owner, attributes in `user.`, mode, times, in the order in which they do not undo each other.
+//! Attributes: those in `user.`, owner, mode, access lists, capabilities, times, in the order in which they do not undo each other.
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
@@ -8,6 +8,7 @@ use nix::unistd::{Gid, Uid, fchownat};
 
 use super::{Applier, Place, Refused};
 use crate::access::{is, times};
+use crate::attributes::{ACCESS, comes_last, is_plain, mode_without};
 use crate::capture::ContentSource;
 use crate::error::failed;
 use crate::tree::{Inode, Kind, Time};
@@ -27,9 +28,8 @@ impl<S: ContentSource> Applier<'_, S> {
         if (stat.st_uid, stat.st_gid) != (inode.uid, inode.gid) {
             self.owner(place, inode, (stat.st_uid, stat.st_gid));
         }
-        // A change of owner may have cleared the set-id bits.
-        if !link && look()?.st_mode & 0o7777 != inode.mode {
-            change_mode(inode.mode)?;
+        if !link {
+            self.rights(place, inode, &change_mode)?;
         }
         let (atime, mtime, _) = times(&look()?);
         if (atime, mtime) != (inode.atime, inode.mtime) {
@@ -57,6 +57,7 @@ impl<S: ContentSource> Applier<'_, S> {
         }
     }
 
+    /// Attributes that are set before the owner is, and removing those that do not belong.
     fn xattrs(
         &mut self,
         place: Place<'_>,
@@ -64,34 +65,91 @@ impl<S: ContentSource> Applier<'_, S> {
         mode: u32,
         change_mode: &dyn Fn(u32) -> Result<(), Refused>,
     ) -> Result<(), Refused> {
-        if !matches!(inode.kind, Kind::File { .. } | Kind::Dir) {
+        if matches!(inode.kind, Kind::Symlink { .. } | Kind::Left) {
             return Ok(());
         }
-        let found = match place.dir.xattrs(place.name) {
+        let mut unread = Vec::new();
+        let mut find = || {
+            unread.clear();
+            place.dir.xattrs(place.name, &mut |key, cause| unread.push((key.to_vec(), cause)))
+        };
+        let found = match find() {
             Err(Errno::EACCES) => {
                 change_mode(mode & 0o7777 | 0o600)?;
-                place.dir.xattrs(place.name)
+                find()
             }
             other => other,
         }
         .map_err(place.refused("read attributes of"))?;
+        for (key, cause) in unread {
+            self.remark(place, "read", &key, cause);
+        }
         if found == inode.xattrs {
             return Ok(());
         }
+        let old = found.iter().filter(|old| inode.xattrs.iter().all(|new| new.name != old.name));
+        let new = inode.xattrs.iter().filter(|new| !comes_last(&new.name) && !found.contains(new));
         // An attribute takes the right to write, which the mode may deny even to the owner.
-        if mode & 0o600 != 0o600 {
+        let is_written = old.clone().chain(new.clone()).any(|xattr| is_plain(&xattr.name));
+        if is_written && mode & 0o600 != 0o600 {
             change_mode(mode & 0o7777 | 0o600)?;
         }
-        for xattr in found.iter().filter(|old| inode.xattrs.iter().all(|new| new.name != old.name)) {
-            let removed = place.dir.remove_xattr(place.name, &xattr.name);
-            removed.map_err(place.refused("remove attribute of"))?;
+        for xattr in old {
+            if xattr.name == ACCESS {
+                // Without the list its mask would be what the group may do. Where it fails, the next step says why.
+                let _ = change_mode(mode & 0o7707 | 0o600);
+            }
+            match place.dir.remove_xattr(place.name, &xattr.name) {
+                Err(cause) if is_plain(&xattr.name) => Err(place.refused("remove attribute of")(cause))?,
+                Err(cause) => self.remark(place, "remove", &xattr.name, cause),
+                Ok(()) => (),
+            }
         }
-        for xattr in inode.xattrs.iter().filter(|new| !found.contains(new)) {
-            if let Err(cause) = place.dir.set_xattr(place.name, xattr) {
-                let key = String::from_utf8_lossy(&xattr.name);
-                self.errors.add(place.full, failed(&format!("set attribute {key}"), cause));
+        for xattr in new {
+            match place.dir.set_xattr(place.name, xattr) {
+                Err(cause) if is_plain(&xattr.name) => {
+                    let key = String::from_utf8_lossy(&xattr.name);
+                    self.errors.add(place.full, failed(&format!("set attribute {key}"), cause));
+                }
+                Err(cause) => self.remark(place, "set", &xattr.name, cause),
+                Ok(()) => (),
             }
         }
         Ok(())
+    }
+
+    /// Mode, access list and capabilities. A change of owner may have cleared set-id bits and capabilities.
+    fn rights(
+        &mut self,
+        place: Place<'_>,
+        inode: &Inode,
+        change_mode: &dyn Fn(u32) -> Result<(), Refused>,
+    ) -> Result<(), Refused> {
+        let now = place.dir.stat(place.name).map_err(place.refused("look at"))?.st_mode & 0o7777;
+        let list = inode.xattrs.iter().find(|xattr| xattr.name == ACCESS);
+        // Setting the list sets the mode's bits, its mask for the group's: not before, since chmod changes the list.
+        let alone = list.map_or(inode.mode, |list| mode_without(&list.value, inode.mode));
+        if now != inode.mode {
+            change_mode(alone)?;
+        }
+        for xattr in inode.xattrs.iter().filter(|xattr| comes_last(&xattr.name)) {
+            if place.dir.xattr(place.name, &xattr.name).ok().flatten().as_ref() == Some(&xattr.value) {
+                continue;
+            }
+            if let Err(cause) = place.dir.set_xattr(place.name, xattr) {
+                self.remark(place, "set", &xattr.name, cause);
+                if xattr.name == ACCESS && now == inode.mode {
+                    // It had the mask already. Who may not change this has just been told so.
+                    let _ = change_mode(alone);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what could not be done with an attribute that only some may set, on some file systems.
+    fn remark(&mut self, place: Place<'_>, what: &str, key: &[u8], cause: Errno) {
+        let what = format!("{what} attribute {}", String::from_utf8_lossy(key));
+        self.remarks.add(place.full, failed(&what, cause));
     }
 }

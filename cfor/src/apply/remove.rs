@@ -14,11 +14,12 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use super::{Applier, Place, Refused};
 use crate::access::{Dir, SELF, is};
+use crate::attributes::{CAPABILITY, comes_last, mode_without};
 use crate::capture::ContentSource;
 use crate::copy;
 use crate::error::to_path;
 use crate::path::RelPath;
-use crate::tree::Root;
+use crate::tree::{Root, Xattr};
 
 /// Things of one name that are kept; past it the last one is given up.
 const SAME_NAME_MAX: u32 = 10_000;
@@ -207,11 +208,22 @@ fn copy_node(old: &Dir, old_name: &[u8], new: &Dir, new_name: &[u8], depth: u32)
         _ => mknodat(new, new_name, kind, mode, stat.st_rdev)?,
     }
     if kind != SFlag::S_IFLNK {
-        for xattr in old.xattrs(old_name)? {
-            // Kept where the other file system can.
-            let _ = new.set_xattr(new_name, &xattr);
-        }
-        fchmodat(new, new_name, mode, FchmodatFlags::NoFollowSymlink)?;
+        // Capabilities are not for a copy, whose owner is another.
+        let (last, first): (Vec<_>, Vec<_>) = old
+            .xattrs(old_name, &mut |_, _| ())?
+            .into_iter()
+            .filter(|xattr| xattr.name != CAPABILITY)
+            .partition(|xattr| comes_last(&xattr.name));
+        // Kept where the other file system can.
+        let set = |xattrs: &[Xattr]| {
+            for xattr in xattrs {
+                let _ = new.set_xattr(new_name, xattr);
+            }
+        };
+        set(&first);
+        let mode = last.iter().fold(stat.st_mode, |mode, list| mode_without(&list.value, mode));
+        fchmodat(new, new_name, Mode::from_bits_truncate(mode), FchmodatFlags::NoFollowSymlink)?;
+        set(&last);
     }
     let (atime, mtime) =
         (TimeSpec::new(stat.st_atime, stat.st_atime_nsec), TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec));

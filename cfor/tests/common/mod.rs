@@ -133,3 +133,29 @@ pub fn contents(path: &Path, found: &mut HashSet<Vec<u8>>) {
         }
     }
 }
+
+/// An access list: what owner, user `id`, group, mask and others may.
+#[allow(dead_code)]
+pub fn access_list(perms: [u16; 5], id: u32) -> Vec<u8> {
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (tag, perm) in [1u16, 2, 4, 16, 32].into_iter().zip(perms) {
+        list.extend(tag.to_le_bytes());
+        list.extend(perm.to_le_bytes());
+        list.extend(if tag == 2 { id } else { u32::MAX }.to_le_bytes());
+    }
+    list
+}
+
+/// Sets an attribute, or removes it.
+#[allow(dead_code)]
+pub fn set_attribute(path: &Path, key: &str, value: Option<&[u8]>) -> io::Result<()> {
+    let text = |bytes: &[u8]| std::ffi::CString::new(bytes).unwrap();
+    let (path, key) = (text(path.as_os_str().as_encoded_bytes()), text(key.as_bytes()));
+    let done = match value {
+        // SAFETY: both texts end with zero; value and length are of one slice.
+        Some(v) => unsafe { libc::lsetxattr(path.as_ptr(), key.as_ptr(), v.as_ptr().cast(), v.len(), 0) },
+        // SAFETY: both texts end with zero.
+        None => unsafe { libc::lremovexattr(path.as_ptr(), key.as_ptr()) },
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,220 @@
+//! Goal: access lists and capabilities are as they were, what was removed is removed, and who may not set them is told so and
+//! gets the rest.
+//!
+//! Method: lists are written byte by byte; `verify` compares, and the kernel's own answers guard against it being blind.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod common;
+
+use std::ffi::CString;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+
+use common::{Bench, access_list, set_attribute};
+use holo_cfor::{Hint, apply, verify};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+const ACCESS: &str = "system.posix_acl_access";
+const DEFAULT: &str = "system.posix_acl_default";
+const CAPABILITY: &str = "security.capability";
+/// `cap_net_bind_service+ep`, version 2.
+const BIND: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const NOBODY: u32 = 65534;
+
+fn attribute(path: &Path, key: &str) -> Option<Vec<u8>> {
+    let text = |bytes: &[u8]| CString::new(bytes).unwrap();
+    let (path, key) = (text(path.as_os_str().as_encoded_bytes()), text(key.as_bytes()));
+    let mut value = vec![0; 1000];
+    // SAFETY: both texts end with zero; buffer and length are of one vector.
+    let len = unsafe { libc::lgetxattr(path.as_ptr(), key.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    value.truncate(usize::try_from(len).ok()?);
+    Some(value)
+}
+
+fn mode(path: &Path) -> u32 {
+    path.metadata().unwrap().permissions().mode() & 0o7777
+}
+
+/// Whether the file system has access lists. Without them there is nothing to try.
+fn has_lists(bench: &Bench) -> bool {
+    let probe = bench.path("probe");
+    fs::write(&probe, b"").unwrap();
+    let is_set = set_attribute(&probe, ACCESS, Some(&access_list([7; 5], 1))).is_ok();
+    if !is_set {
+        eprintln!("SKIPPED: temporary files are on a file system without access lists");
+    }
+    is_set
+}
+
+fn is_root() -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root {
+        eprintln!("SKIPPED: takes root");
+    }
+    is_root
+}
+
+fn is_same(bench: &Bench) {
+    let differences = verify(&bench.path("a"), &bench.path("b")).unwrap();
+    assert!(differences.is_empty(), "{differences:?}");
+}
+
+#[test]
+fn access_lists_arrive_and_inherited_ones_do_not_stay() {
+    let mut bench = Bench::new();
+    if !has_lists(&bench) {
+        return;
+    }
+    let (a, b) = (bench.path("a"), bench.path("b"));
+    fs::create_dir_all(a.join("d/inner")).unwrap();
+    for name in ["d/plain", "listed", "read-only"] {
+        fs::write(a.join(name), name).unwrap();
+    }
+    nix::unistd::mkfifo(&a.join("d/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let listed = access_list([6, 6, 0, 7, 0], 1234);
+    set_attribute(&a.join("listed"), ACCESS, Some(&listed)).unwrap();
+    set_attribute(&a.join("d/fifo"), ACCESS, Some(&listed)).unwrap();
+    set_attribute(&a.join("read-only"), "user.x", Some(b"x")).unwrap();
+    set_attribute(&a.join("read-only"), ACCESS, Some(&access_list([4, 6, 4, 6, 0], 1234))).unwrap();
+    // After what is in it was made; of the owner, too, it takes away.
+    set_attribute(&a.join("d"), DEFAULT, Some(&access_list([5, 7, 5, 7, 0], 77))).unwrap();
+    set_attribute(&b, DEFAULT, Some(&access_list([1, 7, 7, 7, 7], 99))).unwrap();
+    bench.transfer(false);
+    assert_eq!(attribute(&b.join("listed"), ACCESS), Some(listed.clone()));
+    assert_eq!(attribute(&b.join("d/fifo"), ACCESS), Some(listed));
+    assert_eq!(mode(&b.join("listed")), 0o670);
+    assert_eq!(attribute(&b.join("d"), DEFAULT), attribute(&a.join("d"), DEFAULT));
+    for name in ["d/plain", "d/inner", "d"] {
+        assert_eq!(attribute(&b.join(name), ACCESS), None, "{name}");
+    }
+    assert_eq!((attribute(&b.join("d/inner"), DEFAULT), attribute(&b, DEFAULT)), (None, None));
+    is_same(&bench);
+    // A second time into directories that have the list by now.
+    fs::remove_file(b.join("d/plain")).unwrap();
+    bench.transfer(false);
+    assert_eq!(attribute(&b.join("d/plain"), ACCESS), None);
+    is_same(&bench);
+}
+
+#[test]
+fn what_was_removed_is_removed() {
+    let mut bench = Bench::new();
+    if !has_lists(&bench) {
+        return;
+    }
+    let (file, dir) = (bench.path("a/file"), bench.path("a/dir"));
+    fs::write(&file, b"content").unwrap();
+    fs::create_dir(&dir).unwrap();
+    let list = access_list([7, 7, 1, 7, 0], 5);
+    let mut all = vec![(&file, "user.one", &b"1"[..]), (&file, ACCESS, &list)];
+    all.extend([(&dir, "user.two", &b"2"[..]), (&dir, ACCESS, &list), (&dir, DEFAULT, &list)]);
+    if is_root() {
+        all.push((&file, CAPABILITY, &BIND));
+    }
+    for (path, key, value) in &all {
+        set_attribute(path, key, Some(value)).unwrap();
+    }
+    bench.transfer(false);
+    is_same(&bench);
+    for (path, key, value) in all {
+        let there = bench.path("b").join(path.file_name().unwrap());
+        assert_eq!(attribute(&there, key).as_deref(), Some(value), "{key}");
+        set_attribute(path, key, None).unwrap();
+        bench.transfer(false);
+        assert_eq!(attribute(&there, key), None, "{key}");
+        is_same(&bench);
+    }
+}
+
+#[test]
+fn capabilities_outlast_the_change_of_owner() {
+    let mut bench = Bench::new();
+    if !is_root() {
+        return;
+    }
+    let file = bench.path("a/server");
+    fs::write(&file, b"program").unwrap();
+    chown(&file, Some(NOBODY), Some(NOBODY)).unwrap();
+    set_attribute(&file, CAPABILITY, Some(&BIND)).unwrap();
+    bench.transfer(false);
+    assert_eq!(attribute(&bench.path("b/server"), CAPABILITY).as_deref(), Some(&BIND[..]));
+    // An owner that was changed since is put right, which takes the capability away.
+    chown(bench.path("b/server"), Some(1), None).unwrap();
+    bench.transfer(false);
+    assert_eq!(attribute(&bench.path("b/server"), CAPABILITY).as_deref(), Some(&BIND[..]));
+    is_same(&bench);
+}
+
+#[test]
+fn who_may_not_set_capabilities_gets_the_rest_and_is_told() {
+    let mut bench = Bench::new();
+    if !is_root() || !has_lists(&bench) {
+        return;
+    }
+    let (a, b) = (bench.path("a"), bench.path("b"));
+    for name in ["file", "had"] {
+        fs::write(a.join(name), name).unwrap();
+        fs::write(b.join(name), name).unwrap();
+        chown(b.join(name), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let list = access_list([6, 4, 4, 4, 0], 3);
+    set_attribute(&a.join("file"), ACCESS, Some(&list)).unwrap();
+    set_attribute(&a.join("file"), CAPABILITY, Some(&BIND)).unwrap();
+    set_attribute(&b.join("had"), CAPABILITY, Some(&BIND)).unwrap();
+    chown(&b, Some(NOBODY), Some(NOBODY)).unwrap();
+    fs::set_permissions(bench.dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let captured = bench.capture(None, &|_| Hint::Attributes);
+    let targets = bench.targets(false);
+    let store = &mut bench.store;
+    let report = std::thread::scope(|scope| {
+        let as_nobody = scope.spawn(|| {
+            // SAFETY: numbers only; the plain call, so that this thread alone is another user.
+            let done = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+            assert_eq!(done, 0);
+            apply(&captured, store, &targets).unwrap()
+        });
+        as_nobody.join().unwrap()
+    });
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    for (name, what) in [("file", "set attribute security.capability"), ("had", "remove attribute")] {
+        let told = |one: &holo_cfor::Remark| one.path.ends_with(name.as_bytes()) && one.what.contains(what);
+        assert!(report.remarks.iter().any(told), "{name}: {:?}", report.remarks);
+    }
+    assert_eq!(attribute(&b.join("file"), ACCESS), Some(list));
+    assert_eq!(fs::read(b.join("file")).unwrap(), b"file");
+}
+
+/// Where lists cannot be set the mode, whose bits of the group are the list's mask, must not give the group more.
+#[test]
+fn a_file_system_without_lists_gives_nobody_more() {
+    let mut bench = Bench::new();
+    if !is_root() || !has_lists(&bench) {
+        return;
+    }
+    let (a, b) = (bench.path("a"), bench.path("b"));
+    fs::write(a.join("file"), b"x").unwrap();
+    set_attribute(&a.join("file"), ACCESS, Some(&access_list([6, 6, 0, 6, 0], 3))).unwrap();
+    let captured = bench.capture(None, &|_| Hint::Attributes);
+    let targets = bench.targets(false);
+    let store = &mut bench.store;
+    std::thread::scope(|scope| {
+        let elsewhere = scope.spawn(|| {
+            // The mount is this thread's alone and ends with it.
+            if let Err(cause) = unshare(CloneFlags::CLONE_NEWNS) {
+                return eprintln!("SKIPPED: no mounts here: {cause}");
+            }
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("none"), &b, Some("ramfs"), MsFlags::empty(), none).unwrap();
+            for _ in 0..2 {
+                let report = apply(&captured, store, &targets).unwrap();
+                assert!(report.errors.is_empty(), "{:?}", report.errors);
+                assert!(report.remarks.iter().any(|one| one.what.contains(ACCESS)), "{:?}", report.remarks);
+                assert_eq!(mode(&b.join("file")), 0o600);
+            }
+        });
+        elsewhere.join().unwrap();
+    });
+}
