@@ -336,8 +336,13 @@ pub(crate) fn is_scanned(tree: &Tree, path: &[u8]) -> bool {
     })
 }
 
-/// Where a file has data. Only one with fewer blocks than its size asks for can have holes, and of one with a lease they are not
-/// asked for.
+/// Bytes up to which a file with blocks enough is not opened to look for holes: there are many, and each costs microseconds.
+const PAGE_BYTES: u64 = 4096;
+
+/// Where a file has data. Of one with a lease holes are not asked for.
+///
+/// Blocks enough for its size say little: those of attributes, of the map of extents and beyond the end count, too. But where
+/// they all are within its size, what looks like a hole is only reserved (`fallocate`), and stays so if it is data elsewhere.
 pub(crate) fn data(
     dir: &Dir,
     name: &[u8],
@@ -346,14 +351,19 @@ pub(crate) fn data(
     leases: &dyn Leases,
 ) -> nix::Result<Vec<Extent>> {
     let is_leased = leases.descriptor(number(stat)).is_some();
-    if is_leased || size == 0 || u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) >= size {
+    let has_blocks = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) >= size;
+    if is_leased || size == 0 || (has_blocks && size <= PAGE_BYTES) {
         return Ok(copy::whole(size));
     }
     let Some(_opening) = Opening::begin(leases) else { return Ok(copy::whole(size)) };
-    match dir.read(name) {
-        Ok(file) => copy::extents(&file, size),
+    let file = match dir.read(name) {
+        Ok(file) => file,
         // Found out, and said, when its content is read.
-        Err(Errno::EACCES) => Ok(copy::whole(size)),
-        Err(cause) => Err(cause),
-    }
+        Err(_) if has_blocks => return Ok(copy::whole(size)),
+        Err(Errno::EACCES) => return Ok(copy::whole(size)),
+        Err(cause) => return Err(cause),
+    };
+    let found = copy::extents(&file, size)?;
+    let is_reserved = has_blocks && found != copy::whole(size) && copy::is_allocated(&file, size);
+    Ok(if is_reserved { copy::whole(size) } else { found })
 }

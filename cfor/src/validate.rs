@@ -11,7 +11,7 @@ use crate::tree::{Extent, Inode, Kind, Remark, Root, Time, Tree};
 pub(crate) const ROOTS_MAX: usize = 4096;
 /// Entries of a tree.
 pub(crate) const ENTRIES_MAX: usize = 8 << 20;
-/// Extents of a file; one with more is stored without its holes.
+/// Extents of a file; one with more is stored without its smallest holes.
 pub(crate) const EXTENTS_MAX: usize = 1 << 16;
 /// Attributes of an inode.
 pub(crate) const XATTRS_MAX: usize = 1024;

@@ -49,37 +49,75 @@ fn names_of_any_bytes_and_of_full_length() {
     );
 }
 
-/// As deep as a path may be, and deeper, which is said.
+/// As deep as a path may be; one byte more is left out, which is said.
 #[test]
 fn deep_paths() {
     let mut bench = Bench::new();
-    let name = "d".repeat(200);
-    let (mut path, mut depth) = (PathBuf::new(), 0);
-    while path.as_os_str().len() + name.len() + 7 < 3500 {
-        path.push(&name);
-        depth += 1;
-    }
-    fs::create_dir_all(bench.path("a").join(&path)).unwrap();
-    fs::write(bench.path("a").join(&path).join("file"), b"deep").unwrap();
-    is_transferred(&mut bench);
     let mut shallow = bench.path("a").join("s");
     (0..300).for_each(|_| shallow.push("s"));
     fs::create_dir_all(&shallow).unwrap();
     is_transferred(&mut bench);
-    assert!(depth > 15);
-    // Longer than what a call takes at once: made from within.
+    let name = "d".repeat(200);
+    let above: PathBuf = [name.as_str(); 17].iter().collect();
+    fs::create_dir_all(bench.path("a").join(&above)).unwrap();
+    // Longer than what a call takes at once: made from within. The directory has 20 names and 4,019 bytes.
+    let (longest, lost) = ("l".repeat(4095 - 4020), "x".repeat(4096 - 4020));
     let script = format!(
-        "cd '{}' && mkdir -p {name}/{name}/{name} && cd {name}/{name}/{name} && : >lost",
-        bench.path("a").join(&path).display()
+        "cd '{}' && mkdir -p {name}/{name}/{name} && cd {name}/{name}/{name} && printf deep >{longest} && : >{lost}",
+        bench.path("a").join(&above).display()
     );
     assert!(Command::new("/bin/sh").args(["-c", &script]).status().unwrap().success());
     let tree = bench.scan();
-    assert!(
-        tree.remarks.is_empty() || tree.remarks.iter().all(|one| one.what.contains("too long")),
-        "{:?}",
-        tree.remarks
-    );
-    assert!(tree.entries().any(|(_, entry)| entry.path.as_bytes().ends_with(b"/file")));
+    let [remark] = tree.remarks.as_slice() else { panic!("one remark: {:?}", tree.remarks) };
+    assert!(remark.what.contains("too long"), "{remark}");
+    assert!(remark.path.ends_with(name.as_bytes()), "{remark}");
+    bench.transfer(true);
+    assert_eq!(verify(&bench.path("a"), &bench.path("b")).unwrap(), []);
+    let there = scan(&[bench.path("b")], &[], &[]).unwrap();
+    assert_eq!(there.remarks, [], "what was left out is not there");
+    let lengths = there.entries().map(|(_, entry)| entry.path.as_bytes().len());
+    assert_eq!(lengths.max(), Some(4095));
+}
+
+/// Blocks beyond the end make up for a hole, but are none of it; what is only reserved is data, as it was.
+#[test]
+fn holes_beside_blocks_that_do_not_count() {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    let mut bench = Bench::new();
+    let make = |name: &str| File::create(bench.path("a").join(name)).unwrap();
+    let file = make("beyond");
+    file.write_all_at(&[7; 1 << 20], 0).unwrap();
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let reserved = make("reserved");
+    if fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 1 << 20, 1 << 16).is_err()
+        || fallocate(&file, punch, 8192, 4096).is_err()
+        || fallocate(&reserved, FallocateFlags::empty(), 0, 1 << 20).is_err()
+    {
+        return eprintln!("SKIPPED: temporary files are on a file system without fallocate");
+    }
+    file.sync_all().unwrap();
+    reserved.sync_all().unwrap();
+    assert!(file.metadata().unwrap().blocks() * 512 >= 1 << 20);
+    let tree = bench.scan();
+    let data = |name: &[u8]| {
+        let entry = tree.entries().find(|(_, entry)| entry.path.as_bytes() == name).unwrap().1;
+        tree.inode(entry).data().iter().map(|extent| (extent.at, extent.len)).collect::<Vec<_>>()
+    };
+    if data(b"beyond") == [(0, 1 << 20)] && !has_map(&file) {
+        return eprintln!(
+            "SKIPPED: temporary files are on a file system that does not tell where blocks are"
+        );
+    }
+    assert_eq!(data(b"beyond"), [(0, 8192), (12288, (1 << 20) - 12288)]);
+    assert_eq!(data(b"reserved"), [(0, 1 << 20)]);
+    is_transferred(&mut bench);
+}
+
+/// Whether the file system has `FS_IOC_FIEMAP`.
+fn has_map(file: &File) -> bool {
+    let mut ask = [0u64, u64::MAX, 0, 0];
+    // SAFETY: with room for no extents the kernel writes to these 32 bytes only.
+    unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(file), 0xc020_660b, ask.as_mut_ptr()) == 0 }
 }
 
 #[test]

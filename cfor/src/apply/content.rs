@@ -105,7 +105,8 @@ impl<S: ContentSource> Applier<'_, S> {
                 }
                 let after = to + read as u64;
                 // Data where there is a hole must be written even if it is zeros.
-                let has_data = here.iter().any(|old| old.at <= to && after <= old.at + old.len);
+                let around = here.get(here.partition_point(|old| old.at + old.len < after));
+                let has_data = around.is_some_and(|old| old.at <= to);
                 let same = has_data
                     && file.read_exact_at(&mut old[..read], to).is_ok()
                     && old[..read] == buffer[..read];
