@@ -62,8 +62,8 @@ pub struct Report {
     pub inodes: HashMap<(u64, u64), u32>,
     /// What could not be done: the trees differ there.
     pub errors: Vec<Remark>,
-    /// What is different for a reason that may be accepted: owners and capabilities that only root may set, access lists where the
-    /// file system has none.
+    /// What is different for a reason that may be accepted: owners, capabilities and attributes in `trusted.` that only root may set,
+    /// access lists where the file system has none.
     pub remarks: Vec<Remark>,
 }
 

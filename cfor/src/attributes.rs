@@ -1,4 +1,5 @@
-//! Which extended attributes are replicated, and what their values must be: those of users, access lists, capabilities.
+//! Which extended attributes are replicated, and what their values must be: those of users and of root, access lists,
+//! capabilities.
 
 use crate::tree::{Kind, Xattr};
 
@@ -8,6 +9,9 @@ pub(crate) const ACCESS: &[u8] = b"system.posix_acl_access";
 pub(crate) const DEFAULT: &[u8] = b"system.posix_acl_default";
 /// What a program may do that only root may (`capabilities(7)`).
 pub(crate) const CAPABILITY: &[u8] = b"security.capability";
+
+/// What root alone sees and sets, of any kind of file.
+const TRUSTED: &[u8] = b"trusted.";
 
 /// Bytes of a name (`XATTR_NAME_MAX`) and of a value, the kernel's own bounds.
 const NAME_BYTES_MAX: usize = 255;
@@ -24,7 +28,7 @@ pub(crate) fn is_plain(name: &[u8]) -> bool {
 
 /// Whether it is captured and applied.
 pub(crate) fn is_replicated(name: &[u8]) -> bool {
-    is_plain(name) || [ACCESS, DEFAULT, CAPABILITY].contains(&name)
+    is_plain(name) || name.starts_with(TRUSTED) || [ACCESS, DEFAULT, CAPABILITY].contains(&name)
 }
 
 /// Whether it is set after owner and mode: a change of owner takes capabilities away, one of the mode changes the list.
@@ -42,7 +46,12 @@ pub(crate) fn rules(kind: &Kind, xattr: &Xattr) -> Result<(), &'static str> {
         ACCESS => !matches!(kind, Kind::Symlink { .. } | Kind::Left) && is_list(value),
         DEFAULT => *kind == Kind::Dir && is_list(value),
         CAPABILITY => matches!(kind, Kind::File { .. }) && is_capability(value),
-        name => name.strip_prefix(b"user.").is_some_and(|rest| !rest.is_empty()),
+        name if name.starts_with(TRUSTED) => *kind != Kind::Left && name.len() > TRUSTED.len(),
+        // Of other kinds the kernel refuses them, since mode bits say something else there.
+        name => {
+            let is_named = name.strip_prefix(b"user.").is_some_and(|rest| !rest.is_empty());
+            is_named && matches!(kind, Kind::File { .. } | Kind::Dir)
+        }
     };
     if good { Ok(()) } else { Err("attribute is none that is replicated, or has a bad value") }
 }
@@ -88,7 +97,7 @@ mod tests {
             list[at] = byte;
             list
         };
-        let cases: [(&Kind, &[u8], Vec<u8>, bool); 18] = [
+        let cases: [(&Kind, &[u8], Vec<u8>, bool); 24] = [
             (&file, ACCESS, list.clone(), true),
             (&Kind::Fifo, ACCESS, list.clone(), true),
             (&Kind::Dir, DEFAULT, list.clone(), true),
@@ -106,6 +115,12 @@ mod tests {
             (&file, ACCESS, changed(6, 8), false),
             (&file, b"user.x", vec![0; VALUE_BYTES_MAX + 1], false),
             (&file, b"user.", vec![], false),
+            (&Kind::Dir, b"user.x", vec![], true),
+            (&link, b"user.x", vec![], false),
+            (&link, b"trusted.x", vec![0; VALUE_BYTES_MAX], true),
+            (&file, b"trusted.x", vec![0; VALUE_BYTES_MAX + 1], false),
+            (&file, b"trusted.", vec![], false),
+            (&Kind::Left, b"trusted.x", vec![], false),
             (&file, b"security.selinux", vec![], false),
         ];
         for (kind, name, value, good) in cases {

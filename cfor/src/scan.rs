@@ -316,7 +316,7 @@ impl<'a> Scanner<'a> {
             SFlag::S_IFDIR => with_xattrs(Kind::Dir),
             SFlag::S_IFLNK => {
                 let target = readlinkat(dir, name).map_err(|e| failed("cannot be read: left out", e))?;
-                Ok((Kind::Symlink { target: target.into_vec() }, Vec::new()))
+                with_xattrs(Kind::Symlink { target: target.into_vec() })
             }
             SFlag::S_IFIFO => with_xattrs(Kind::Fifo),
             SFlag::S_IFSOCK => with_xattrs(Kind::Socket),

@@ -57,7 +57,7 @@ pub struct Inode {
     pub atime: Time,
     /// Last change of content.
     pub mtime: Time,
-    /// Attributes in `user.`, access lists and capabilities, by name.
+    /// Attributes in `user.` and `trusted.`, access lists and capabilities, by name.
     pub xattrs: Vec<Xattr>,
     /// Which inode it was where it was scanned.
     pub identity: Identity,

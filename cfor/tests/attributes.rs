@@ -6,9 +6,9 @@
 
 mod common;
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 
 use common::{Bench, access_list, set_attribute};
@@ -19,6 +19,7 @@ use nix::sched::{CloneFlags, unshare};
 const ACCESS: &str = "system.posix_acl_access";
 const DEFAULT: &str = "system.posix_acl_default";
 const CAPABILITY: &str = "security.capability";
+const TRUSTED: &str = "trusted.holo";
 /// `cap_net_bind_service+ep`, version 2.
 const BIND: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const NOBODY: u32 = 65534;
@@ -54,6 +55,17 @@ fn is_root() -> bool {
         eprintln!("SKIPPED: takes root");
     }
     is_root
+}
+
+/// Whether this user may set what only root may.
+fn has_trusted(bench: &Bench) -> bool {
+    let probe = bench.path("probe");
+    fs::write(&probe, b"").unwrap();
+    let is_set = set_attribute(&probe, TRUSTED, Some(b"x")).is_ok();
+    if !is_set {
+        eprintln!("SKIPPED in part: no attributes in trusted. here");
+    }
+    is_set
 }
 
 fn is_same(bench: &Bench) {
@@ -105,13 +117,24 @@ fn what_was_removed_is_removed() {
         return;
     }
     let (file, dir) = (bench.path("a/file"), bench.path("a/dir"));
+    let (link, fifo) = (bench.path("a/link"), bench.path("a/fifo"));
     fs::write(&file, b"content").unwrap();
+    symlink("file", &link).unwrap();
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     fs::create_dir(&dir).unwrap();
     let list = access_list([7, 7, 1, 7, 0], 5);
     let mut all = vec![(&file, "user.one", &b"1"[..]), (&file, ACCESS, &list)];
     all.extend([(&dir, "user.two", &b"2"[..]), (&dir, ACCESS, &list), (&dir, DEFAULT, &list)]);
     if is_root() {
         all.push((&file, CAPABILITY, &BIND));
+    }
+    if has_trusted(&bench) {
+        all.extend([
+            (&file, TRUSTED, &b"3"[..]),
+            (&dir, TRUSTED, b"4"),
+            (&link, TRUSTED, b"5"),
+            (&fifo, TRUSTED, b""),
+        ]);
     }
     for (path, key, value) in &all {
         set_attribute(path, key, Some(value)).unwrap();
@@ -126,6 +149,36 @@ fn what_was_removed_is_removed() {
         assert_eq!(attribute(&there, key), None, "{key}");
         is_same(&bench);
     }
+}
+
+/// Attributes that are replaced by `XATTR_REPLACE`, and what was tried with a symbolic link, which takes none from users.
+#[test]
+fn what_was_replaced_is_replaced_and_links_have_none() {
+    let mut bench = Bench::new();
+    let (file, link) = (bench.path("a/file"), bench.path("a/link"));
+    fs::write(&file, b"content").unwrap();
+    symlink("file", &link).unwrap();
+    if set_attribute(&file, "user.x", Some(b"before")).is_err() {
+        return eprintln!("SKIPPED: temporary files are on a file system without attributes");
+    }
+    let refused = set_attribute(&link, "user.x", Some(b"x")).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+    bench.transfer(false);
+    let replace = |key: &CStr, value: &[u8]| {
+        let path = CString::new(file.as_os_str().as_encoded_bytes()).unwrap();
+        let (value, len) = (value.as_ptr().cast(), value.len());
+        // SAFETY: both texts end with zero; value and length are of one slice.
+        unsafe { libc::setxattr(path.as_ptr(), key.as_ptr(), value, len, libc::XATTR_REPLACE) }
+    };
+    assert_eq!((replace(c"user.x", b"after, and longer"), replace(c"user.none", b"x")), (0, -1));
+    bench.transfer(false);
+    assert_eq!(attribute(&bench.path("b/file"), "user.x").unwrap(), b"after, and longer");
+    assert_eq!(replace(c"user.x", b""), 0);
+    bench.transfer(false);
+    assert_eq!(attribute(&bench.path("b/file"), "user.x").unwrap(), b"");
+    assert_eq!(attribute(&bench.path("b/file"), "user.none"), None);
+    is_same(&bench);
+    assert_eq!(bench.scan().remarks, []);
 }
 
 #[test]
@@ -163,6 +216,10 @@ fn who_may_not_set_capabilities_gets_the_rest_and_is_told() {
     set_attribute(&a.join("file"), ACCESS, Some(&list)).unwrap();
     set_attribute(&a.join("file"), CAPABILITY, Some(&BIND)).unwrap();
     set_attribute(&b.join("had"), CAPABILITY, Some(&BIND)).unwrap();
+    let has_trusted = has_trusted(&bench);
+    if has_trusted {
+        set_attribute(&a.join("file"), TRUSTED, Some(b"x")).unwrap();
+    }
     chown(&b, Some(NOBODY), Some(NOBODY)).unwrap();
     fs::set_permissions(bench.dir.path(), Permissions::from_mode(0o755)).unwrap();
     let captured = bench.capture(None, &|_| Hint::Attributes);
@@ -178,7 +235,11 @@ fn who_may_not_set_capabilities_gets_the_rest_and_is_told() {
         as_nobody.join().unwrap()
     });
     assert!(report.errors.is_empty(), "{:?}", report.errors);
-    for (name, what) in [("file", "set attribute security.capability"), ("had", "remove attribute")] {
+    let mut refused = vec![("file", "set attribute security.capability"), ("had", "remove attribute")];
+    if has_trusted {
+        refused.push(("file", "set attribute trusted.holo"));
+    }
+    for (name, what) in refused {
         let told = |one: &holo_cfor::Remark| one.path.ends_with(name.as_bytes()) && one.what.contains(what);
         assert!(report.remarks.iter().any(told), "{name}: {:?}", report.remarks);
     }

@@ -357,7 +357,7 @@ fn hostile_trees_are_refused() {
     }));
     broken.push(Box::new(|c| {
         let at = inode_of(&c.tree, b"d/f") as usize;
-        c.tree.inodes[at].xattrs = vec![holo_cfor::Xattr { name: b"trusted.x".to_vec(), value: vec![] }];
+        c.tree.inodes[at].xattrs = vec![holo_cfor::Xattr { name: b"security.x".to_vec(), value: vec![] }];
     }));
     let targets = bench.targets(false);
     for (at, breaks) in broken.iter().enumerate() {

@@ -65,7 +65,7 @@ impl<S: ContentSource> Applier<'_, S> {
         mode: u32,
         change_mode: &dyn Fn(u32) -> Result<(), Refused>,
     ) -> Result<(), Refused> {
-        if matches!(inode.kind, Kind::Symlink { .. } | Kind::Left) {
+        if inode.kind == Kind::Left {
             return Ok(());
         }
         let mut unread = Vec::new();
