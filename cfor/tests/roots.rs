@@ -88,14 +88,20 @@ fn holes_beside_blocks_that_do_not_count() {
     let file = make("beyond");
     file.write_all_at(&[7; 1 << 20], 0).unwrap();
     let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    // Its hole is as large as the block that its attribute takes, where that takes one.
+    let named = make("named");
+    named.write_all_at(&[7; 1 << 20], 0).unwrap();
+    let _ = common::set_attribute(&bench.path("a/named"), "user.large", Some(&[7; 3000]));
     let reserved = make("reserved");
     if fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 1 << 20, 1 << 16).is_err()
         || fallocate(&file, punch, 8192, 4096).is_err()
+        || fallocate(&named, punch, 8192, 4096).is_err()
         || fallocate(&reserved, FallocateFlags::empty(), 0, 1 << 20).is_err()
     {
         return eprintln!("SKIPPED: temporary files are on a file system without fallocate");
     }
     file.sync_all().unwrap();
+    named.sync_all().unwrap();
     reserved.sync_all().unwrap();
     assert!(file.metadata().unwrap().blocks() * 512 >= 1 << 20);
     let tree = bench.scan();
@@ -109,6 +115,7 @@ fn holes_beside_blocks_that_do_not_count() {
         );
     }
     assert_eq!(data(b"beyond"), [(0, 8192), (12288, (1 << 20) - 12288)]);
+    assert_eq!(data(b"named"), data(b"beyond"), "{} blocks", named.metadata().unwrap().blocks());
     assert_eq!(data(b"reserved"), [(0, 1 << 20)]);
     is_transferred(&mut bench);
 }
