@@ -266,6 +266,9 @@ mod tests {
         let file = pages(&[2, 4, 8, 10, 20, 22], 40 * 4096);
         let within = |max| in_pages(&extents_within(&file, 40 * 4096, max, 1000).unwrap());
         assert_eq!(within(6), [(2, 1), (4, 1), (8, 1), (10, 1), (20, 1), (22, 1)]);
+        // Passed at the end only; of holes of one size the first are joined over.
+        assert_eq!(within(5), [(2, 3), (8, 1), (10, 1), (20, 1), (22, 1)]);
+        assert_eq!(within(4), [(2, 3), (8, 3), (20, 1), (22, 1)]);
         assert_eq!(within(3), [(2, 3), (8, 3), (20, 3)]);
         assert_eq!(within(2), [(2, 9), (20, 3)]);
         assert_eq!(within(1), [(2, 21)]);
