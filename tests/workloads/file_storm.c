@@ -22,6 +22,19 @@ static const char *name(char *text) {
     return text;
 }
 
+/* Who may do what with a file, or with all that is made in a directory: an access list, written by hand, or none any more. */
+static int list(const char *path) {
+    static const uint16_t tags[] = {1, 2, 4, 16, 32};
+    struct { uint32_t version; struct { uint16_t tag, perm; uint32_t id; } entries[5]; } all = {.version = 2};
+    const char *key = number(2) ? "system.posix_acl_access" : "system.posix_acl_default";
+    if (number(4) == 0) return removexattr(path, key);
+    for (int i = 0; i < 5; i++) {
+        all.entries[i].tag = tags[i], all.entries[i].perm = (uint16_t)(i == 0 ? 7 : number(8));
+        all.entries[i].id = tags[i] == 2 ? 1000 + (uint32_t)number(3) : UINT32_MAX;
+    }
+    return setxattr(path, key, &all, sizeof all, 0);
+}
+
 /* Others change the same names: what fails, fails. */
 static void step(void) {
     static char one[NAME_BYTES], two[NAME_BYTES];
@@ -37,7 +50,7 @@ static void step(void) {
     OK(fstat(fd, &now));
     int is_long = now.st_size > BYTES_MAX;
     ssize_t done = 0;
-    switch (number(26)) {
+    switch (number(28)) {
     case 0: case 1: case 2: done = pwrite(fd, buffer, len, (off_t)at); break;
     case 3: lseek(fd, (off_t)at, SEEK_SET), done = write(fd, buffer, len), done = write(fd, buffer, len / 3); break;
     case 4: case 5: {
@@ -96,6 +109,18 @@ static void step(void) {
     case 22: done = fsetxattr(fd, "user.storm", &state, number(8), 0); break;
     case 23: done = futimens(fd, (struct timespec[2]){{1000 + (time_t)number(100000), 5}, {2000 + (time_t)number(10), 7}}); break;
     case 24: done = fchown(fd, (uid_t)(1000 + number(3)), (gid_t)-1); break; /* root's only */
+    case 25: {
+        snprintf(two, sizeof two, "%s/files/d%d", work_dir, (int)number(DIRS));
+        done = list(number(3) ? one : two);
+        break;
+    }
+    case 26: {
+        static const char *const names[] = {"user.storm", "user.more", "trusted.storm", "system.posix_acl_access"};
+        const char *key = names[number(4)];
+        done = number(2) ? fremovexattr(fd, key) : setxattr(one, key, buffer, number(3) ? number(60) : number(3000), number(2) ? XATTR_REPLACE : 0);
+        lsetxattr(two, "user.storm", "no link has it", 3, 0), lremovexattr(two, "user.storm"); /* often a link */
+        break;
+    }
     default: {
         unlink(two), done = symlink(number(2) ? "nowhere" : "../d0", two);
         snprintf(two, sizeof two, "%s/files/d%d/sub%d", work_dir, (int)number(DIRS), (int)number(3));
