@@ -324,7 +324,7 @@ impl<'k, C: Clone> Stager<'k, C> {
             }
             Err(Refused::Source(cause)) => {
                 self.remarks.add(&path.under(&root), format!("{cause}: left as it is on each node"));
-                tree.inodes[at as usize].kind = Kind::Left;
+                tree.inodes[at as usize].leave();
             }
         }
         Ok(())

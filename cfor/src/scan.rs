@@ -195,11 +195,14 @@ impl<'a> Scanner<'a> {
         while let Some((path, at)) = queue.pop_front() {
             let listed = top.beneath(&path).and_then(|dir| {
                 if let Some(watch) = self.watch {
-                    let inode = &mut self.tree.inodes[root.entries[at].inode as usize];
-                    watch.add(&dir, &inode.identity);
-                    // Names may have come since it was looked at, of which nobody hears.
+                    let (path, inode) = (&root.entries[at].path, root.entries[at].inode as usize);
+                    watch.add(&dir, &self.tree.inodes[inode].identity);
+                    // It may have changed since it was looked at, of which nobody hears.
                     let now = dir.stat(SELF)?;
-                    (inode.mtime, inode.identity) = (times(&now).1, identity(&now));
+                    if identity(&now) != self.tree.inodes[inode].identity {
+                        let full = path.under(&root.path);
+                        self.tree.inodes[inode] = self.look(&dir, SELF, &now, top_stat.st_dev, &full);
+                    }
                 }
                 dir.names().map(|names| (dir, names))
             });
@@ -213,7 +216,7 @@ impl<'a> Scanner<'a> {
                     };
                     self.remarks.add(&path.under(&root.path), why);
                     let entry: &Entry = &root.entries[at];
-                    self.tree.inodes[entry.inode as usize].kind = Kind::Left;
+                    self.tree.inodes[entry.inode as usize].leave();
                     continue;
                 }
             };
@@ -246,6 +249,16 @@ impl<'a> Scanner<'a> {
         if several && let Some(known) = self.linked.get(&number(stat)) {
             return *known;
         }
+        let inode = self.look(dir, name, stat, home, full);
+        if several {
+            self.linked.insert(number(stat), next);
+        }
+        self.tree.inodes.push(inode);
+        next
+    }
+
+    /// What `name` in `dir` is.
+    fn look(&mut self, dir: &Dir, name: &[u8], stat: &FileStat, home: u64, full: &[u8]) -> Inode {
         let (atime, mtime, _) = times(stat);
         let mut inode = Inode {
             kind: Kind::Left,
@@ -269,11 +282,7 @@ impl<'a> Scanner<'a> {
             }
             unread.into_iter().for_each(|what| self.remarks.add(full, what));
         }
-        if several {
-            self.linked.insert(number(stat), next);
-        }
-        self.tree.inodes.push(inode);
-        next
+        inode
     }
 
     fn kind(

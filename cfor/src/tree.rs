@@ -202,6 +202,12 @@ impl Inode {
             Kind::Dir | Kind::Symlink { .. } | Kind::Fifo | Kind::Socket | Kind::Left => &[],
         }
     }
+
+    /// It turns out that it cannot be replicated; nor are its attributes.
+    pub(crate) fn leave(&mut self) {
+        self.kind = Kind::Left;
+        self.xattrs.clear();
+    }
 }
 
 impl Root {

@@ -12,7 +12,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 
 use common::{Bench, access_list, set_attribute};
-use holo_cfor::{Hint, apply, verify};
+use holo_cfor::{Hint, Kind, apply, verify};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -55,6 +55,17 @@ fn is_root() -> bool {
         eprintln!("SKIPPED: takes root");
     }
     is_root
+}
+
+/// What it says when another user calls it. Takes root.
+fn as_nobody<T: Send>(call: impl FnOnce() -> T + Send) -> T {
+    let other = || {
+        // SAFETY: numbers only; the plain call, so that this thread alone is another user.
+        let done = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+        assert_eq!(done, 0);
+        call()
+    };
+    std::thread::scope(|scope| scope.spawn(other).join().unwrap())
 }
 
 /// Whether this user may set what only root may.
@@ -225,15 +236,7 @@ fn who_may_not_set_capabilities_gets_the_rest_and_is_told() {
     let captured = bench.capture(None, &|_| Hint::Attributes);
     let targets = bench.targets(false);
     let store = &mut bench.store;
-    let report = std::thread::scope(|scope| {
-        let as_nobody = scope.spawn(|| {
-            // SAFETY: numbers only; the plain call, so that this thread alone is another user.
-            let done = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
-            assert_eq!(done, 0);
-            apply(&captured, store, &targets).unwrap()
-        });
-        as_nobody.join().unwrap()
-    });
+    let report = as_nobody(|| apply(&captured, store, &targets).unwrap());
     assert!(report.errors.is_empty(), "{:?}", report.errors);
     let mut refused = vec![("file", "set attribute security.capability"), ("had", "remove attribute")];
     if has_trusted {
@@ -245,6 +248,37 @@ fn who_may_not_set_capabilities_gets_the_rest_and_is_told() {
     }
     assert_eq!(attribute(&b.join("file"), ACCESS), Some(list));
     assert_eq!(fs::read(b.join("file")).unwrap(), b"file");
+}
+
+#[test]
+fn what_may_not_be_read_is_left_with_its_lists_and_the_rest_is_captured() {
+    let mut bench = Bench::new();
+    if !is_root() || !has_lists(&bench) {
+        return;
+    }
+    let (a, staging) = (bench.path("a"), bench.path("staging"));
+    fs::create_dir(a.join("closed")).unwrap();
+    for name in ["closed/inside", "shut", "open"] {
+        fs::write(a.join(name), name).unwrap();
+    }
+    set_attribute(&a.join("shut"), ACCESS, Some(&access_list([0, 4, 0, 4, 0], 1))).unwrap();
+    set_attribute(&a.join("closed"), DEFAULT, Some(&access_list([7; 5], 1))).unwrap();
+    fs::set_permissions(a.join("closed"), Permissions::from_mode(0o300)).unwrap();
+    for path in [&a, &a.join("closed"), &a.join("shut"), &a.join("open"), &staging] {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    fs::set_permissions(bench.dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let captured = as_nobody(|| bench.capture(None, &|_| Hint::Attributes));
+    let found =
+        captured.tree.entries().map(|(_, entry)| (entry.path.as_bytes(), &captured.tree.inode(entry).kind));
+    let left: Vec<&[u8]> = found.filter(|(_, kind)| **kind == Kind::Left).map(|(path, _)| path).collect();
+    assert_eq!(left, [b"closed".as_slice(), b"shut"]);
+    let told: Vec<&[u8]> = captured.tree.remarks.iter().map(|one| one.path.as_slice()).collect();
+    assert_eq!(told.len(), 2, "{:?}", captured.tree.remarks);
+    let targets = bench.targets(false);
+    apply(&captured, &mut bench.store, &targets).unwrap();
+    assert_eq!(fs::read(bench.path("b/open")).unwrap(), b"open");
+    assert!(!bench.path("b/shut").exists() && !bench.path("b/closed").exists());
 }
 
 /// Where lists cannot be set the mode, whose bits of the group are the list's mask, must not give the group more.
