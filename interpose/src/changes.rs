@@ -18,7 +18,7 @@ use holo_sys::frame::Context;
 use holo_sys::gate::{self, CLASS, Regs, SLOW, Zone};
 use holo_sys::tls::Tls;
 use holo_sys::{patch, sys};
-use holo_track::changes;
+use holo_track::{changes, positions};
 
 static TABLE: AtomicPtr<Changes> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -312,14 +312,22 @@ fn wait(table: &Changes, fd: u64, target: Target, at: u64, end: u64) {
 #[cold]
 fn wait_to_write(table: &Changes, fd: u64, target: Target, from: &From, len: u64) {
     let append = matches!(target, Target::File { append: true, .. });
-    let at = match from {
+    let (at, len) = match from {
         // What is added destroys nothing: whoever cut the file before has waited.
-        From::End => u64::MAX,
-        From::Position | From::At(_) if append => u64::MAX,
-        From::At(at) | From::Exactly(at) => *at,
-        From::Position => position(fd).unwrap_or(0),
+        From::End => (u64::MAX, len),
+        From::Position | From::At(_) if append => (u64::MAX, len),
+        From::At(at) | From::Exactly(at) => (*at, len),
+        From::Position => match target {
+            Target::File { slot, .. } => by_position(table, slot, fd, len).unwrap_or((0, len)),
+            Target::Full | Target::Other => (0, u64::MAX),
+        },
     };
     wait(table, fd, target, at, at.saturating_add(len));
+}
+
+/// Where a write by the descriptor's position may come to be, with all that others write by it meanwhile.
+fn by_position(table: &Changes, slot: usize, fd: u64, len: u64) -> Option<(u64, u64)> {
+    positions::announce(&table.positions[slot], len, || position(fd))
 }
 
 fn at_pointer(at: u64, rsp: u64) -> From {
@@ -347,7 +355,7 @@ fn write(table: &Changes, fd: u64, from: From, len: u64) {
         // New or emptied since the cut: wherever it is, it is recorded. Asking would cost more than all else.
         From::Position if changes::is_in_tail(bank, slot, 0) => {}
         From::Position => {
-            if let Some(at) = position(fd) {
+            if let Some((at, len)) = by_position(table, slot, fd, len) {
                 changes::range(bank, slot, at, len);
             }
         }

@@ -2,13 +2,15 @@
  * files of its own and one that they share; the agent compares what it reads after a cut with what was there at the cut. How long
  * calls took is counted: DIR/../waits gets the longest call of all, in microseconds. */
 #include "work.h"
+#include <linux/aio_abi.h>
 #include <sys/sendfile.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 #ifndef RWF_NOAPPEND
 #define RWF_NOAPPEND 0x20 /* Linux 6.9 */
 #endif
-enum { LARGE = 12 << 20, PIECE = 4096, SMALL = 24, ROLES = 6 };
+enum { LARGE = 12 << 20, PIECE = 4096, SMALL = 24, ROLES = 8 };
 static struct shared { atomic_long longest_us; } *shared;
 static unsigned char bytes[1 << 16];
 
@@ -105,6 +107,45 @@ static void children(uint64_t seed) {
     OK(kill(child, SIGKILL));
     OK(waitpid(child, NULL, 0));
 }
+/* Several write by one position: who has asked where it is writes behind those who were quicker. */
+static void sharing(uint64_t seed) {
+    enum { WRITERS = 3, WRITES = 12 };
+    int fd = OK(open(path("shared", 0), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    if (lseek(fd, 0, SEEK_END) < LARGE) OK(ftruncate(fd, LARGE));
+    off_t from = OK(lseek(fd, (off_t)(seed >> 20) % (LARGE / 2), SEEK_SET)), all = 0;
+    pid_t writers[WRITERS];
+    for (int i = 0; i < WRITERS; i++) {
+        if ((writers[i] = OK(fork()))) continue;
+        for (int n = 0; n < WRITES; n++) CHECK(write(fd, bytes, 5000 + (size_t)i * 3000) == 5000 + i * 3000, "a shared write");
+        _exit(0);
+    }
+    for (int i = 0; i < WRITERS; i++) OK(waitpid(writers[i], NULL, 0)), all += WRITES * (5000 + i * 3000);
+    CHECK(lseek(fd, 0, SEEK_CUR) == from + all, "the position is behind all of them");
+    close(fd);
+}
+/* Asynchronous requests, several at once. */
+static void requests(uint64_t seed) {
+    enum { REQUESTS = 6 };
+    static aio_context_t context;
+    if (!context) OK(syscall(SYS_io_setup, REQUESTS, &context));
+    int fd = OK(open(path("async", 0), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    if (lseek(fd, 0, SEEK_END) < LARGE) OK(ftruncate(fd, LARGE));
+    struct iocb all[REQUESTS], *list[REQUESTS];
+    struct iovec two[2] = {{bytes, 3000}, {bytes + 5000, 4000}};
+    for (int i = 0; i < REQUESTS; i++, seed = work_mix(seed)) {
+        all[i] = (struct iocb){.aio_lio_opcode = IOCB_CMD_PWRITE, .aio_fildes = (unsigned)fd, .aio_buf = (uintptr_t)bytes,
+                               .aio_nbytes = 4096 + seed % 9000, .aio_offset = (int64_t)(seed >> 20) % LARGE};
+        if (i % 2) all[i].aio_lio_opcode = IOCB_CMD_PWRITEV, all[i].aio_buf = (uintptr_t)two, all[i].aio_nbytes = 2;
+        list[i] = &all[i];
+    }
+    begin();
+    CHECK(syscall(SYS_io_submit, context, REQUESTS, list) == REQUESTS, "io_submit");
+    end();
+    struct io_event done[REQUESTS];
+    CHECK(syscall(SYS_io_getevents, context, REQUESTS, REQUESTS, done, NULL) == REQUESTS, "io_getevents");
+    for (int i = 0; i < REQUESTS; i++) CHECK(done[i].res >= 4096, "request %d: %lld", i, (long long)done[i].res);
+    close(fd);
+}
 /* Signals come at any moment, and calls are not cut short. One that came while a call waited is handled before that is made, which
  * takes so long that the next cut finds the handler at work. */
 enum { WAITED_US = 500, LONG_MS = 70 };
@@ -133,7 +174,7 @@ static void interrupted(uint64_t seed) {
 }
 
 int main(int argc, char **argv) {
-    static void (*const roles[ROLES])(uint64_t) = {overwrite, replace, append, holes, children, interrupted};
+    static void (*const roles[ROLES])(uint64_t) = {overwrite, replace, append, holes, children, sharing, requests, interrupted};
     work_begin(argc, argv);
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     pid_t first = getpid();

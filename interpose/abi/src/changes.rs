@@ -21,7 +21,7 @@ use crate::awaited::Gate;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// First word of the table.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"HOLOCHG1");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"HOLOCHG2");
 /// File systems of the roots; files elsewhere are not recorded. Past it they are not either.
 pub const DEVICES_MAX: usize = 8;
 /// Files of one table; past it a bank overflows.
@@ -111,6 +111,8 @@ pub struct Changes {
     pub opened: AtomicU32,
     /// See [`file_key`]; 0: free.
     pub files: [AtomicU64; FILES_MAX],
+    /// Of these files, where who is on the way to write by a descriptor's position may come to write (`holo_track::positions`).
+    pub positions: [AtomicU64; FILES_MAX],
     /// See `bank`.
     pub banks: [Bank; 2],
     /// Files that are awaited.

@@ -7,4 +7,5 @@ pub mod actions;
 pub mod awaited;
 pub mod changes;
 pub mod environ;
+pub mod positions;
 pub mod timeout;
