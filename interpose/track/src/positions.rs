@@ -79,7 +79,7 @@ mod tests {
         }
 
         fn ask(&mut self, len: u64) -> u64 {
-            let (at, reach) = announce(&self.word, len, || Some(self.position)).unwrap();
+            let (at, reach) = announce(&self.word, len, || Some(self.position)).expect("a position");
             let end = (at + reach).min(self.recorded.len() as u64);
             self.recorded[at as usize..end as usize].fill(true);
             self.flying.push(len);
@@ -108,11 +108,11 @@ mod tests {
             let mut state = seed * 0x9e37_79b9;
             let mut model = Model::new(random(&mut state) % 100_000);
             for _ in 0..200 {
-                if model.flying.len() == 8 || !model.flying.is_empty() && random(&mut state) % 2 == 0 {
+                if model.flying.len() == 8 || !model.flying.is_empty() && random(&mut state) & 1 == 0 {
                     let who = random(&mut state) as usize % model.flying.len();
                     model.write(who);
                 } else {
-                    let len = 1 + random(&mut state) % if seed % 2 == 0 { 20 } else { 4000 };
+                    let len = 1 + random(&mut state) % if seed & 1 == 0 { 20 } else { 4000 };
                     model.ask(len);
                 }
             }
