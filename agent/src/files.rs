@@ -73,6 +73,8 @@ pub struct Files {
     witness: Option<Witness>,
     /// Of the last stop: a look at all names, and one for the witness.
     parts_us: Vec<(String, u64)>,
+    /// What was recorded as changed, see [`Recorded::bytes`].
+    bytes: [(&'static str, u64); 2],
     /// Open files that no tree has, with their numbers; at a dump.
     open: Vec<(u32, i32, Number)>,
     /// Numbers here of the files in the trees, with those of the capture; at a restore.
@@ -117,6 +119,7 @@ impl Files {
             staged: None,
             witness: None,
             parts_us: Vec::new(),
+            bytes: [("files.recorded", 0), ("files.whole", 0)],
             open: Vec::new(),
             placed: Vec::new(),
         }
@@ -363,6 +366,8 @@ impl ResourceManager for Files {
         }
         let blob = writer.put_blob(&mut encoded.as_slice())?;
         cx.put(NAME, VERSION, &blob)?;
+        let (known, whole) = self.recorded.bytes(&captured.tree.inodes);
+        (self.bytes[0].1, self.bytes[1].1) = (known, whole);
         let inodes = self.identities(cx, &captured);
         cx.put(INODES, INODES_VERSION, &inodes)?;
         let at: Vec<u64> = cx.processes.iter().map(|process| process.remote.page.changes_at()).collect();
@@ -371,6 +376,10 @@ impl ResourceManager for Files {
         self.recorded.settle(maps);
         self.followed.settle();
         Ok(())
+    }
+
+    fn bytes(&self) -> &[(&'static str, u64)] {
+        &self.bytes
     }
 
     fn parts_us(&self) -> &[(String, u64)] {

@@ -8,7 +8,7 @@ use crate::app::ChangesCell;
 use crate::awaited::Void;
 use crate::changes::{Found, Number, Table};
 use holo_cfor::log::Ranges;
-use holo_cfor::{Hint, Inode};
+use holo_cfor::{Hint, Inode, Kind};
 use holo_rm::kinds::shared_pages::SharedPages;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -164,6 +164,27 @@ impl Recorded {
         }
     }
 
+    /// What the record of changes says that an epoch must read of files with these inodes: bytes of places that are known, and bytes of
+    /// files that count as changed all over, since there was no room for more places, or nobody knows where.
+    pub(crate) fn bytes(&self, inodes: &[Inode]) -> (u64, u64) {
+        let (mut known, mut whole) = (0, 0);
+        if self.found.files.is_empty() {
+            return (known, whole);
+        }
+        for inode in inodes {
+            let Kind::File { size, .. } = inode.kind else { continue };
+            match self.found.files.get(&(inode.identity.dev, inode.identity.ino)) {
+                Some(change) if change.is_whole => whole += size,
+                Some(change) => {
+                    let within = |at: u64, len: u64| at.saturating_add(len).min(size).saturating_sub(at);
+                    known += change.ranges.iter().map(|range| within(range.at, range.len)).sum::<u64>();
+                }
+                None => {}
+            }
+        }
+        (known, whole)
+    }
+
     /// The table, if everybody who writes comes by the gate.
     pub(crate) fn gated(&self) -> Option<Arc<Table>> {
         let table = self.table.as_ref().filter(|_| self.all_record && !self.was_void)?;
@@ -206,5 +227,37 @@ impl Recorded {
         self.found = Found::default();
         (self.is_blurred, self.was_void) = (false, false);
         (self.mapped, self.shared, self.open) = (maps.mapped, maps.shared, maps.open);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::changes::FileChange;
+    use holo_cfor::{Identity, Time};
+
+    // Goal: figures count what is read of files, as long as they are now. Method: one of each sort.
+    #[test]
+    fn places_end_where_files_end() {
+        let time = Time::default();
+        let inode = |ino: u64, kind: Kind| {
+            let (mode, uid, gid, atime, mtime) = (0, 0, 0, time, time);
+            let identity = Identity { dev: 1, ino, ctime: time };
+            Inode { kind, mode, uid, gid, atime, mtime, xattrs: Vec::new(), identity }
+        };
+        let file = |ino: u64, size: u64| inode(ino, Kind::File { size, data: Vec::new() });
+        let all = [file(1, 10_000), file(2, 500), file(3, 70_000), file(4, 9), inode(5, Kind::Dir)];
+        let mut recorded = Recorded::new(ChangesCell::default());
+        let mut change = |ino: u64, is_whole: bool, places: &[(u64, u64)]| {
+            let mut ranges = Ranges::new();
+            places.iter().for_each(|(at, len)| ranges.insert(*at, *len));
+            recorded.found.files.insert((1, ino), FileChange { is_whole, ranges });
+        };
+        change(1, false, &[(0, 4096), (8192, u64::MAX)]);
+        change(2, false, &[(4096, 4096)]);
+        change(3, true, &[(0, 4096)]);
+        change(5, true, &[]);
+        change(6, true, &[]);
+        assert_eq!(recorded.bytes(&all), (4096 + 1808, 70_000));
     }
 }

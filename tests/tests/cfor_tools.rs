@@ -113,7 +113,11 @@ fn what_changed_and_whether_it_is_the_same() {
     expect(&live);
     let verified = bench.json(&["verify", "work"], 1);
     expect(&verified);
-    let third = bench.app.checkpoint(&bench.node).number("epoch").to_string();
+    let third = bench.app.checkpoint(&bench.node);
+    // Two pages of one file, one of the other, as far as it goes.
+    let bytes = &third.0["bytes_by_kind"];
+    assert_eq!((&bytes["files.recorded"], &bytes["files.whole"]), (&json!(8192 + 6), &json!(0)), "{bytes}");
+    let third = third.number("epoch").to_string();
     expect(&bench.json(&["log", "work", "--epoch", &third], 0));
     let diff = bench.json(&["diff", "work"], 0);
     expect(&diff);
