@@ -14,7 +14,7 @@ help:
 	@echo "make setup   install what building and testing need (Debian packages, cargo tools); safe to repeat"
 	@echo "make build   libholo.so, holod, holo and holo-restorer into target/release"
 	@echo "make test    format, lints, documentation, licences, every test; what CI runs"
-	@echo "make soak    1,000 checkpoint, kill and restore rounds, 300 epochs of each server under load; a long time"
+	@echo "make soak    1,000 checkpoint, kill and restore rounds, 300 epochs of each server under load, deaths at every step; a long time"
 	@echo "make suites  programs' own test suites, with and without holo, compared; an hour"
 	@echo "make kernel  the tests on Debian's own kernel, in a virtual machine, as root; hours without KVM (tests/kernel.sh chooses tests)"
 	@echo "make demo    two nodes, a redis under writing clients, one node killed"
