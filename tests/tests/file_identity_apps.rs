@@ -207,6 +207,34 @@ const GIT: Trial = Trial {
     },
 };
 
+/// 12,000 files; branches that differ in a third of them.
+const GIT_ON_A_LARGE_REPOSITORY: Trial = Trial {
+    who: Who::Me,
+    script: "cd $1/repository
+        export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
+        i=0
+        touch ../ready
+        while :; do
+            i=$((i + 1)); rm -f .git/*.lock .git/refs/heads/*.lock
+            git checkout -q -f b$((i % 3)); git status --porcelain | grep -q . && git clean -q -f -d
+            for f in d$((i % 40))/*; do echo $i >>$f; done; git rm -q -r --ignore-unmatch d$((i % 37))/f1*; git add -A
+            git commit -q -m $i; [ $((i % 2)) = 0 ] && git merge -q -s ours -m $i b$(((i + 1) % 3)); [ $((i % 4)) = 0 ] && git repack -q -a -d
+        done 2>/dev/null",
+    victim: "git",
+    prepare: |node| {
+        need("/usr/bin/git");
+        let script = "git init -q repository && cd repository && git config gc.auto 0 && git config user.email a@b && git config user.name a
+            for d in $(seq 0 39); do mkdir d$d; for f in $(seq 300); do echo $d $f >d$d/f$f; done; done
+            git add -A; git commit -q -m all
+            for b in 0 1 2; do
+                git checkout -q -b b$b; for d in $(seq $b 3 39); do sed -i s/^/$b/ d$d/*; done; git commit -q -a -m $b
+            done";
+        let mut make = node.command("sh");
+        make.args(["-c", &format!("cd \"$1\" && {script}"), "sh"]).arg(node.inside(DIR));
+        command::run_ok(&mut make, LIMIT);
+    },
+};
+
 const TAR_RSYNC_AND_MAKE: Trial = Trial {
     who: Who::Me,
     script: "cd $1; mkdir source out copy
@@ -295,6 +323,11 @@ fn git() {
 }
 
 #[test]
+fn git_on_a_large_repository() {
+    identical(&GIT_ON_A_LARGE_REPOSITORY, SHORT);
+}
+
+#[test]
 fn tar_rsync_and_make() {
     identical(&TAR_RSYNC_AND_MAKE, SHORT);
 }
@@ -318,6 +351,7 @@ fn all_for_long() {
         REDIS_THAT_REWRITES_ITS_FILE,
         SQLITE_WITH_A_WRITE_AHEAD_LOG,
         GIT,
+        GIT_ON_A_LARGE_REPOSITORY,
         TAR_RSYNC_AND_MAKE,
         REPLACING_FILES_AS_PACKAGE_MANAGERS_DO,
         RANDOM_CHANGES,
