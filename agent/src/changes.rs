@@ -1,10 +1,12 @@
 //! The agent's side of the table of file changes (`holo_abi::changes`): made for an instance, read at each cut.
 
 use holo_abi::changes::{
-    Bank, CHANGES_BYTES, Changes, DEVICES_MAX, FILES_MAX, MAGIC, SHUT, file_of, flags, group_of, unit_shift,
+    Bank, CHANGES_BYTES, Changes, DEVICES_MAX, FILES_MAX, Group, MAGIC, SHUT, file_of, flags, group_of,
+    unit_shift,
 };
 use holo_cfor::log::Ranges;
 use parking_lot::Mutex;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -69,9 +71,16 @@ impl Found {
     pub fn add(&mut self, later: Found) {
         self.is_incomplete |= later.is_incomplete;
         for (number, change) in later.files {
-            let known = self.files.entry(number).or_default();
-            known.is_whole |= change.is_whole;
-            change.ranges.iter().for_each(|range| known.ranges.insert(range.at, range.len));
+            match self.files.entry(number) {
+                Entry::Vacant(place) => {
+                    place.insert(change);
+                }
+                Entry::Occupied(mut known) => {
+                    let known = known.get_mut();
+                    known.is_whole |= change.is_whole;
+                    change.ranges.iter().for_each(|range| known.ranges.insert(range.at, range.len));
+                }
+            }
         }
     }
 }
@@ -275,27 +284,37 @@ impl Table {
             }
         }
         if bank.groups_used.load(Relaxed) > 0 {
-            for group in &bank.groups {
-                let (key, mut bits) = (group.key.load(Relaxed), group.bits.load(Relaxed));
-                if key == 0 || bits == 0 {
-                    continue;
-                }
-                let (slot, level, first) = group_of(key);
-                let Some(number) = number(slot % FILES_MAX) else { continue };
+            let words = |group: &Group| (group.key.load(Relaxed), group.bits.load(Relaxed));
+            let mut groups: Vec<(u64, u64)> =
+                bank.groups.iter().map(words).filter(|(key, bits)| *key != 0 && *bits != 0).collect();
+            // Those of one file are side by side then.
+            groups.sort_unstable();
+            for of_file in groups.chunk_by(|(one, _), (next, _)| group_of(*one).0 == group_of(*next).0) {
+                let Some(number) = number(group_of(of_file[0].0).0 % FILES_MAX) else { continue };
                 let change = found.files.entry(number).or_default();
-                let mut unit = 0;
-                while bits != 0 {
-                    unit += bits.trailing_zeros();
-                    bits >>= bits.trailing_zeros();
-                    let run = bits.trailing_ones();
-                    let at = first.saturating_add(u64::from(unit) << unit_shift(level));
-                    change.ranges.insert(at, u64::from(run) << unit_shift(level));
-                    unit += run;
-                    bits = bits.checked_shr(run).unwrap_or(0);
-                }
+                let mut places: Vec<(u64, u64)> =
+                    change.ranges.iter().map(|r| (r.at, r.at + r.len)).collect();
+                of_file.iter().for_each(|(key, bits)| units(*key, *bits, &mut places));
+                change.ranges = Ranges::of(places);
             }
         }
         found
+    }
+}
+
+/// Adds the places that a group's bits say.
+fn units(key: u64, mut bits: u64, places: &mut Vec<(u64, u64)>) {
+    let (_, level, first) = group_of(key);
+    let shift = unit_shift(level);
+    let mut unit = 0;
+    while bits != 0 {
+        unit += bits.trailing_zeros();
+        bits >>= bits.trailing_zeros();
+        let run = bits.trailing_ones();
+        let at = first.saturating_add(u64::from(unit) << shift);
+        places.push((at, at.saturating_add(u64::from(run) << shift)));
+        unit += run;
+        bits = bits.checked_shr(run).unwrap_or(0);
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Files {
     staged: Option<(Taking, Maps)>,
     /// A second look at the cut, if epochs are to be compared with one; and that they are.
     witness: Option<Witness>,
-    /// Of the last stop: a look at all names, and one for the witness.
+    /// Of the last stop: taking what was recorded, a look at all names, and one for the witness.
     parts_us: Vec<(String, u64)>,
     /// What was recorded as changed, see [`Recorded::bytes`].
     bytes: [(&'static str, u64); 2],
@@ -286,8 +286,10 @@ impl ResourceManager for Files {
             (self.previous, self.draft) = (None, None);
         }
         let written = self.written(cx)?;
+        let start = Instant::now();
         self.recorded.cut(&written.maps, cx.processes.len(), &self.pages);
         self.parts_us.clear();
+        self.parts_us.push(("cut".into(), start.elapsed().as_micros() as u64));
         let staged = self.stage(&written, cx)?;
         let tree = match &staged {
             Taking::Held(staged) | Taking::Kept(staged, _) => Some(staged.tree()),
