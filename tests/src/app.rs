@@ -6,7 +6,7 @@ use crate::{leftovers, paths, process, wait};
 use serde_json::Value;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -105,6 +105,20 @@ impl App {
     /// a protected root.
     #[must_use]
     pub fn start(node: &Node, name: &str, program: &Program, dir: &str, options: &[&str]) -> App {
+        let root = node.inside(dir);
+        Self::start_with_roots(node, name, program, dir, &[&root], options)
+    }
+
+    /// The same, with these protected roots; there may be none.
+    #[must_use]
+    pub fn start_with_roots(
+        node: &Node,
+        name: &str,
+        program: &Program,
+        dir: &str,
+        roots: &[&Path],
+        options: &[&str],
+    ) -> App {
         let mut command = node.command(paths::bin("holo"));
         command.args(["run", "--name", name]);
         if !options.contains(&"--every") {
@@ -114,13 +128,10 @@ impl App {
             // A thread in a slow file operation on a machine busy with other tests takes its time.
             command.args(["--park-max", "2s"]);
         }
-        command
-            .arg("--root")
-            .arg(node.inside(dir))
-            .args(options)
-            .arg("--")
-            .arg(&program.path)
-            .args(&program.args);
+        for root in roots {
+            command.arg("--root").arg(root);
+        }
+        command.args(options).arg("--").arg(&program.path).args(&program.args);
         command.envs(program.env.iter().map(|(k, v)| (k, v)));
         redirect(&mut command, node, dir);
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));

@@ -1,0 +1,172 @@
+//! Goal: without any `--root`, the files that an application has open for writing, or mapped, when an epoch is cut are in it: a restore on
+//! this node or another one gives them the contents of the cut. Files that it does not have open then are left as they are.
+//! Method: a program that appends to one file, writes another one in place, stores to a third through a map, and puts a new file in place
+//! of a fourth, which it keeps open. It has copies of them all in memory, and compares in every round.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use holo_tests::app::{App, Program};
+use holo_tests::cluster::Cluster;
+use holo_tests::cluster_agents::Timing;
+use holo_tests::node::{Node, Who, hand_over};
+use holo_tests::workload::{goes_on, progress, result};
+use holo_tests::{command, wait};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+const DIR: &str = "data/work";
+const LIMIT: Duration = Duration::from_secs(30);
+/// Of `SCRIPT`, besides `progress`, `stdout` and `stderr`.
+const FILES: [&str; 4] = ["log", "base", "map", "conf"];
+const SCRIPT: &str = "
+import mmap, os, sys, time
+os.chdir(sys.argv[1])
+PAGES = 64
+log = open('log', 'ab', buffering=0)
+base = os.open('base', os.O_RDWR | os.O_CREAT, 0o600)
+file = os.open('map', os.O_RDWR | os.O_CREAT, 0o600)
+os.ftruncate(base, PAGES * 4096)
+os.ftruncate(file, PAGES * 4096)
+memory = mmap.mmap(file, PAGES * 4096)
+os.close(file)
+lines, based, mapped, conf, n = b'', bytearray(PAGES * 4096), bytearray(PAGES * 4096), None, 0
+
+def read(name):
+    with open(name, 'rb') as file:
+        return file.read()
+
+def check(name, what):
+    if read(name) != what:
+        open('result', 'w').write(f'round {n}: {name} is not as it was: {len(read(name))} bytes, {len(what)} expected\\n')
+        sys.exit(1)
+
+with open('closed', 'w') as file:
+    file.write('its own')
+while not os.path.exists('stop'):
+    n += 1
+    line = b'line %d\\n' % n
+    lines += line
+    log.write(line)
+    at = n * 7919 % (PAGES * 4096 - 100)
+    based[at:at + len(line)] = line
+    os.pwrite(base, line, at)
+    mapped[at:at + len(line)] = line
+    memory[at:at + len(line)] = line
+    if n % 5 == 0:
+        new = os.open('new', os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.write(new, line)
+        os.rename('new', 'conf')
+        if conf is not None:
+            os.close(conf)
+        conf = new
+        said = line
+    check('log', lines)
+    check('base', based)
+    check('map', mapped)
+    if conf is not None:
+        check('conf', said)
+    fd = os.open('progress', os.O_WRONLY | os.O_CREAT, 0o600)
+    os.write(fd, b'%-20d' % n)
+    os.close(fd)
+    time.sleep(0.005)
+open('result', 'w').write('ok\\n')
+";
+
+fn start(node: &Node, options: &[&str]) -> App {
+    hand_over(&node.outside(DIR), node.who());
+    let dir = node.inside(DIR);
+    let program = Program::new("/usr/bin/python3", &["-c", SCRIPT, dir.to_str().unwrap()]);
+    let mut app = App::start_with_roots(node, "work", &program, DIR, &[], options);
+    app.wait_joined(node);
+    rounds(node, 20);
+    app
+}
+
+fn rounds(node: &Node, count: u64) {
+    let from = progress(node);
+    wait::until(LIMIT, "rounds", || {
+        assert_eq!(result(node), "", "{}", node.log());
+        (progress(node) > from + count).then_some(())
+    });
+}
+
+fn stop(node: &Node, app: &mut App) {
+    fs::write(node.outside(DIR).join("stop"), b"").unwrap();
+    app.wait_ended(node, LIMIT);
+    assert_eq!(result(node), "ok\n");
+}
+
+/// What the last epoch has.
+fn captured(node: &Node) -> Vec<String> {
+    let shown = command::run_ok(&mut node.holo(&["cfor", "show", "work", "--json"]), LIMIT);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let name = |entry: &serde_json::Value| {
+        let path = Path::new(entry["path"].as_str().unwrap());
+        path.strip_prefix(node.inside(DIR)).unwrap().to_str().unwrap().to_owned()
+    };
+    shown["entries"].as_array().unwrap().iter().map(name).collect()
+}
+
+fn is_restored_here(who: Who) {
+    let node = Node::start(who);
+    let mut app = start(&node, &[]);
+    let outside = |name: &str| node.outside(DIR).join(name);
+    fs::write(outside("other"), "not its own").unwrap();
+    for _ in 0..3 {
+        app.checkpoint(&node);
+        let has = captured(&node);
+        assert!(FILES.iter().all(|name| has.iter().any(|one| one == name)), "{has:?}");
+        // What it does not have open is none of its files, even if it has written it.
+        assert!(!has.iter().any(|one| one == "other" || one == "closed"), "{has:?}");
+        fs::write(outside("closed"), "written later").unwrap();
+        rounds(&node, 20);
+        app.kill(&node);
+        // The program compares: with what was written after the cut they would differ.
+        app.restore(&node, None);
+        goes_on(&node, "the restore");
+        rounds(&node, 20);
+    }
+    assert_eq!(fs::read_to_string(outside("other")).unwrap(), "not its own");
+    assert_eq!(fs::read_to_string(outside("closed")).unwrap(), "written later");
+    stop(&node, &mut app);
+}
+
+#[test]
+fn open_files_are_restored() {
+    is_restored_here(Who::Me);
+}
+
+#[test]
+fn open_files_are_restored_as_a_user() {
+    is_restored_here(Who::Nobody);
+}
+
+fn is_taken_over(mut cluster: Cluster) {
+    cluster.start_agents(Timing::default());
+    let a = &cluster.nodes[0];
+    let mut app = start(a, &["--standby", "b"]);
+    app.checkpoint(a);
+    rounds(a, 20);
+    app.checkpoint(a);
+    rounds(a, 20);
+    let b = &cluster.nodes[1];
+    wait::until(LIMIT, "b is armed", || b.log().contains("armed: will take over").then_some(()));
+    cluster.kill(0);
+    app.forget();
+    let b = &cluster.nodes[1];
+    wait::until(LIMIT, "take-over by b", || (app.state(b) == "running").then_some(()));
+    app.settle(b);
+    rounds(b, 20);
+    assert!(b.outside(DIR).join("base").exists() && !b.outside(DIR).join("closed").exists());
+    stop(b, &mut app);
+}
+
+#[test]
+fn open_files_are_on_a_node_that_takes_over() {
+    is_taken_over(Cluster::new(&["a", "b"], Who::Me));
+}
+
+#[test]
+fn open_files_are_on_a_node_that_takes_over_as_a_user() {
+    is_taken_over(Cluster::ordinary(&["a", "b"]));
+}
