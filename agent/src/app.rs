@@ -18,6 +18,7 @@ use crate::changes::Table;
 use crate::config::Config;
 use crate::dump;
 use crate::fence::Fence;
+use crate::files::Others;
 use crate::graph::Costs;
 use crate::guard::Guard;
 use crate::hot::Hot;
@@ -74,6 +75,8 @@ pub struct Paths {
     pub staging: PathBuf,
     /// What restores replaced, by application.
     pub replaced: PathBuf,
+    /// When applications were here last.
+    pub left: PathBuf,
     /// Output of restored applications whose terminal is gone.
     pub output: PathBuf,
 }
@@ -146,6 +149,8 @@ pub struct App {
     work: Mutex<Work>,
     /// The table of file changes of the instance, if it has roots.
     pub(crate) changes: ChangesCell,
+    /// What others did to its files here.
+    pub(crate) others: Arc<Others>,
     /// What its parts cost in the last epoch.
     pub(crate) costs: Mutex<Costs>,
     /// Its clone here, where this node stands by for it.
@@ -182,6 +187,7 @@ impl App {
         Arc::new(Self {
             name: record.name.clone(),
             members: Members::new(&paths.pages, &record.name),
+            others: Arc::new(Others::new(&paths.left, &record.name)),
             store,
             paths,
             config,
@@ -444,6 +450,7 @@ impl App {
         };
         let ended = Some(&inner.record.ended).filter(|how| !how.is_empty() && alive.is_none());
         let ended = ended.filter(|_| inner.standby_of.is_none());
+        let told = self.others.told().filter(|_| alive.is_some());
         let unwatched = inner.unwatched.iter().filter(|_| alive.is_some());
         let node = match (&alive, &inner.standby_of) {
             (None, Some(owner)) => owner.clone(),
@@ -457,6 +464,7 @@ impl App {
                 .iter()
                 .chain(&inner.reasons)
                 .chain(unwatched)
+                .chain(&told)
                 .chain(ended)
                 .cloned()
                 .collect(),

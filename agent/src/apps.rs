@@ -70,6 +70,7 @@ fn make_dirs(config: &Config) -> io::Result<Paths> {
         sites: state.join("sites"),
         staging: state.join("staging"),
         replaced: state.join("replaced"),
+        left: state.join("left"),
         output: state.join("output"),
         state,
     };
@@ -80,6 +81,7 @@ fn make_dirs(config: &Config) -> io::Result<Paths> {
         &paths.changes,
         &paths.staging,
         &paths.replaced,
+        &paths.left,
         &paths.output,
     ] {
         make(dir)?;
@@ -215,6 +217,7 @@ impl Apps {
             }
         }
         if let Some(gone) = gone {
+            app.others.ended();
             app.change_record(|_| {});
             let _ = fs::remove_file(&gone.page);
         }
@@ -431,6 +434,7 @@ impl Apps {
             .map_err(|cause| Failure::new(ErrorKind::Failed, format!("{name}: {cause}")))?;
         self.all.lock().remove(name);
         let _ = fs::remove_dir_all(self.paths.replaced.join(name));
+        let _ = app.others.remove();
         let _ = fs::remove_file(self.paths.output.join(format!("{name}.log")));
         let _ = fs::remove_file(self.paths.changes.join(name));
         Ok(())

@@ -62,7 +62,7 @@ pub(crate) fn files(app: &App, pages: SharedPages) -> Files {
     let (changes, store) = (Arc::clone(&app.changes), app.store.clone());
     let mut excludes = vec![app.paths.state.clone()];
     excludes.extend(app.record().options.excludes.iter().map(|path| PathBuf::from(OsStr::from_bytes(path))));
-    Files::new(roots(app), excludes, Some(replaced), changes, pages, store)
+    Files::new(roots(app), excludes, (Some(replaced), Arc::clone(&app.others)), changes, pages, store)
 }
 
 pub(crate) fn roots(app: &App) -> Vec<PathBuf> {

@@ -9,6 +9,7 @@ mod check;
 mod contents;
 mod leases;
 mod numbers;
+mod others;
 mod written;
 
 use crate::app::ChangesCell;
@@ -35,8 +36,10 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
+pub(crate) use others::Others;
 pub(crate) use written::Written;
 
 /// Section with [`Inodes`].
@@ -60,6 +63,7 @@ pub struct Files {
     roots: Vec<PathBuf>,
     excludes: Vec<PathBuf>,
     replaced: Option<PathBuf>,
+    others: Arc<Others>,
     previous: Option<Captured<Blob>>,
     /// No image has it (yet): if the next epoch comes first, that one was aborted.
     unsealed: bool,
@@ -93,12 +97,13 @@ enum Taking {
 
 impl Files {
     /// A manager for `roots`; `excludes` are never touched; `replaced` is where a restore moves what it
-    /// replaces; `pages` tells what is stored through maps.
+    /// replaces, and `others`
+    /// are told of what others had changed there; `pages` tells what is stored through maps.
     #[must_use]
     pub(crate) fn new(
         roots: Vec<PathBuf>,
         excludes: Vec<PathBuf>,
-        replaced: Option<PathBuf>,
+        (replaced, others): (Option<PathBuf>, Arc<Others>),
         changes: ChangesCell,
         pages: SharedPages,
         store: AppStore,
@@ -111,6 +116,7 @@ impl Files {
             roots,
             excludes,
             replaced,
+            others,
             previous: None,
             unsealed: false,
             recorded: Recorded::new(changes),
@@ -409,9 +415,13 @@ impl ResourceManager for Files {
         let targets = Targets {
             replaced: self.replaced.clone(),
             excludes: self.excludes.clone(),
+            since: Some(self.others.since()),
             ..Targets::default()
         };
         let report = holo_cfor::apply(&captured, &mut Source(cx.image), &targets).map_err(failed)?;
+        self.others.found(&report.others, self.replaced.as_deref());
+        // What was done here is not others'.
+        self.others.note();
         if let Some(first) = report.errors.first() {
             return Err(RmError::Unsupported(format!(
                 "{} of the application's files cannot be put in place, first {}: {}",

@@ -5,7 +5,7 @@ mod sockets;
 
 use crate::app::App;
 use holo_abi::control::object;
-use holo_api::local::{Graph, GraphNode};
+use holo_api::local::{AppState, Graph, GraphNode};
 use holo_rm::face::face;
 use holo_rm::kinds::zones::{self, Zone, ZoneKind};
 use holo_rm::tree::{Census, Seat, state_and_parent};
@@ -105,7 +105,9 @@ pub fn of(app: &App) -> Graph {
             node.bytes += bytes;
         }
     }
-    for reason in &info.reasons {
+    // What is said of one that is protected is no obstacle.
+    let reasons = info.reasons.iter().filter(|_| info.state != AppState::Running);
+    for reason in reasons {
         let at = blamed(reason, &inner).filter(|id| builder.places.contains_key(id)).unwrap_or(root.clone());
         if let Some(node) = builder.node(&at) {
             (node.replicable, node.reason) = (false, reason.clone());

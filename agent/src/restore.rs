@@ -95,6 +95,10 @@ pub fn ready(
             ),
         ));
     }
+    if app.record().instance.is_some() {
+        // It has ended, and that was not seen yet.
+        app.others.ended();
+    }
     let epoch = match epoch {
         Some(epoch) => epoch,
         None => {
@@ -174,6 +178,7 @@ impl Ready {
     pub fn run(self, app: &Arc<App>) -> Result<RestoreInfo, Failure> {
         let failed = |what: String| Failure::new(ErrorKind::Failed, format!("{}: {what}", app.name));
         let running = self.prepared.run().map_err(|cause| failed(cause.to_string()))?;
+
         let first = &running.processes[0];
         let started = start_time(first.pid).ok_or_else(|| failed("the clone ended at once".into()))?;
         let instance = Instance {
@@ -205,7 +210,7 @@ impl Ready {
             first_instruction_us: first.as_micros() as u64,
             node: app.node.clone(),
             real_pid: pid as u32,
-            remarks: running.remarks,
+            remarks: running.remarks.into_iter().chain(app.others.told()).collect(),
         })
     }
 }

@@ -10,7 +10,7 @@ mod content;
 mod metadata;
 mod remove;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -20,11 +20,11 @@ use nix::fcntl::{AtFlags, RenameFlags, renameat, renameat2};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, mkdirat, mknodat};
 use nix::unistd::{linkat, symlinkat};
 
-use crate::access::{Dir, SELF, is, number};
+use crate::access::{Dir, SELF, is, number, times};
 use crate::capture::{Captured, ContentSource};
 use crate::error::{Error, failed, to_path};
 use crate::path::RelPath;
-use crate::tree::{Entry, Inode, Kind, Remark, Remarks, Root};
+use crate::tree::{Entry, Inode, Kind, Remark, Remarks, Root, Time};
 
 /// Names of files that are not complete yet. A scan leaves them out, the next apply clears them away.
 const TEMPORARY: &[u8] = b".holo-new-";
@@ -44,6 +44,29 @@ pub struct Targets {
     pub replaced: Option<PathBuf>,
     /// Absolute paths, on this node, that are never touched, nor what is below them.
     pub excludes: Vec<PathBuf>,
+    /// Whoever the trees are of has changed nothing here after that: what changed later is [`Report::others`]'.
+    pub since: Option<Time>,
+}
+
+/// What others had changed and was put right, one for each file that was not as captured.
+#[derive(Debug, Default)]
+pub struct Others {
+    /// How many.
+    pub count: usize,
+    /// Paths of the first.
+    pub first: Vec<Vec<u8>>,
+}
+
+impl Others {
+    /// Paths that are kept.
+    const FIRST_MAX: usize = 10;
+
+    fn add(&mut self, path: &[u8]) {
+        self.count += 1;
+        if self.first.len() < Self::FIRST_MAX {
+            self.first.push(path.to_vec());
+        }
+    }
 }
 
 /// What applying did.
@@ -60,6 +83,8 @@ pub struct Report {
     /// Which inode of the tree (index in [`Tree::inodes`](crate::Tree::inodes)) each inode of this node has
     /// become, by device and number.
     pub inodes: HashMap<(u64, u64), u32>,
+    /// What was changed after [`Targets::since`], and replaced or moved away; and directories that were, of which something was missing.
+    pub others: Others,
     /// What could not be done: the trees differ there.
     pub errors: Vec<Remark>,
     /// What is different for a reason that may be accepted: owners, capabilities and attributes in `trusted.` that only root may set,
@@ -86,6 +111,8 @@ pub fn apply<S: ContentSource>(
         source,
         excludes,
         replaced: targets.replaced.as_deref(),
+        since: targets.since,
+        changed: HashSet::new(),
         placed: HashMap::new(),
         taken: HashMap::new(),
         report: Report::default(),
@@ -130,6 +157,9 @@ struct Applier<'a, S: ContentSource> {
     source: &'a mut S,
     excludes: Vec<PathBuf>,
     replaced: Option<&'a Path>,
+    since: Option<Time>,
+    /// Directories that others have changed, by number; each until that was noted.
+    changed: HashSet<(u64, u64)>,
     /// Where each inode of the tree has got its first name: root directory on this node, path, number.
     placed: HashMap<u32, (PathBuf, RelPath, (u64, u64))>,
     /// Which inode of the tree an inode of this node has become.
@@ -174,7 +204,9 @@ impl<S: ContentSource> Applier<'_, S> {
         let full = target.as_os_str().as_bytes();
         let refused = |cause| (full.to_vec(), failed("open root", cause));
         let top = Dir::open(target).map_err(refused)?;
-        let dev = top.stat(SELF).map_err(refused)?.st_dev;
+        let stat = top.stat(SELF).map_err(refused)?;
+        let dev = stat.st_dev;
+        self.met(&stat);
         self.make_usable(Place { dir: &top, name: SELF, full, dev })?;
         // The directory that the current entry is in, and the path of it.
         let mut open: Option<(RelPath, Dir)> = None;
@@ -229,6 +261,9 @@ impl<S: ContentSource> Applier<'_, S> {
         if existing.is_some_and(|stat| stat.st_dev != place.dev) {
             return Err((place.full.to_vec(), "is a mount point here: left as it is".into()));
         }
+        if existing.is_none() {
+            self.note_missing(place);
+        }
         if inode.kind == Kind::Dir {
             return self.directory(place, existing.as_ref());
         }
@@ -243,6 +278,7 @@ impl<S: ContentSource> Applier<'_, S> {
                 Err(cause) => self.errors.add(place.full, failed("hard link, made a file of its own", cause)),
             }
         }
+        let is_others = existing.is_some_and(|stat| self.is_others(&stat));
         let stat = match existing {
             Some(stat) if self.is_right(place, &stat, entry.inode, inode) => {
                 self.report.kept += 1;
@@ -253,6 +289,7 @@ impl<S: ContentSource> Applier<'_, S> {
                 if self.is_captured(&stat, entry.inode, inode) && self.rewrite(place, entry.inode, inode) =>
             {
                 self.report.made += 1;
+                self.note_others(place.full, is_others);
                 self.metadata(place, inode)?;
                 stat
             }
@@ -268,6 +305,7 @@ impl<S: ContentSource> Applier<'_, S> {
                     drop(self.erase(new));
                 }
                 self.report.made += 1;
+                self.note_others(place.full, is_others);
                 made?
             }
         };
@@ -277,17 +315,48 @@ impl<S: ContentSource> Applier<'_, S> {
     }
 
     fn directory(&mut self, place: Place<'_>, existing: Option<&FileStat>) -> Result<(), Refused> {
-        if existing.is_some_and(|stat| is(stat, SFlag::S_IFDIR)) {
+        if let Some(stat) = existing.filter(|stat| is(stat, SFlag::S_IFDIR)) {
             self.report.kept += 1;
+            self.met(stat);
             return self.make_usable(place);
         }
-        if existing.is_some() {
+        if let Some(stat) = existing {
             self.displace(place)?;
+            self.note_others(place.full, self.is_others(stat));
         }
         self.report.made += 1;
         mkdirat(place.dir, place.name, Mode::S_IRWXU).map_err(place.refused("make directory"))?;
         // What it is in may have a default list that gives even the owner less.
         self.make_usable(place)
+    }
+
+    /// Whether somebody else has changed it.
+    fn is_others(&self, stat: &FileStat) -> bool {
+        self.since.is_some_and(|since| times(stat).2 > since)
+    }
+
+    /// A directory that is here is about to be worked in, which changes it.
+    fn met(&mut self, stat: &FileStat) {
+        // Where nothing has been yet, what is missing was not taken away.
+        if self.since != Some(Time::default()) && self.is_others(stat) {
+            self.changed.insert(number(stat));
+        }
+    }
+
+    /// Something is not here: perhaps since somebody has taken it away.
+    fn note_missing(&mut self, place: Place<'_>) {
+        if self.changed.is_empty() {
+            return;
+        }
+        let was_changed = place.dir.stat(SELF).is_ok_and(|stat| self.changed.remove(&number(&stat)));
+        let above = place.full.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        self.note_others(&place.full[..above.max(1)], was_changed);
+    }
+
+    fn note_others(&mut self, full: &[u8], is_others: bool) {
+        if is_others {
+            self.report.others.add(full);
+        }
     }
 
     /// Gives this user what it needs to work in a directory; its own mode comes last.

@@ -41,7 +41,7 @@ mod verify;
 mod watch;
 
 pub use ahead::{Ahead, ahead};
-pub use apply::{Report, Targets, apply};
+pub use apply::{Others, Report, Targets, apply};
 pub use capture::{
     Captured, CapturedByInode, ContentSink, ContentSource, Here, Staged, Staging, capture, stage,
 };

@@ -117,6 +117,12 @@ impl App {
                 clock.taken(self, is_taken);
             }
         }
+        let inner = self.inner.lock();
+        if inner.incarnation == incarnation && inner.killed != incarnation {
+            // At once: what changes from now on is others'.
+            self.others.ended();
+        }
+        drop(inner);
         let last = watched.map(|(of, pidfd)| (of.real_pid, ended::status(&pidfd, of.real_pid)));
         let (pid, told) = first.or(last).unwrap_or((0, None));
         let kept = keeper
@@ -204,6 +210,7 @@ impl App {
             }
             thread::sleep(Duration::from_millis(2));
         }
+        self.others.ended();
         self.lift_fence();
         Ok(())
     }

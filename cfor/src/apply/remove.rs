@@ -12,7 +12,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, mkdir
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
-use super::{Applier, Place, Refused};
+use super::{Applier, Place, Refused, is_temporary};
 use crate::access::{Dir, SELF, is};
 use crate::attributes::{CAPABILITY, comes_last, mode_without};
 use crate::capture::ContentSource;
@@ -46,7 +46,9 @@ impl<S: ContentSource> Applier<'_, S> {
                 continue;
             }
             let place = Place { dir, name: &name, full: &full, dev };
-            let removed = match dir.look(&name) {
+            let found = dir.look(&name);
+            let is_others = matches!(&found, Ok(Some(stat)) if !is_temporary(&name) && self.is_others(stat));
+            let removed = match found {
                 Ok(Some(stat)) if stat.st_dev != dev => {
                     Err((full.clone(), "is a mount point here: left as it is".into()))
                 }
@@ -55,7 +57,10 @@ impl<S: ContentSource> Applier<'_, S> {
                 Err(cause) => Err(place.refused("look at")(cause)),
             };
             match removed {
-                Ok(()) => self.report.removed += 1,
+                Ok(()) => {
+                    self.report.removed += 1;
+                    self.note_others(&full, is_others);
+                }
                 Err((path, why)) => self.errors.add(&path, why),
             }
         }

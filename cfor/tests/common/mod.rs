@@ -107,6 +107,7 @@ impl Bench {
             map: HashMap::from([(self.path("a").into_os_string().into_encoded_bytes(), self.path("b"))]),
             replaced: replaced.then(|| self.path("replaced")),
             excludes: Vec::new(),
+            since: None,
         }
     }
 
