@@ -259,7 +259,15 @@ fn misfit(captured: &Captured<Blob>) -> Option<u32> {
 }
 
 fn failed(cause: holo_cfor::Error) -> RmError {
-    RmError::Unsupported(format!("files: {cause}"))
+    let is_full =
+        |source: &std::io::Error| matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+    let advice = match &cause {
+        holo_cfor::Error::Io { source, .. } if is_full(source) => {
+            "; free space there or keep fewer epochs; sealed epochs are intact"
+        }
+        holo_cfor::Error::Io { .. } | holo_cfor::Error::Invalid { .. } => "",
+    };
+    RmError::Unsupported(format!("files: {cause}{advice}"))
 }
 
 impl ResourceManager for Files {
@@ -418,7 +426,14 @@ impl ResourceManager for Files {
             since: Some(self.others.since()),
             ..Targets::default()
         };
-        let report = holo_cfor::apply(&captured, &mut Source(cx.image), &targets).map_err(failed)?;
+        let mut report = holo_cfor::apply(&captured, &mut Source(cx.image), &targets).map_err(failed)?;
+        if !report.errors.is_empty() && report.removed > 0 {
+            // What was moved away last may have been in the way of what came before, or taken its space.
+            let first = report;
+            report = holo_cfor::apply(&captured, &mut Source(cx.image), &targets).map_err(failed)?;
+            report.remarks.splice(0..0, first.remarks);
+            report.others.join(first.others);
+        }
         self.others.found(&report.others, self.replaced.as_deref());
         // What was done here is not others'.
         self.others.note();

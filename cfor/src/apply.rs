@@ -61,6 +61,13 @@ impl Others {
     /// Paths that are kept.
     const FIRST_MAX: usize = 10;
 
+    /// Adds those of another time.
+    pub fn join(&mut self, other: Self) {
+        self.count += other.count;
+        self.first.extend(other.first);
+        self.first.truncate(Self::FIRST_MAX);
+    }
+
     fn add(&mut self, path: &[u8]) {
         self.count += 1;
         if self.first.len() < Self::FIRST_MAX {
