@@ -39,11 +39,11 @@ fn mount(node: &Node) {
     sh(node, "mount -t tmpfs -o size=2m,mode=755 none $1");
 }
 
-const READ_ONLY: &str = "mount -o remount,ro $1";
-const WRITABLE: &str = "mount -o remount,rw $1";
+const READ_ONLY: &str = "mount -o remount,bind,ro $1";
+const WRITABLE: &str = "mount -o remount,bind,rw $1";
 const FULL: &str =
     "dd if=/dev/zero of=$1/../filler bs=4k count=0 2>&1; head -c 8m /dev/zero >$1/filler || true";
-const NOT_FULL: &str = "mount -o remount,size=32m $1";
+const NOT_FULL: &str = "rm $1/filler";
 
 fn cluster(names: &[&str]) -> Cluster {
     let mut cluster = Cluster::new(names, Who::Me);
@@ -198,7 +198,7 @@ fn a_root_that_goes_and_comes() {
     goes_on(a, "the root came back");
     let epoch = app.checkpoint(a).number("epoch");
     assert!(!has("other") && has("n") && has("still") && has("more"), "{:?}", captured(a));
-    sh(a, "rm -rf $1");
+    sh(a, "mv $1 $1.gone; rm -rf $1.gone");
     goes_on(a, "the root was removed");
     app.checkpoint(a);
     stop_by_order(a, &mut app);
@@ -271,10 +271,12 @@ fn a_take_over_waits_for_the_root() {
 /// The state directory as a small file system; to be called before there is an agent.
 fn mount_state(node: &Node) {
     hand_over(&node.outside(ROOT), node.who());
-    sh(node, "mount -t tmpfs -o size=16m,mode=700 none $1/../../state");
+    sh(node, "mount -t tmpfs -o size=64m,mode=700 none $1/../../state");
 }
 
-const STATE_NOT_FULL: &str = "mount -o remount,size=64m $1/../../state";
+/// Less room than what comes next.
+const STATE_FULL: &str = "head -c 48m /dev/zero >$1/../../state/filler; head -c 24m /dev/urandom >$1/large";
+const STATE_NOT_FULL: &str = "rm $1/../../state/filler";
 
 /// Where the agent has no room for an epoch it says so, and the application goes on; with room there is one.
 #[test]
@@ -286,7 +288,7 @@ fn an_owner_whose_state_is_full() {
     [DIR, ROOT].iter().for_each(|dir| hand_over(&a.outside(dir), a.who()));
     let mut app = start(a, &[]);
     app.checkpoint(a);
-    sh(a, "head -c 24m /dev/urandom >$1/large");
+    sh(a, STATE_FULL);
     for _ in 0..2 {
         let refused = app.try_checkpoint(a).unwrap_err();
         is_refused(&refused, &["No space left", "keep fewer epochs"]);
@@ -318,6 +320,7 @@ fn a_stand_by_whose_state_is_full() {
     let on_b = || app.row(b).and_then(|row| row["epoch"].as_u64()).unwrap_or(0);
     wait::until(LIMIT, "the first epoch on b", || (on_b() >= first).then_some(()));
     let first = on_b();
+    sh(b, STATE_FULL);
     sh(a, "head -c 24m /dev/urandom >$1/large");
     let epoch = app.checkpoint(a);
     goes_on(a, "an epoch for which b has no room");
