@@ -17,6 +17,8 @@ use holo_cluster::{
     tls::Tls,
 };
 
+use crate::port::Port;
+
 const PATIENCE: Patience = Patience { connect: Duration::from_millis(700), io: Duration::from_secs(2) };
 
 /// Answers every batch with itself.
@@ -197,7 +199,7 @@ fn a_peer_that_stops_talking_is_given_up() {
 #[test]
 fn nobody_listening_is_told_apart() {
     let place = Place::new(1);
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = Port::new();
     let hello = Hello {
         protocol: PROTOCOL,
         node: "a".into(),
@@ -206,7 +208,7 @@ fn nobody_listening_is_told_apart() {
         purpose: Purpose::Control,
     };
     let tls = Tls::new(&place.a).unwrap();
-    let refused = Connection::dial(&tls, "b", &free.to_string(), &hello, PATIENCE).unwrap_err();
+    let refused = Connection::dial(&tls, "b", &free.address().to_string(), &hello, PATIENCE).unwrap_err();
     assert!(matches!(refused, LinkError::Refused { .. }), "{refused}");
     let nowhere = Connection::dial(&tls, "b", "no port", &hello, PATIENCE).unwrap_err();
     assert!(matches!(nowhere, LinkError::Address { .. }), "{nowhere}");

@@ -8,6 +8,7 @@ mod ahead;
 mod fake;
 mod instances;
 mod links;
+mod port;
 mod relay;
 
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! A forwarding port in front of a node: refuses while the node is down, can be muted while it is up, and breaks on order.
 
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -9,6 +9,8 @@ use std::{
     thread,
     time::Duration,
 };
+
+use crate::port::Port;
 
 pub struct Relay {
     pub address: SocketAddr,
@@ -55,21 +57,19 @@ impl Wire {
 
 impl Relay {
     pub fn start() -> Relay {
-        // A second listener: while the node is down, the first one is closed and the port refuses.
-        let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = reserved.local_addr().unwrap();
-        drop(reserved);
+        let port = Port::new();
+        let address = port.address();
         let real: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
         let muted = Arc::new(AtomicBool::new(false));
         let wire: Arc<Wire> = Arc::default();
         let (target, quiet, all) = (real.clone(), muted.clone(), wire.clone());
-        thread::spawn(move || relay_loop(address, &target, &quiet, &all));
+        thread::spawn(move || relay_loop(&port, &target, &quiet, &all));
         Relay { address, real, muted, wire }
     }
 }
 
 fn relay_loop(
-    address: SocketAddr,
+    port: &Port,
     target: &Arc<Mutex<Option<SocketAddr>>>,
     muted: &Arc<AtomicBool>,
     wire: &Arc<Wire>,
@@ -79,10 +79,7 @@ fn relay_loop(
             thread::sleep(Duration::from_millis(5));
             continue;
         };
-        let Ok(listener) = TcpListener::bind(address) else {
-            thread::sleep(Duration::from_millis(5));
-            continue;
-        };
+        let listener = port.listen();
         listener.set_nonblocking(true).unwrap();
         while let Some(real) = *target.lock().unwrap() {
             let Ok((near, _)) = listener.accept() else {
