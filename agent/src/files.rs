@@ -24,7 +24,9 @@ use holo_abi::changes::CHANGES_BYTES;
 use holo_abi::control::{INODE_CALLS, INODES_MAX};
 use holo_abi::sysno;
 use holo_api::files::{self as trees, SECTION as NAME, TREES, VERSION};
-use holo_cfor::{Captured, CapturedByInode, Draft, Followed, Look, Staged, Staging, Targets, Time};
+use holo_cfor::{
+    Captured, CapturedByInode, CapturedWithoutFlags, Draft, Followed, Look, Staged, Staging, Targets, Time,
+};
 use holo_image::wire;
 use holo_image::{AppStore, Blob};
 use holo_rm::install::{Install, install};
@@ -413,8 +415,9 @@ impl ResourceManager for Files {
     }
 
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
-        let mut captured: Captured<Blob> = trees::trees::<_, CapturedByInode<Blob>>(cx.image)
-            .map_err(|cause| RmError::BadSection { kind: NAME, what: cause.to_string() })?;
+        let mut captured: Captured<Blob> =
+            trees::trees::<_, CapturedWithoutFlags<Blob>, CapturedByInode<Blob>>(cx.image)
+                .map_err(|cause| RmError::BadSection { kind: NAME, what: cause.to_string() })?;
         for (at, blob) in &mut captured.contents {
             if let Some(inode) = captured.tree.inodes.get(*at as usize) {
                 trees::complete(cx.image, inode.identity.dev, inode.identity.ino, blob);

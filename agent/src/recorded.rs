@@ -243,7 +243,7 @@ mod tests {
         let inode = |ino: u64, kind: Kind| {
             let (mode, uid, gid, atime, mtime) = (0, 0, 0, time, time);
             let identity = Identity { dev: 1, ino, ctime: time };
-            Inode { kind, mode, uid, gid, atime, mtime, xattrs: Vec::new(), identity }
+            Inode { kind, mode, uid, gid, atime, mtime, xattrs: Vec::new(), flags: 0, identity }
         };
         let file = |ino: u64, size: u64| inode(ino, Kind::File { size, data: Vec::new() });
         let all = [file(1, 10_000), file(2, 500), file(3, 70_000), file(4, 9), inode(5, Kind::Dir)];

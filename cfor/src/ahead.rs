@@ -36,17 +36,19 @@ pub fn ahead<S: ContentSink>(
     goes_on: &dyn Fn() -> bool,
 ) -> Result<Option<Ahead<S::Content>>, Error> {
     let (avoided, nothing) = (Avoided::of(look), Tree::default());
-    let (first, _) = scan::all(Scanner::new(&avoided, Previous::new(&nothing), None), look.roots, &[])?;
+    let (mut first, _) = scan::all(Scanner::new(&avoided, Previous::new(&nothing), None), look.roots, &[])?;
     let everything = |_: u32, _: &Inode| None;
-    let Some(contents) = read(&first, &everything, sink, (look.leases, goes_on))? else { return Ok(None) };
-    let tree = followed.scan(&Look { extra_files: &[], ..*look }, &first)?;
+    let Some(contents) = read(&mut first, &everything, sink, (look.leases, goes_on))? else {
+        return Ok(None);
+    };
+    let mut tree = followed.scan(&Look { extra_files: &[], ..*look }, &first)?;
     let index = Previous::new(&first);
     let as_before = |_: u32, inode: &Inode| {
         let old = index.index_of(&inode.identity)?;
         let is_same = index.change(inode, Hint::Attributes) == Change::Same;
         contents.get(&old).filter(|_| is_same).cloned()
     };
-    let Some(contents) = read(&tree, &as_before, sink, (look.leases, goes_on))? else { return Ok(None) };
+    let Some(contents) = read(&mut tree, &as_before, sink, (look.leases, goes_on))? else { return Ok(None) };
     followed.settle();
     let is_unread =
         |(inode, at): &(&Inode, u32)| matches!(inode.kind, Kind::File { .. }) && !contents.contains_key(at);
@@ -55,16 +57,16 @@ pub fn ahead<S: ContentSink>(
     Ok(Some(Ahead { captured: Captured { tree, contents, mapped: BTreeSet::new() }, unread }))
 }
 
-/// Contents of the files of a tree, by inode: known ones, and what is read now.
+/// Contents of the files of a tree, by inode: known ones, and what is read now, with which the tree gets their flags.
 fn read<S: ContentSink>(
-    tree: &Tree,
+    tree: &mut Tree,
     known: &dyn Fn(u32, &Inode) -> Option<S::Content>,
     sink: &mut S,
     (leases, goes_on): (&dyn Leases, &dyn Fn() -> bool),
 ) -> Result<Option<BTreeMap<u32, S::Content>>, Error> {
     let bytes = |inode: &Inode| inode.data().iter().map(|extent| extent.len).sum();
     let mut here = Here::new(tree);
-    let (mut contents, mut wanted) = (BTreeMap::new(), Vec::new());
+    let (mut contents, mut wanted, mut flags) = (BTreeMap::new(), Vec::new(), Vec::new());
     // In the order of names: one directory after the other.
     let mut seen = vec![false; tree.inodes.len()];
     for (root, entry) in tree.entries() {
@@ -84,7 +86,8 @@ fn read<S: ContentSink>(
         let (at, inode) = (entry.inode, tree.inode(entry));
         let Some(opening) = Opening::begin(leases).filter(|_| goes_on()) else { return Ok(None) };
         // Gone since, or not ours to read: found out, and said, when it is looked at.
-        let Ok(file) = here.open(at) else { continue };
+        let Ok((file, with)) = here.open_with_flags(at) else { continue };
+        flags.push((at, with));
         let mut file = Failing { inner: file, opening: &opening, failed: false };
         match sink.put(&mut file, bytes(inode)) {
             Ok(content) => {
@@ -93,6 +96,10 @@ fn read<S: ContentSink>(
             Err(_) if file.failed => {}
             Err(cause) => return Err(Error::io("store", &entry.path.under(&root.path))(cause)),
         }
+    }
+    drop(here);
+    for (at, flags) in flags {
+        tree.inodes[at as usize].flags = flags;
     }
     Ok(Some(contents))
 }

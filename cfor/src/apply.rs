@@ -7,7 +7,9 @@
 //! path is followed that somebody could redirect.
 
 mod content;
+mod held;
 mod metadata;
+mod others;
 mod remove;
 
 use std::collections::{HashMap, HashSet};
@@ -20,11 +22,15 @@ use nix::fcntl::{AtFlags, RenameFlags, renameat, renameat2};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, mkdirat, mknodat};
 use nix::unistd::{linkat, symlinkat};
 
-use crate::access::{Dir, SELF, is, number, times};
+use crate::access::{Dir, SELF, is, number};
 use crate::capture::{Captured, ContentSource};
 use crate::error::{Error, failed, to_path};
 use crate::path::RelPath;
 use crate::tree::{Entry, Inode, Kind, Remark, Remarks, Root, Time};
+
+pub use held::Holds;
+pub use others::Others;
+pub use remove::remove_all;
 
 /// Names of files that are not complete yet. A scan leaves them out, the next apply clears them away.
 const TEMPORARY: &[u8] = b".holo-new-";
@@ -46,34 +52,9 @@ pub struct Targets {
     pub excludes: Vec<PathBuf>,
     /// Whoever the trees are of has changed nothing here after that: what changed later is [`Report::others`]'.
     pub since: Option<Time>,
-}
-
-/// What others had changed and was put right, one for each file that was not as captured.
-#[derive(Debug, Default)]
-pub struct Others {
-    /// How many.
-    pub count: usize,
-    /// Paths of the first.
-    pub first: Vec<Vec<u8>>,
-}
-
-impl Others {
-    /// Paths that are kept.
-    const FIRST_MAX: usize = 10;
-
-    /// Adds those of another time.
-    pub fn join(&mut self, other: Self) {
-        self.count += other.count;
-        self.first.extend(other.first);
-        self.first.truncate(Self::FIRST_MAX);
-    }
-
-    fn add(&mut self, path: &[u8]) {
-        self.count += 1;
-        if self.first.len() < Self::FIRST_MAX {
-            self.first.push(path.to_vec());
-        }
-    }
+    /// What is to be immutable or append-only becomes so by [`Report::holds`], and is not until then: somebody has yet to open files
+    /// for writing as they were open.
+    pub holds_later: bool,
 }
 
 /// What applying did.
@@ -94,9 +75,11 @@ pub struct Report {
     pub others: Others,
     /// What could not be done: the trees differ there.
     pub errors: Vec<Remark>,
-    /// What is different for a reason that may be accepted: owners, capabilities and attributes in `trusted.` that only root may set,
-    /// access lists where the file system has none.
+    /// What is different for a reason that may be accepted: owners, capabilities, attributes in `trusted.` and flags that only root may
+    /// set, access lists and flags where the file system has none.
     pub remarks: Vec<Remark>,
+    /// What is yet to become immutable or append-only, with [`Targets::holds_later`].
+    pub holds: Holds,
 }
 
 /// Applies captured trees.
@@ -122,6 +105,8 @@ pub fn apply<S: ContentSource>(
         changed: HashSet::new(),
         placed: HashMap::new(),
         taken: HashMap::new(),
+        holds_later: targets.holds_later,
+        holds: Holds::default(),
         report: Report::default(),
         errors: Remarks::default(),
         remarks: Remarks::default(),
@@ -133,10 +118,18 @@ pub fn apply<S: ContentSource>(
             applier.errors.add(&path, why);
         }
     }
-    let Applier { mut report, errors, remarks, taken, .. } = applier;
+    let Applier { mut report, errors, remarks, taken, holds, .. } = applier;
     (report.errors, report.remarks, report.inodes) = (errors.finish(), remarks.finish(), taken);
+    if targets.holds_later {
+        report.holds = holds;
+    } else {
+        report.remarks.extend(holds.hold());
+    }
     Ok(report)
 }
+
+/// What could not be done with something immutable or append-only.
+const HELD: &str = "change what is immutable or append-only";
 
 /// Why an entry could not be made, with its path on this node.
 type Refused = (Vec<u8>, String);
@@ -171,6 +164,9 @@ struct Applier<'a, S: ContentSource> {
     placed: HashMap<u32, (PathBuf, RelPath, (u64, u64))>,
     /// Which inode of the tree an inode of this node has become.
     taken: HashMap<(u64, u64), u32>,
+    holds_later: bool,
+    /// What is to be immutable or append-only in the end: other names of it, and names in it, are made before.
+    holds: Holds,
     report: Report,
     errors: Remarks,
     remarks: Remarks,
@@ -247,6 +243,7 @@ impl<S: ContentSource> Applier<'_, S> {
                     if let Ok(stat) = dir.stat(SELF) {
                         self.taken.insert(number(&stat), entry.inode);
                     }
+                    self.holds.add(inode, target, &entry.path);
                     self.prune(root, &entry.path, &dir, &full, dev)?;
                     self.metadata(Place { dir: &dir, name: SELF, full: &full, dev }, inode)
                 });
@@ -286,21 +283,13 @@ impl<S: ContentSource> Applier<'_, S> {
             }
         }
         let is_others = existing.is_some_and(|stat| self.is_others(&stat));
-        let stat = match existing {
-            Some(stat) if self.is_right(place, &stat, entry.inode, inode) => {
-                self.report.kept += 1;
-                self.metadata(place, inode)?;
-                stat
-            }
-            Some(stat)
-                if self.is_captured(&stat, entry.inode, inode) && self.rewrite(place, entry.inode, inode) =>
-            {
-                self.report.made += 1;
-                self.note_others(place.full, is_others);
-                self.metadata(place, inode)?;
-                stat
-            }
-            existing => {
+        let kept = match &existing {
+            Some(stat) => self.keep(place, stat, (entry.inode, inode), is_others)?,
+            None => false,
+        };
+        let stat = match existing.filter(|_| kept) {
+            Some(stat) => stat,
+            None => {
                 let temporary = self.make(place, entry.inode, inode)?;
                 let new = Place { name: &temporary, ..place };
                 let made = self.metadata(new, inode).and_then(|()| {
@@ -316,6 +305,7 @@ impl<S: ContentSource> Applier<'_, S> {
                 made?
             }
         };
+        self.holds.add(inode, top, path);
         self.taken.insert(number(&stat), entry.inode);
         self.placed.entry(entry.inode).or_insert_with(|| (top.to_owned(), path.clone(), number(&stat)));
         Ok(())
@@ -337,37 +327,10 @@ impl<S: ContentSource> Applier<'_, S> {
         self.make_usable(place)
     }
 
-    /// Whether somebody else has changed it.
-    fn is_others(&self, stat: &FileStat) -> bool {
-        self.since.is_some_and(|since| times(stat).2 > since)
-    }
-
-    /// A directory that is here is about to be worked in, which changes it.
-    fn met(&mut self, stat: &FileStat) {
-        // Where nothing has been yet, what is missing was not taken away.
-        if self.since != Some(Time::default()) && self.is_others(stat) {
-            self.changed.insert(number(stat));
-        }
-    }
-
-    /// Something is not here: perhaps since somebody has taken it away.
-    fn note_missing(&mut self, place: Place<'_>) {
-        if self.changed.is_empty() {
-            return;
-        }
-        let was_changed = place.dir.stat(SELF).is_ok_and(|stat| self.changed.remove(&number(&stat)));
-        let above = place.full.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-        self.note_others(&place.full[..above.max(1)], was_changed);
-    }
-
-    fn note_others(&mut self, full: &[u8], is_others: bool) {
-        if is_others {
-            self.report.others.add(full);
-        }
-    }
-
     /// Gives this user what it needs to work in a directory; its own mode comes last.
     fn make_usable(&self, place: Place<'_>) -> Result<(), Refused> {
+        // It gets its flags back in the end. Where it cannot be, and something in it must be changed, that step says why.
+        let _ = place.dir.release(place.name);
         let stat = place.dir.stat(place.name).map_err(place.refused("look at"))?;
         let mode = Mode::from_bits_truncate(stat.st_mode);
         if mode.contains(Mode::S_IRWXU) {
@@ -441,8 +404,11 @@ impl<S: ContentSource> Applier<'_, S> {
     fn link(&mut self, place: Place<'_>, exists: bool, top: &Path, path: &RelPath) -> nix::Result<()> {
         let (parent, old_name) = path.split().ok_or(Errno::EINVAL)?;
         let old = Dir::open(top)?.beneath(&parent)?;
+        // It is held again in the end.
+        let released = old.release(old_name)?;
         let name = self.temporary_name();
-        linkat(&old, old_name, place.dir, name.as_slice(), AtFlags::empty())?;
+        linkat(&old, old_name, place.dir, name.as_slice(), AtFlags::empty())
+            .inspect_err(|_| old.hold_again(old_name, released))?;
         if let Err((path, why)) = self.put(place, &name, exists) {
             drop(self.erase(Place { name: &name, ..place }));
             self.errors.add(&path, why);
@@ -453,6 +419,16 @@ impl<S: ContentSource> Applier<'_, S> {
 
     /// Gives what is called `temporary` its name, at once. What has the name is kept where it can be found.
     fn put(&mut self, place: Place<'_>, temporary: &[u8], exists: bool) -> Result<(), Refused> {
+        let released =
+            if exists { place.dir.release(place.name).map_err(place.refused(HELD))? } else { None };
+        let done = self.put_over(place, temporary, exists);
+        if done.is_err() {
+            place.dir.hold_again(place.name, released);
+        }
+        done
+    }
+
+    fn put_over(&mut self, place: Place<'_>, temporary: &[u8], exists: bool) -> Result<(), Refused> {
         let refused = place.refused("rename new content to");
         let is_dir = exists && place.dir.stat(place.name).is_ok_and(|stat| is(&stat, SFlag::S_IFDIR));
         if exists && (self.replaced.is_some() || is_dir) {

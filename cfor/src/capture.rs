@@ -13,6 +13,7 @@ use crate::access::{Dir, SELF, number};
 use crate::change::{Change, Hint, Previous};
 use crate::copy;
 use crate::error::{Error, failed, to_path};
+use crate::flags;
 use crate::hold::{Held, Holder, Refused, Source};
 use crate::leases::{Leases, NoLeases};
 use crate::patch::{Part, Plan};
@@ -104,6 +105,33 @@ impl<C> From<CapturedByInode<C>> for Captured<C> {
     }
 }
 
+/// [`Captured`] as it was encoded before inodes had flags: they have none.
+#[derive(Deserialize)]
+#[serde(try_from = "Plain<C>", bound = "C: Deserialize<'de>")]
+pub struct CapturedWithoutFlags<C>(pub Captured<C>);
+
+#[derive(Deserialize)]
+struct Plain<C> {
+    tree: validate::Plain,
+    contents: BTreeMap<u32, C>,
+    mapped: BTreeSet<u32>,
+}
+
+impl<C> TryFrom<Plain<C>> for CapturedWithoutFlags<C> {
+    type Error = Error;
+
+    fn try_from(plain: Plain<C>) -> Result<Self, Error> {
+        let Plain { tree, contents, mapped } = plain;
+        Ok(Self(Captured { tree: tree.try_into()?, contents, mapped }))
+    }
+}
+
+impl<C> From<CapturedWithoutFlags<C>> for Captured<C> {
+    fn from(old: CapturedWithoutFlags<C>) -> Self {
+        old.0
+    }
+}
+
 impl<C> Captured<C> {
     /// Checks that the tree keeps its rules and that exactly its regular files have content.
     ///
@@ -143,6 +171,11 @@ impl<'a> Here<'a> {
     /// # Errors
     /// It cannot be opened, or is not the file any more that was scanned.
     pub fn open(&mut self, inode: u32) -> io::Result<impl Read + 'a> {
+        self.open_with_flags(inode).map(|(content, _)| content)
+    }
+
+    /// The same, and the file's flags.
+    pub(crate) fn open_with_flags(&mut self, inode: u32) -> io::Result<(impl Read + 'a, u32)> {
         let (root, entry) = *self.names.get(&inode).ok_or(io::ErrorKind::NotFound)?;
         let root = &self.tree.roots[root];
         let file = self.opener.open(&root.path, &root.entries[entry].path, Dir::read).map_err(|refused| {
@@ -155,7 +188,8 @@ impl<'a> Here<'a> {
         if number(&fstat(&file)?) != (wanted.identity.dev, wanted.identity.ino) {
             return Err(io::Error::other("was replaced meanwhile"));
         }
-        Ok(copy::RangeReader::new(file, wanted.data()))
+        let flags = flags::of_file(&file);
+        Ok((copy::RangeReader::new(file, wanted.data()), flags))
     }
 }
 
@@ -222,6 +256,9 @@ pub fn stage<'a, 's, C: Clone>(
         let at = entry.inode;
         if let (Change::Same, Some(content)) = (&change, base) {
             stager.pieces.insert(at, Piece::Kept(content.clone()));
+            if let Some((old, _)) = index.find(&inode.identity) {
+                tree.inodes[at as usize].flags = old.flags;
+            }
             continue;
         }
         let name = (tree.roots[root_at].path.clone(), entry.path.clone());
@@ -301,7 +338,9 @@ impl<'k, C: Clone> Stager<'k, C> {
             Some(file) => Ok(Source::Holder(file)),
             None => self.opener.open(&root, &path, Dir::read).map(Source::Own),
         };
+        let mut flags = 0;
         let held = opened.and_then(|file| {
+            flags = flags::of_file(file.file());
             let Some((plan, base)) = patch else { return holder.take(&file, inode).map(whole) };
             match holder.take_ranges(&file, inode, &plan.fresh)? {
                 Some(held) => Ok((
@@ -318,6 +357,7 @@ impl<'k, C: Clone> Stager<'k, C> {
                 if let Some(now) = now {
                     tree.inodes[at as usize] = now;
                 }
+                tree.inodes[at as usize].flags = flags;
             }
             Err(Refused::Staging(cause)) => {
                 return Err(Error::io("stage in", holder.dir.path().as_os_str().as_encoded_bytes())(cause));

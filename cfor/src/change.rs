@@ -147,6 +147,7 @@ mod tests {
             atime: at,
             mtime: at,
             xattrs: Vec::new(),
+            flags: 0,
             identity: Identity { dev: 1, ino: 2, ctime: at },
         }
     }

@@ -38,6 +38,8 @@ pub enum Attribute {
     Xattrs,
     /// Where a symbolic link leads.
     Target,
+    /// Flags (`chattr`).
+    Flags,
     /// Which other names the file has.
     Links,
     /// Where a file has holes.
@@ -55,6 +57,7 @@ impl Attribute {
             Self::Time => "time",
             Self::Xattrs => "xattrs",
             Self::Target => "target",
+            Self::Flags => "flags",
             Self::Links => "links",
             Self::Holes => "holes",
         }
@@ -312,6 +315,7 @@ fn attributes(a: &Inode, b: &Inode) -> Vec<Attribute> {
         ((a.uid, a.gid) != (b.uid, b.gid), Attribute::Owner),
         (a.mtime != b.mtime, Attribute::Time),
         (a.xattrs != b.xattrs, Attribute::Xattrs),
+        (a.flags != b.flags, Attribute::Flags),
         (!is_kind && target(a) != target(b), Attribute::Target),
     ]
     .into_iter()

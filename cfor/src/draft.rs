@@ -21,6 +21,7 @@ use crate::apply::is_temporary;
 use crate::capture::{Captured, Staged, Stager, Staging};
 use crate::change::{Change, Hint, Index, Previous, change, index};
 use crate::error::{Error, to_path};
+use crate::flags;
 use crate::follow::{Followed, Look};
 use crate::path::RelPath;
 use crate::scan::{self, Avoided, Scanned, Scanner, is_scanned};
@@ -54,6 +55,8 @@ struct All;
 struct Parents<'a> {
     tops: &'a [Option<(Dir, u64)>],
     at: Option<(usize, RelPath, Dir)>,
+    /// Flags of all that were open.
+    flags: HashMap<(usize, RelPath), u32>,
 }
 
 impl<C: Clone> Draft<C> {
@@ -121,7 +124,17 @@ impl<C: Clone> Draft<C> {
                 continue;
             }
             let hint = hint(inode);
-            let change = old.map_or(Change::Any, |old| change(&old, before, inode, hint));
+            let change = match old {
+                Some(old) => {
+                    let change = change(&old, before, inode, hint);
+                    if change == Change::Same {
+                        // Nobody opens it.
+                        self.tree.inodes[at as usize].flags = old.flags;
+                    }
+                    change
+                }
+                None => Change::Any,
+            };
             let Some(name) = name else { continue };
             let base = self.contents.remove(&at);
             stager.file(&mut self.tree, at, name, (change, hint.is_mapped()), base.as_ref())?;
@@ -144,7 +157,7 @@ impl<C: Clone> Draft<C> {
             }
             *names.entry((root, path.join(name).ok_or(All)?)).or_default() |= listed;
         }
-        let mut parents = Parents { tops: &tops, at: None };
+        let mut parents = Parents { tops: &tops, at: None, flags: HashMap::new() };
         let mut linked = HashSet::new();
         for ((root, path), listed) in names {
             if !self.is_taken_out(root, &path) {
@@ -297,6 +310,7 @@ impl<C: Clone> Draft<C> {
         let at = self.tree.roots[root].find(path).ok_or(All)?;
         let known = &self.tree.inodes[self.tree.roots[root].entries[at].inode as usize];
         let (parent, name) = path.split().unwrap_or((RelPath::default(), SELF));
+        let known_flags = parents.flags.get(&(root, path.clone())).copied();
         let (dir, home) = parents.open(root, &parent)?;
         let stat = dir.stat(name).map_err(|_| All)?;
         let rights = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
@@ -306,6 +320,7 @@ impl<C: Clone> Draft<C> {
         }
         let full = path.under(&self.tree.roots[root].path);
         let mut scanner = Scanner::new(avoided, Previous::of(&self.tree, &self.index), None);
+        scanner.known_flags = known_flags;
         scanner.name(dir, (name, &stat), home, full, false).map_err(|_| All)?;
         let found = scanner.finish();
         self.adopt(found, root, path, linked).map(drop)
@@ -402,6 +417,7 @@ impl Parents<'_> {
         let (top, home) = self.tops[root].as_ref().ok_or(All)?;
         if self.at.as_ref().is_none_or(|(at, path, _)| (*at, path) != (root, parent)) {
             let dir = top.beneath(parent).map_err(|_| All)?;
+            self.flags.insert((root, parent.clone()), flags::of_dir(&dir));
             self.at = Some((root, parent.clone(), dir));
         }
         let dir = self.at.as_ref().map(|(_, _, dir)| dir).ok_or(All)?;

@@ -32,7 +32,7 @@ pub(crate) enum Source<'a> {
 }
 
 impl Source<'_> {
-    fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         match self {
             Self::Own(file) => file,
             Self::Holder(file) => file,

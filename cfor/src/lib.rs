@@ -26,6 +26,7 @@ mod compare;
 mod copy;
 mod draft;
 mod error;
+mod flags;
 mod follow;
 mod hold;
 mod leases;
@@ -41,14 +42,16 @@ mod verify;
 mod watch;
 
 pub use ahead::{Ahead, ahead};
-pub use apply::{Others, Report, Targets, apply};
+pub use apply::{Holds, Others, Report, Targets, apply, remove_all};
 pub use capture::{
-    Captured, CapturedByInode, ContentSink, ContentSource, Here, Staged, Staging, capture, stage,
+    Captured, CapturedByInode, CapturedWithoutFlags, ContentSink, ContentSource, Here, Staged, Staging,
+    capture, stage,
 };
 pub use change::{Hint, changed_files};
 pub use compare::{Attribute, Delta, Touched, What, compare, touched};
 pub use draft::Draft;
 pub use error::Error;
+pub use flags::names as flag_names;
 pub use follow::{Followed, Look};
 pub use leases::{Leases, NoLeases};
 pub use patch::{PART_BYTES, Part};

@@ -11,7 +11,7 @@
 //! Integers are little-endian; a check is the first 16 bytes of a BLAKE3. Holes are in the structure and cost nothing. Writing
 //! and reading take memory for the structure and one block. What is read is believed only after its check, and every rule of a
 //! tree is checked when the structure is decoded; bytes that are left over are an error. A reader refuses versions that it
-//! does not know; it knows 1, too.
+//! does not know; it knows 1 and 2, too.
 
 mod read;
 mod write;
@@ -27,9 +27,10 @@ pub use write::write;
 
 const MAGIC: [u8; 8] = *b"HOLOCFOR";
 const END: [u8; 8] = *b"HOLOPEND";
-/// Since 2 inodes are encoded attribute by attribute.
-const VERSION: u32 = 2;
+/// Since 2 inodes are encoded attribute by attribute; since 3 they have flags.
+const VERSION: u32 = 3;
 const VERSION_1: u32 = 1;
+const VERSION_2: u32 = 2;
 const HEAD_BYTES: usize = 44;
 const TAIL_BYTES: u64 = 24;
 const INDEX_BYTES: u64 = 20;

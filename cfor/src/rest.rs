@@ -16,6 +16,7 @@ use crate::access::{number, open_referred, times};
 use crate::capture::{Piece, Staged};
 use crate::copy::{self, RangeReader};
 use crate::error::Error;
+use crate::flags;
 use crate::hold::{Held, Holder};
 use crate::tree::{Extent, Inode, Kind, Time};
 use crate::watch::Number;
@@ -65,6 +66,8 @@ pub(crate) struct Rest {
     data: Vec<Extent>,
     size: u64,
     mtime: Time,
+    /// Who changes them waits until the file was read.
+    flags: u32,
     begun: Option<Begun>,
 }
 
@@ -94,7 +97,7 @@ impl Rest {
         let kept = keeper.keep(inode, data)?;
         let (data, mtime) = (data.to_vec(), inode.mtime);
         let number = (inode.identity.dev, inode.identity.ino);
-        Some(Self { at, kept, number, file, data, size, mtime, begun: None })
+        Some(Self { at, kept, number, file, data, size, mtime, flags: 0, begun: None })
     }
 
     fn is_same(&self) -> bool {
@@ -150,6 +153,7 @@ impl Rest {
                 // By somebody else, between two looks at its name in the stop.
                 return Err(io::Error::other("was replaced meanwhile"));
             }
+            self.flags = flags::of_file(&self.file);
         }
         let Some(shift) = self.kept.piece_shift else {
             let len: u64 = self.data.iter().map(|extent| extent.len).sum();
@@ -264,8 +268,9 @@ impl<C> Staged<C> {
         hold: impl FnOnce(&mut Holder, &[Extent]) -> io::Result<Held>,
     ) -> Result<(), Error> {
         let is_same = one.is_same();
-        let Rest { at, kept, file, data, .. } = one;
+        let Rest { at, kept, file, data, flags, .. } = one;
         drop(file);
+        self.tree.inodes[at as usize].flags = flags;
         waiting.took(kept.ticket, is_same);
         let held = hold(&mut self.holder, &data);
         let held = held.map_err(|cause| Error::io("stage", &self.path(at))(cause))?;

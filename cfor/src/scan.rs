@@ -14,6 +14,7 @@ use crate::attributes;
 use crate::change::{Index, Previous, is_untouched};
 use crate::copy;
 use crate::error::{Error, failed, to_path};
+use crate::flags;
 use crate::follow::Look;
 use crate::leases::{Leases, NoLeases, Opening};
 use crate::path::RelPath;
@@ -45,7 +46,8 @@ pub fn scan_since(
     previous: &Tree,
 ) -> Result<Tree, Error> {
     let avoided = Avoided::new(excludes, &NoLeases);
-    all(Scanner::new(&avoided, Previous::new(previous), None), roots, extra_files).map(|(tree, _)| tree)
+    let scanner = Scanner { asks: true, ..Scanner::new(&avoided, Previous::new(previous), None) };
+    all(scanner, roots, extra_files).map(|(tree, _)| tree)
 }
 
 /// What is not looked at, and what must not be opened.
@@ -120,6 +122,10 @@ pub(crate) struct Scanner<'a> {
     entries: usize,
     /// Hears of changes in all directories from before they are listed.
     watch: Option<&'a Watch>,
+    /// Files are opened to ask for their flags. Else who reads them does that (`crate::flags`).
+    asks: bool,
+    /// Flags of a directory that is looked at alone, if it was open before.
+    pub(crate) known_flags: Option<u32>,
 }
 
 impl<'a> Scanner<'a> {
@@ -132,6 +138,8 @@ impl<'a> Scanner<'a> {
             remarks: Remarks::default(),
             entries: 0,
             watch,
+            asks: false,
+            known_flags: None,
         }
     }
 
@@ -268,6 +276,7 @@ impl<'a> Scanner<'a> {
             atime,
             mtime,
             xattrs: Vec::new(),
+            flags: 0,
             identity: identity(stat),
         };
         if self.avoided.excludes.contains(full) {
@@ -277,12 +286,31 @@ impl<'a> Scanner<'a> {
         } else {
             let mut unread = Vec::new();
             match self.kind(dir, name, stat, &inode, &mut unread) {
-                Ok((kind, xattrs)) => (inode.kind, inode.xattrs) = (kind, xattrs),
+                Ok((kind, xattrs)) => {
+                    (inode.kind, inode.xattrs) = (kind, xattrs);
+                    inode.flags = self.flags(dir, name, &inode);
+                }
                 Err(why) => self.remarks.add(full, why),
             }
             unread.into_iter().for_each(|what| self.remarks.add(full, what));
         }
         inode
+    }
+
+    /// Flags of a directory, and of a file if they are asked for here. What cannot be opened has none.
+    fn flags(&self, dir: &Dir, name: &[u8], inode: &Inode) -> u32 {
+        let asks = match &inode.kind {
+            Kind::Dir => true,
+            Kind::File { .. } => self.asks,
+            Kind::Symlink { .. } | Kind::Fifo | Kind::Socket | Kind::Left => return 0,
+        };
+        let known = self.previous.find(&inode.identity);
+        match known.filter(|(old, taken_at)| is_untouched(old, *taken_at, inode)) {
+            Some((old, _)) if flags::rules(&inode.kind, old.flags).is_ok() => old.flags,
+            _ if inode.kind == Kind::Dir && self.known_flags.is_some() => self.known_flags.unwrap_or(0),
+            _ if asks => dir.flags_of(name, inode.kind == Kind::Dir).unwrap_or(0),
+            _ => 0,
+        }
     }
 
     fn kind(

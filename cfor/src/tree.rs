@@ -43,7 +43,7 @@ pub struct Entry {
 }
 
 /// A file, directory or the like, apart from its names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inode {
     /// What it is.
     pub kind: Kind,
@@ -59,6 +59,8 @@ pub struct Inode {
     pub mtime: Time,
     /// Attributes in `user.` and `trusted.`, access lists and capabilities, by name.
     pub xattrs: Vec<Xattr>,
+    /// Flags as `FS_IOC_GETFLAGS` has them, of regular files and directories; see [`flag_names`](crate::flag_names).
+    pub flags: u32,
     /// Which inode it was where it was scanned.
     pub identity: Identity,
 }
@@ -207,6 +209,7 @@ impl Inode {
     pub(crate) fn leave(&mut self) {
         self.kind = Kind::Left;
         self.xattrs.clear();
+        self.flags = 0;
     }
 }
 

@@ -4,6 +4,8 @@ use serde::Deserialize;
 
 use crate::Error;
 use crate::attributes;
+use crate::columns::{Row, WithoutFlags};
+use crate::flags;
 use crate::path::PATH_BYTES_MAX;
 use crate::tree::{Extent, Inode, Kind, Remark, Root, Time, Tree};
 
@@ -33,7 +35,7 @@ pub(crate) struct Parts {
 pub(crate) struct Rows {
     taken_at: Time,
     roots: Vec<Root>,
-    inodes: Vec<Inode>,
+    inodes: Vec<Row>,
     remarks: Vec<Remark>,
 }
 
@@ -42,6 +44,25 @@ impl TryFrom<Rows> for Tree {
 
     fn try_from(rows: Rows) -> Result<Self, Error> {
         let Rows { taken_at, roots, inodes, remarks } = rows;
+        let inodes = inodes.into_iter().map(Inode::from).collect();
+        Parts { taken_at, roots, inodes, remarks }.try_into()
+    }
+}
+
+/// The same as it was encoded before inodes had flags.
+#[derive(Deserialize)]
+pub(crate) struct Plain {
+    taken_at: Time,
+    roots: Vec<Root>,
+    inodes: WithoutFlags,
+    remarks: Vec<Remark>,
+}
+
+impl TryFrom<Plain> for Tree {
+    type Error = Error;
+
+    fn try_from(plain: Plain) -> Result<Self, Error> {
+        let Plain { taken_at, roots, inodes: WithoutFlags(inodes), remarks } = plain;
         Parts { taken_at, roots, inodes, remarks }.try_into()
     }
 }
@@ -136,6 +157,7 @@ fn inode_rules(inode: &Inode) -> Result<(), &'static str> {
     for xattr in &inode.xattrs {
         attributes::rules(&inode.kind, xattr)?;
     }
+    flags::rules(&inode.kind, inode.flags)?;
     match &inode.kind {
         Kind::File { size, data } => extents_rules(*size, data),
         Kind::Symlink { target } => {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::access::Dir;
 use crate::copy::{RangeReader, fill};
 use crate::error::Error;
+use crate::flags;
 use crate::path::RelPath;
 use crate::scan::scan;
 use crate::tree::{Entry, Inode, Kind, Tree};
@@ -29,7 +30,7 @@ impl std::fmt::Display for Difference {
 }
 
 /// Compares two trees in everything that applying restores: names, kinds, content, holes, hard links, modes,
-/// owners, times, attributes. Access times are compared for regular files only, since looking at links and
+/// owners, times, attributes, flags. Access times are compared for regular files only, since looking at links and
 /// directories may change theirs.
 ///
 /// # Errors
@@ -106,6 +107,9 @@ fn compare(a: &Inode, b: &Inode, differs: &mut impl FnMut(String)) {
     }
     if a.xattrs != b.xattrs {
         differs("attributes differ".into());
+    }
+    if a.flags != b.flags {
+        differs(format!("flags are {}, not {}", flags::text(b.flags), flags::text(a.flags)));
     }
 }
 

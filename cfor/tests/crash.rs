@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
-use common::{Bench, Content, Store};
+use common::{Bench, Content, Store, release_all, set_flags};
 use holo_cfor::{Captured, Hint, Targets, apply, verify};
 use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -61,6 +61,34 @@ fn new(top: &Path) {
     fs::set_permissions(top.join("link-a"), Permissions::from_mode(0o640)).unwrap();
     let at = UNIX_EPOCH + Duration::from_secs(1_000_000);
     File::open(top.join("link-a")).unwrap().set_times(FileTimes::new().set_modified(at)).unwrap();
+}
+
+const IMMUTABLE: u32 = 0x10;
+const APPEND: u32 = 0x20;
+/// Names and what they are to be.
+type Held = &'static [(&'static str, u32)];
+const HELD_OLD: [(&str, u32); 9] = [
+    ("same", APPEND),
+    ("changed", IMMUTABLE),
+    ("gone/deep/file", IMMUTABLE),
+    ("gone/deep", APPEND),
+    ("gone", IMMUTABLE),
+    ("dir-then-file", IMMUTABLE),
+    ("file-then-dir", APPEND),
+    ("link-a", IMMUTABLE),
+    ("", APPEND),
+];
+const HELD_NEW: [(&str, u32); 5] = [
+    ("same", IMMUTABLE),
+    ("renamed-to", APPEND),
+    ("dir-then-file", IMMUTABLE),
+    ("file-then-dir", APPEND),
+    ("", IMMUTABLE),
+];
+
+/// Makes some of it immutable or append-only.
+fn hold(top: &Path, held: &[(&str, u32)]) {
+    held.iter().for_each(|(name, on)| set_flags(&top.join(name), *on, 0).unwrap());
 }
 
 /// Content of each regular file.
@@ -136,13 +164,17 @@ fn done(captured: &Captured<Content>, store: &mut Store, targets: &Targets) {
 }
 
 /// Kills before every call, from one epoch to the other; the work is finished and undone by turns.
-fn sweep(forward: bool, replaced: bool) {
+fn sweep(forward: bool, replaced: bool, (held_old, held_new): (Held, Held)) {
     let mut bench = Bench::new();
     let (a, b, before) = (bench.path("a"), bench.path("b"), bench.path("before"));
     old(&a);
+    hold(&a, held_old);
     let first = bench.capture(None, &|_| Hint::Attributes);
     assert!(Command::new("cp").arg("-a").args([&a, &before]).status().unwrap().success());
+    hold(&before, held_old);
+    release_all(&a);
     new(&a);
+    hold(&a, held_new);
     let second = bench.capture(None, &|_| Hint::Attributes);
     let targets = bench.targets(replaced);
     let (from, to) =
@@ -151,6 +183,7 @@ fn sweep(forward: bool, replaced: bool) {
     let mut calls = 0;
     loop {
         // Names that are taken there cost calls.
+        release_all(&bench.path("replaced"));
         let _ = fs::remove_dir_all(bench.path("replaced"));
         done(from.0, &mut bench.store, &targets);
         assert_eq!(verify(from.1, &b).unwrap(), []);
@@ -183,15 +216,35 @@ fn sweep(forward: bool, replaced: bool) {
 
 #[test]
 fn killed_at_any_call() {
-    sweep(true, true);
+    sweep(true, true, (&[], &[]));
 }
 
 #[test]
 fn killed_at_any_call_on_the_way_back() {
-    sweep(false, true);
+    sweep(false, true, (&[], &[]));
 }
 
 #[test]
 fn killed_at_any_call_without_a_place_for_what_is_replaced() {
-    sweep(true, false);
+    sweep(true, false, (&[], &[]));
+}
+
+/// What is immutable or append-only, before or after, is released on the way. Takes root.
+fn sweep_held(forward: bool, replaced: bool) {
+    let bench = Bench::new();
+    if let Err(cause) = set_flags(&bench.path("a"), IMMUTABLE, 0) {
+        return eprintln!("SKIPPED: nothing can be made immutable here: {cause}");
+    }
+    drop(bench);
+    sweep(forward, replaced, (&HELD_OLD, &HELD_NEW));
+}
+
+#[test]
+fn killed_at_any_call_among_what_is_held() {
+    sweep_held(true, true);
+}
+
+#[test]
+fn killed_at_any_call_among_what_is_held_on_the_way_back() {
+    sweep_held(false, false);
 }

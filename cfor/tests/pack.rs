@@ -13,7 +13,7 @@ use std::path::Path;
 use bincode::Options;
 use common::Bench;
 use holo_cfor::pack::{PackError, Packed, write};
-use holo_cfor::{Hint, apply, verify};
+use holo_cfor::{Hint, Inode, apply, verify};
 
 fn fill(top: &Path) {
     fs::create_dir_all(top.join("dir/deep")).unwrap();
@@ -36,16 +36,36 @@ fn packed(bench: &mut Bench) -> Vec<u8> {
     bytes
 }
 
-/// The same file as version 1 wrote it: inode by inode.
-fn of_version_1(bytes: &[u8]) -> Vec<u8> {
+/// The same file as an earlier version wrote it: 1 inode by inode, 2 without flags.
+fn of_version(version: u8, bytes: &[u8]) -> Vec<u8> {
     let packed = Packed::open(Cursor::new(bytes)).unwrap();
     let captured = packed.captured();
     let tree = &captured.tree;
-    let tree = (tree.taken_at, &tree.roots, &tree.inodes, &tree.remarks);
-    let options = bincode::DefaultOptions::new().with_fixint_encoding();
-    let structure = options.serialize(&(tree, &captured.contents, &captured.mapped)).unwrap();
+    let row = |inode: &Inode| {
+        let Inode { kind, mode, uid, gid, atime, mtime, xattrs, flags: _, identity } = inode.clone();
+        (kind, mode, uid, gid, atime, mtime, xattrs, identity)
+    };
+    let rows: Vec<_> = tree.inodes.iter().map(row).collect();
+    let column = (
+        rows.iter().map(|row| &row.0).collect::<Vec<_>>(),
+        rows.iter().map(|row| row.1).collect::<Vec<_>>(),
+        rows.iter().map(|row| (row.2, row.3)).collect::<Vec<_>>(),
+        rows.iter().map(|row| row.4).collect::<Vec<_>>(),
+        rows.iter().map(|row| row.5).collect::<Vec<_>>(),
+        rows.iter().map(|row| &row.6).collect::<Vec<_>>(),
+        rows.iter().map(|row| (row.7.dev, row.7.ino)).collect::<Vec<_>>(),
+        rows.iter().map(|row| row.7.ctime).collect::<Vec<_>>(),
+    );
+    let rest = (&tree.remarks, &captured.contents, &captured.mapped);
+    let options = || bincode::DefaultOptions::new().with_fixint_encoding();
+    let structure = match version {
+        1 => options().serialize(&(tree.taken_at, &tree.roots, &rows, rest)),
+        _ => options().serialize(&(tree.taken_at, &tree.roots, &column, rest)),
+    };
+    let structure = structure.unwrap();
     let stored = lz4_flex::block::compress(&structure);
-    let mut file = b"HOLOCFOR\x01\0\0\0".to_vec();
+    let mut file = b"HOLOCFOR".to_vec();
+    file.extend([version, 0, 0, 0]);
     file.extend((structure.len() as u64).to_le_bytes());
     file.extend((stored.len() as u64).to_le_bytes());
     let mut check = blake3::Hasher::new();
@@ -58,14 +78,16 @@ fn of_version_1(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_version_1_wrote_is_read() {
+fn what_earlier_versions_wrote_is_read() {
     let mut bench = Bench::new();
     fill(&bench.path("a"));
     let bytes = packed(&mut bench);
-    let old = of_version_1(&bytes);
-    assert_ne!(old, bytes);
-    let (now, old) = (Packed::open(Cursor::new(&bytes)).unwrap(), Packed::open(Cursor::new(&old)).unwrap());
-    assert_eq!(now.captured(), old.captured());
+    for version in [1, 2] {
+        let old = of_version(version, &bytes);
+        assert_ne!(old, bytes);
+        let (now, old) = (Packed::open(Cursor::new(&bytes)).unwrap(), Packed::open(Cursor::new(&old)));
+        assert_eq!(now.captured(), old.unwrap().captured(), "version {version}");
+    }
 }
 
 #[test]

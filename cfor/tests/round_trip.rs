@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
-use common::{Bench, access_list, contents, set_attribute};
+use common::{Bench, access_list, contents, release_all, set_attribute, set_flags};
 use holo_cfor::{Hint, apply, verify};
 use nix::sys::stat::Mode;
 use proptest::collection::vec;
@@ -38,6 +38,7 @@ enum Step {
     Xattr { of: usize, key: u8, value: Vec<u8> },
     List { of: usize, is_default: bool, perms: [u16; 5], id: u32 },
     Unset { of: usize, key: u8 },
+    Flags { of: usize, on: u32 },
 }
 
 /// Few names, so that two trees meet in many of them with different kinds.
@@ -67,6 +68,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (at(), any::<bool>(), prop::array::uniform5(0u16..8), 0u32..70000)
             .prop_map(|(of, is_default, perms, id)| Step::List { of, is_default, perms, id }),
         1 => (at(), 0u8..5).prop_map(|(of, key)| Step::Unset { of, key }),
+        1 => (at(), 0usize..32).prop_map(|(of, some)| {
+            // Not dumped, access not noted; immutable, append-only; written at once.
+            let bits = [0x40, 0x80, 0x10, 0x20, 0x8].into_iter().enumerate();
+            Step::Flags { of, on: bits.filter(|(at, _)| some >> at & 1 != 0).map(|(_, bit)| bit).sum() }
+        }),
     ]
 }
 
@@ -77,6 +83,8 @@ fn build(root: &Path, steps: &[Step]) {
     let mut dirs = vec![root.to_owned()];
     let mut others: Vec<PathBuf> = Vec::new();
     let is_root = nix::unistd::geteuid().is_root();
+    let mut flagged = Vec::new();
+    release_all(root);
     for step in steps {
         let free = |parent: &usize, name: &[u8]| {
             let path = dirs[parent % dirs.len()].join(OsStr::from_bytes(name));
@@ -158,7 +166,15 @@ fn build(root: &Path, steps: &[Step]) {
                     usize::from(*key).checked_sub(3).map_or(format!("user.k{key}"), |at| LISTS[at].into());
                 let _ = set_attribute(&path, &key, None);
             }
+            Step::Flags { of, on } => {
+                let path = pick(of).filter(|path| !path.is_symlink() && (path.is_file() || path.is_dir()));
+                flagged.extend(path.map(|path| (path, if is_root { *on } else { *on & 0xc0 })));
+            }
         }
+    }
+    // Others than these cannot be changed any more.
+    for (path, on) in flagged {
+        let _ = set_flags(&path, on, 0xf8 & !on);
     }
 }
 

@@ -60,5 +60,6 @@ fuzz_target!(|bytes: &[u8]| {
             if count == 0 { Vec::new() } else { blocks.chunks(blocks.len() / count + 1).collect() };
         read(sealed(1, structure, &blocks));
         read(sealed(2, structure, &blocks));
+        read(sealed(3, structure, &blocks));
     }
 });

@@ -2,7 +2,7 @@
 
 use crate::node::Node;
 use holo_api::files;
-use holo_cfor::{Captured, CapturedByInode, ContentSource, Difference, Targets};
+use holo_cfor::{Captured, CapturedByInode, CapturedWithoutFlags, ContentSource, Difference, Targets};
 use holo_image::{AppStore, Blob, EpochReader, Store};
 use std::collections::HashMap;
 use std::fs;
@@ -58,7 +58,8 @@ pub fn sealed(node: &Node, app: &str) -> Vec<u64> {
 /// When the root is not in the epoch, or something of it cannot be put there.
 pub fn apply(epoch: &EpochReader, root: &Path, into: &Path) {
     let mut captured: Captured<Blob> =
-        files::trees::<_, CapturedByInode<Blob>>(epoch).unwrap_or_else(|e| panic!("trees: {e}"));
+        files::trees::<_, CapturedWithoutFlags<Blob>, CapturedByInode<Blob>>(epoch)
+            .unwrap_or_else(|e| panic!("trees: {e}"));
     for (at, blob) in &mut captured.contents {
         let identity = captured.tree.inodes[*at as usize].identity;
         files::complete(epoch, identity.dev, identity.ino, blob);

@@ -10,8 +10,9 @@ pub const SECTION: &str = "files";
 /// without pages in the trees has those of its space, see [`space`].
 pub const VERSION: u16 = 3;
 const VERSION_2: u16 = 2;
-/// Envelope of the trees. Since 2 inodes are encoded attribute by attribute.
-pub const TREES: Kind = Kind::new(40, 2);
+/// Envelope of the trees. Since 2 inodes are encoded attribute by attribute, since 3 they have flags.
+pub const TREES: Kind = Kind::new(40, 3);
+const TREES_2: Kind = Kind::new(40, 2);
 const TREES_1: Kind = Kind::new(40, 1);
 /// Bytes of encoded trees; 16 bytes for each page of content and some 100 for each name.
 pub const TREES_BYTES_MAX: u64 = 4 << 30;
@@ -58,15 +59,16 @@ pub fn complete(epoch: &EpochReader, dev: u64, ino: u64, content: &mut Blob) {
     }
 }
 
-/// The trees of an epoch: a `holo_cfor::Captured<Blob>`, of which contents are to be completed ([`complete`]). `Old` is how version 1
-/// encoded them: `holo_cfor::CapturedByInode<Blob>`.
+/// The trees of an epoch: a `holo_cfor::Captured<Blob>`, of which contents are to be completed ([`complete`]). The others are how
+/// earlier versions encoded them: `holo_cfor::CapturedWithoutFlags<Blob>` and `holo_cfor::CapturedByInode<Blob>`.
 ///
 /// # Errors
 /// Why there are none.
-pub fn trees<T, Old>(epoch: &EpochReader) -> Result<T, TreesError>
+pub fn trees<T, Second, First>(epoch: &EpochReader) -> Result<T, TreesError>
 where
-    T: DeserializeOwned + From<Old>,
-    Old: DeserializeOwned,
+    T: DeserializeOwned + From<Second> + From<First>,
+    Second: DeserializeOwned,
+    First: DeserializeOwned,
 {
     let (VERSION | VERSION_2, bytes) = epoch.section(SECTION).ok_or(TreesError::None)? else {
         return Err(TreesError::None);
@@ -79,7 +81,12 @@ where
     epoch.read_blob(&blob, &mut encoded)?;
     match wire::decode(&encoded, TREES, TREES_BYTES_MAX) {
         Err(WireError::OlderVersion { .. }) => {
-            Ok(wire::decode::<Old>(&encoded, TREES_1, TREES_BYTES_MAX)?.into())
+            match wire::decode::<Second>(&encoded, TREES_2, TREES_BYTES_MAX) {
+                Err(WireError::OlderVersion { .. }) => {
+                    Ok(wire::decode::<First>(&encoded, TREES_1, TREES_BYTES_MAX)?.into())
+                }
+                decoded => Ok(decoded?.into()),
+            }
         }
         decoded => Ok(decoded?),
     }
@@ -96,10 +103,19 @@ mod tests {
     struct Now(u64);
 
     #[derive(Serialize, Deserialize)]
-    struct Old(u32);
+    struct Second(u32);
 
-    impl From<Old> for Now {
-        fn from(old: Old) -> Self {
+    #[derive(Serialize, Deserialize)]
+    struct First(u16);
+
+    impl From<Second> for Now {
+        fn from(old: Second) -> Self {
+            Self(old.0.into())
+        }
+    }
+
+    impl From<First> for Now {
+        fn from(old: First) -> Self {
             Self(old.0.into())
         }
     }
@@ -110,7 +126,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let app = Store::open(dir.path()).unwrap().app("a").unwrap();
         let encoded = [
-            wire::encode(&Old(7), TREES_1),
+            wire::encode(&First(6), TREES_1),
+            wire::encode(&Second(7), TREES_2),
             wire::encode(&Now(8), TREES),
             wire::encode(&Now(9), Kind::new(TREES.id, TREES.version + 1)),
         ];
@@ -119,9 +136,10 @@ mod tests {
             let blob = writer.put_blob(&mut encoded.as_slice()).unwrap();
             writer.put_section(SECTION, VERSION, wire::encode(&blob, Kind::STATE).unwrap()).unwrap();
             writer.seal(EpochMeta::default()).unwrap();
-            trees::<Now, Old>(&app.open_epoch(number).unwrap())
+            trees::<Now, Second, First>(&app.open_epoch(number).unwrap())
         };
         let mut found = (1..).zip(encoded).map(|(number, encoded)| read(number, encoded.unwrap()));
+        assert_eq!(found.next().unwrap().unwrap(), Now(6));
         assert_eq!(found.next().unwrap().unwrap(), Now(7));
         assert_eq!(found.next().unwrap().unwrap(), Now(8));
         assert!(matches!(found.next().unwrap(), Err(TreesError::Wire(WireError::NewerVersion { .. }))));

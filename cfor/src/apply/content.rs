@@ -12,6 +12,7 @@ use crate::access::{identity, times};
 use crate::capture::ContentSource;
 use crate::change::is_untouched;
 use crate::copy::{self, RangeReader, fill};
+use crate::flags;
 use crate::leases::NoLeases;
 use crate::scan;
 use crate::tree::{Extent, Inode, Kind};
@@ -36,6 +37,9 @@ impl<S: ContentSource> Applier<'_, S> {
         let Kind::File { size, data } = &inode.kind else { return Ok(false) };
         let Some(content) = self.captured.contents.get(&at) else { return Ok(false) };
         let file = place.dir.read(place.name)?;
+        if *size > 0 && !flags::can_become(&file, inode.flags) {
+            return Ok(false);
+        }
         if scan::data(place.dir, place.name, stat, *size, &NoLeases)? != *data {
             return Ok(false);
         }
@@ -59,7 +63,9 @@ impl<S: ContentSource> Applier<'_, S> {
     }
 
     fn write_file(&mut self, place: Place<'_>, at: u32, inode: &Inode) -> io::Result<()> {
-        self.fill_file(&place.dir.create(place.name)?, &[], at, inode)
+        let file = place.dir.create(place.name)?;
+        flags::begin(&file, inode.flags);
+        self.fill_file(&file, &[], at, inode)
     }
 
     /// Writes over the file that is there, which keeps its number and its other names. The old content is

@@ -1,4 +1,4 @@
-//! Attributes: those in `user.`, owner, mode, access lists, capabilities, times, in the order in which they do not undo each other.
+//! Attributes: those in `user.`, owner, mode, access lists, capabilities, times, flags, in the order in which they do not undo each other.
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
@@ -41,6 +41,7 @@ impl<S: ContentSource> Applier<'_, S> {
                 done => done.map_err(place.refused("set times of"))?,
             }
         }
+        self.flags(place, &stat, inode);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, mkdir
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
-use super::{Applier, Place, Refused, is_temporary};
+use super::{Applier, HELD, Place, Refused, is_temporary};
 use crate::access::{Dir, SELF, is};
 use crate::attributes::{CAPABILITY, comes_last, mode_without};
 use crate::capture::ContentSource;
@@ -84,8 +84,10 @@ impl<S: ContentSource> Applier<'_, S> {
         if self.replaced.is_none() {
             return self.erase(held);
         }
+        // Whoever finds it there may want to remove it.
+        let released = held.dir.release(now).map_err(place.refused(HELD))?;
         let mut copied = false;
-        self.among_replaced(place, |dir, free| {
+        let moved = self.among_replaced(place, |dir, free| {
             match renameat2(place.dir, now, dir, free, RenameFlags::RENAME_NOREPLACE) {
                 Err(Errno::EXDEV | Errno::EINVAL) => {
                     copy_node(place.dir, now, dir, free, DEPTH_MAX)?;
@@ -94,7 +96,11 @@ impl<S: ContentSource> Applier<'_, S> {
                 }
                 other => other,
             }
-        })?;
+        });
+        if moved.is_err() {
+            held.dir.hold_again(now, released);
+        }
+        moved?;
         if copied { self.erase(held) } else { Ok(()) }
     }
 
@@ -167,13 +173,38 @@ fn make_home(top: &Path, below: &Path) -> io::Result<PathBuf> {
     Ok(home)
 }
 
+/// Removes a file, or a directory with all in it, also what is immutable or append-only.
+///
+/// # Errors
+/// Something cannot be removed, or is of another file system.
+pub fn remove_all(path: &Path) -> io::Result<()> {
+    let (Some(home), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let dir = Dir::open(home)?;
+    match dir.look(name.as_bytes())? {
+        None => Ok(()),
+        Some(stat) => Ok(erase(&dir, name.as_bytes(), stat.st_dev, DEPTH_MAX)?),
+    }
+}
+
 fn erase(dir: &Dir, name: &[u8], dev: u64, depth: u32) -> nix::Result<()> {
     match dir.look(name)? {
         None => return Ok(()),
-        Some(stat) if !is(&stat, SFlag::S_IFDIR) => return unlinkat(dir, name, UnlinkatFlags::NoRemoveDir),
+        Some(stat) if !is(&stat, SFlag::S_IFDIR) => {
+            let remove = || unlinkat(dir, name, UnlinkatFlags::NoRemoveDir);
+            // As a rule there is nothing to be asked.
+            match remove() {
+                Err(Errno::EPERM) => {}
+                done => return done,
+            }
+            let released = dir.release(name)?;
+            return remove().inspect_err(|_| dir.hold_again(name, released));
+        }
         Some(stat) if stat.st_dev != dev => return Err(Errno::EXDEV),
         Some(stat) => {
             let mode = Mode::from_bits_truncate(stat.st_mode) | Mode::S_IRWXU;
+            let _ = dir.release(name);
             // Where it fails, the next step says why.
             let _ = fchmodat(dir, name, mode, FchmodatFlags::NoFollowSymlink);
         }

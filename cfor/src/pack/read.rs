@@ -6,9 +6,9 @@ use bincode::Options;
 
 use super::{
     BLOCK_BYTES, END, EXPANSION_MAX, HEAD_BYTES, INDEX_BYTES, IS_PLAIN, MAGIC, PackError, Piece,
-    STRUCTURE_BYTES_MAX, TAIL_BYTES, VERSION, VERSION_1, check, damaged, options, pieces,
+    STRUCTURE_BYTES_MAX, TAIL_BYTES, VERSION, VERSION_1, VERSION_2, check, damaged, options, pieces,
 };
-use crate::capture::{Captured, CapturedByInode, ContentSource};
+use crate::capture::{Captured, CapturedByInode, CapturedWithoutFlags, ContentSource};
 
 /// A packed file that was opened: its structure is in memory and checked, contents are read when they are asked for.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl<F: Read + Seek> Packed<F> {
             return Err(PackError::Foreign);
         }
         let version = u32::from_le_bytes(word(&head, 8));
-        if version != VERSION && version != VERSION_1 {
+        if ![VERSION, VERSION_1, VERSION_2].contains(&version) {
             return Err(PackError::Version { found: version });
         }
         if head.len() < HEAD_BYTES {
@@ -80,6 +80,7 @@ impl<F: Read + Seek> Packed<F> {
             .map_err(|cause| damaged("the structure", cause.to_string()))?;
         let decoded = match version {
             VERSION_1 => options().with_limit(plain).deserialize(&bytes).map(|CapturedByInode(old)| old),
+            VERSION_2 => options().with_limit(plain).deserialize(&bytes).map(|CapturedWithoutFlags(old)| old),
             _ => options().with_limit(plain).deserialize(&bytes),
         };
         let captured: Captured<Piece> =

@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use holo_cfor::{
@@ -108,6 +110,7 @@ impl Bench {
             replaced: replaced.then(|| self.path("replaced")),
             excludes: Vec::new(),
             since: None,
+            holds_later: false,
         }
     }
 
@@ -119,6 +122,47 @@ impl Bench {
         let report = apply(&captured, &mut self.store, &targets).unwrap();
         assert!(report.errors.is_empty(), "{:?}", report.errors);
         report
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // What is immutable could not be removed.
+        release_all(self.dir.path());
+    }
+}
+
+/// Flags of a file or directory (`chattr`); fails where there are none.
+#[allow(dead_code)]
+pub fn flags(path: &Path) -> io::Result<u32> {
+    let mut word = 0u64;
+    // SAFETY: one word, which outlives the call.
+    let done = unsafe { libc::ioctl(opened(path)?.as_raw_fd(), 0x8008_6601, &raw mut word) };
+    if done == 0 { Ok(word as u32) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets some flags and clears others.
+#[allow(dead_code)]
+pub fn set_flags(path: &Path, on: u32, off: u32) -> io::Result<()> {
+    let word = u64::from(flags(path)? & !off | on);
+    // SAFETY: one word, which outlives the call.
+    let done = unsafe { libc::ioctl(opened(path)?.as_raw_fd(), 0x4008_6602, &raw const word) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn opened(path: &Path) -> io::Result<fs::File> {
+    fs::File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path)
+}
+
+/// Makes all below `path` changeable.
+#[allow(dead_code)]
+pub fn release_all(path: &Path) {
+    let Ok(meta) = path.symlink_metadata() else { return };
+    if (meta.is_dir() || meta.is_file()) && flags(path).is_ok_and(|flags| flags & 0x30 != 0) {
+        let _ = set_flags(path, 0, 0x30);
+    }
+    if meta.is_dir() {
+        fs::read_dir(path).into_iter().flatten().flatten().for_each(|entry| release_all(&entry.path()));
     }
 }
 

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use holo_api::files;
 use holo_cfor::log::Ranges;
 use holo_cfor::pack::{PackError, Packed, Piece};
-use holo_cfor::{Captured, CapturedByInode, ContentSource, Delta, Extent, Report, Targets, Touched, Tree};
+use holo_cfor::{
+    Captured, CapturedByInode, CapturedWithoutFlags, ContentSource, Delta, Extent, Report, Targets, Touched,
+    Tree,
+};
 use holo_image::{Blob, EpochReader, PAGE_BYTES, Store};
 use serde::Serialize;
 
@@ -85,8 +88,9 @@ impl Held {
                     return Err(CforError::NoEpoch(name.clone()).into());
                 };
                 let reader = Box::new(app.open_epoch(epoch)?);
-                let mut captured: Captured<Blob> = files::trees::<_, CapturedByInode<Blob>>(&reader)
-                    .map_err(|source| CforError::Trees { name: name.clone(), epoch, source })?;
+                let mut captured: Captured<Blob> =
+                    files::trees::<_, CapturedWithoutFlags<Blob>, CapturedByInode<Blob>>(&reader)
+                        .map_err(|source| CforError::Trees { name: name.clone(), epoch, source })?;
                 for (at, blob) in &mut captured.contents {
                     if let Some(inode) = captured.tree.inodes.get(*at as usize) {
                         files::complete(&reader, inode.identity.dev, inode.identity.ino, blob);
