@@ -18,7 +18,8 @@ use holo_sys::frame::Context;
 use holo_sys::gate::{self, CLASS, Regs, SLOW, Zone};
 use holo_sys::tls::Tls;
 use holo_sys::{patch, sys};
-use holo_track::{changes, positions};
+use holo_track::changes::{self, Slot};
+use holo_track::positions;
 
 static TABLE: AtomicPtr<Changes> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -52,6 +53,7 @@ const CALLS: &[i64] = &[
     sysno::utimes,
     sysno::utime,
     sysno::renameat2,
+    sysno::file_setattr,
 ];
 
 const AT_FDCWD: u64 = (-100i64).cast_unsigned();
@@ -69,9 +71,12 @@ const RWF_APPEND: u64 = 0x10;
 const RWF_NOAPPEND: u64 = 0x20;
 /// `FALLOC_FL_COLLAPSE_RANGE`, `FALLOC_FL_INSERT_RANGE`: what follows moves.
 const FALLOC_MOVES: u64 = 0x08 | 0x20;
-/// `FIONREAD`, `FIONBIO`, `FIONCLEX`, `FIOCLEX`, `TCGETS`, `TIOCGWINSZ`, `FS_IOC_GETFLAGS`, `FS_IOC_FIEMAP`: ask, or are
-/// about the descriptor.
-const IOCTLS_HARMLESS: [u64; 8] = [0x541b, 0x5421, 0x5450, 0x5451, 0x5401, 0x5413, 0x8008_6601, 0xc020_660b];
+/// `FIONREAD`, `FIONBIO`, `FIONCLEX`, `FIOCLEX`, `TCGETS`, `TIOCGWINSZ`, `FS_IOC_GETFLAGS`, `FS_IOC_FSGETXATTR`, `FS_IOC_FIEMAP`:
+/// ask, or are about the descriptor.
+const IOCTLS_HARMLESS: [u64; 9] =
+    [0x541b, 0x5421, 0x5450, 0x5451, 0x5401, 0x5413, 0x8008_6601, 0x801c_581f, 0xc020_660b];
+/// `FS_IOC_SETFLAGS`, `FS_IOC_FSSETXATTR`: flags of a file, or of a directory (`chattr`), through whatever descriptor.
+const IOCTLS_FLAGS: [u64; 2] = [0x4008_6602, 0x401c_5820];
 /// Vectors that are added up; a longer list is everything behind its start.
 const VECTORS_MAX: u64 = 16;
 /// Asynchronous writes.
@@ -255,7 +260,11 @@ fn note(table: &Changes, nr: i64, args: &[u64; 6], rsp: u64) {
         sysno::ftruncate => to_end(table, fd, second),
         sysno::fallocate if second & FALLOC_MOVES != 0 => to_end(table, fd, third),
         sysno::fallocate => write(table, fd, From::Exactly(third), fourth),
+        sysno::ioctl if IOCTLS_FLAGS.contains(&(second & 0xffff_ffff)) => {
+            flagged(table, awaited::of_descriptor(table, fd));
+        }
         sysno::ioctl if !IOCTLS_HARMLESS.contains(&(second & 0xffff_ffff)) => mark(table, fd, flags::WHOLE),
+        sysno::file_setattr => flagged(table, awaited::of_name(table, fd, second, fifth)),
         sysno::mmap if fourth & (MAP_SHARED | MAP_ANONYMOUS) == MAP_SHARED => {
             mark(table, fifth, flags::MAPPED)
         }
@@ -416,6 +425,21 @@ fn mark(table: &Changes, fd: u64, bits: u64) {
         Target::Other => {}
         Target::Full => changes::overflow(changes::bank(table)),
         Target::File { slot, .. } => changes::mark(changes::bank(table), slot, bits),
+    }
+}
+
+/// Flags change, by whatever descriptor, also of a directory, of which the kernel tells nobody: it is looked at, and the file read, as
+/// it would be for its other time of change. Who is yet to read it takes its flags then, too.
+#[cold]
+fn flagged(table: &Changes, key: Option<u64>) {
+    let Some(key) = key else { return };
+    if is_shut(table) {
+        awaited::pass(table, Some(key), 0, u64::MAX);
+    }
+    let bank = changes::bank(table);
+    match changes::slot_of(table, key) {
+        Slot::At(slot) => changes::mark(bank, slot, flags::WHOLE),
+        Slot::Elsewhere | Slot::Full => changes::overflow(bank),
     }
 }
 

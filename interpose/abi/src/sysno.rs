@@ -367,6 +367,7 @@ pub const NAMES: &[(u16, &str)] = &[
     (448, "process_mrelease"),
     (449, "futex_waitv"),
     (450, "set_mempolicy_home_node"),
+    (469, "file_setattr"),
 ];
 
 macro_rules! numbers {
@@ -739,4 +740,5 @@ numbers! {
     process_mrelease = 448,
     futex_waitv = 449,
     set_mempolicy_home_node = 450,
+    file_setattr = 469,
 }

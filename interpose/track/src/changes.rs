@@ -44,7 +44,12 @@ pub fn key(table: &Changes, dev: u64, ino: u64) -> Option<u64> {
 #[must_use]
 pub fn slot(table: &Changes, dev: u64, ino: u64) -> Slot {
     let Some(device) = device(table, dev) else { return Slot::Elsewhere };
-    let Some(key) = file_key(device, ino) else { return Slot::Full };
+    file_key(device, ino).map_or(Slot::Full, |key| slot_of(table, key))
+}
+
+/// Finds or makes the place of a file that has this key.
+#[must_use]
+pub fn slot_of(table: &Changes, key: u64) -> Slot {
     let first = place(key, FILES_MAX.trailing_zeros());
     for step in 0..PROBES_MAX {
         let at = (first + step) % FILES_MAX;
