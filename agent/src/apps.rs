@@ -433,7 +433,11 @@ impl Apps {
         Record::remove(&self.paths.records, name)
             .map_err(|cause| Failure::new(ErrorKind::Failed, format!("{name}: {cause}")))?;
         self.all.lock().remove(name);
-        let _ = fs::remove_dir_all(self.paths.replaced.join(name));
+        let replaced = self.paths.replaced.join(name);
+        if fs::remove_dir_all(&replaced).is_err() {
+            // Something that was moved away may be immutable.
+            let _ = holo_cfor::remove_all(&replaced);
+        }
         let _ = app.others.remove();
         let _ = fs::remove_file(self.paths.output.join(format!("{name}.log")));
         let _ = fs::remove_file(self.paths.changes.join(name));

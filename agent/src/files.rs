@@ -10,6 +10,7 @@ mod contents;
 mod leases;
 mod numbers;
 mod others;
+mod place;
 mod written;
 
 use crate::app::ChangesCell;
@@ -24,9 +25,7 @@ use holo_abi::changes::CHANGES_BYTES;
 use holo_abi::control::{INODE_CALLS, INODES_MAX};
 use holo_abi::sysno;
 use holo_api::files::{self as trees, SECTION as NAME, TREES, VERSION};
-use holo_cfor::{
-    Captured, CapturedByInode, CapturedWithoutFlags, Draft, Followed, Look, Staged, Staging, Targets, Time,
-};
+use holo_cfor::{Captured, Draft, Followed, Holds, Look, Staged, Staging, Time};
 use holo_image::wire;
 use holo_image::{AppStore, Blob};
 use holo_rm::install::{Install, install};
@@ -66,6 +65,8 @@ pub struct Files {
     excludes: Vec<PathBuf>,
     replaced: Option<PathBuf>,
     others: Arc<Others>,
+    /// What is to become immutable or append-only when its descriptors are open.
+    holds: Holds,
     previous: Option<Captured<Blob>>,
     /// No image has it (yet): if the next epoch comes first, that one was aborted.
     unsealed: bool,
@@ -99,8 +100,7 @@ enum Taking {
 
 impl Files {
     /// A manager for `roots`; `excludes` are never touched; `replaced` is where a restore moves what it
-    /// replaces, and `others`
-    /// are told of what others had changed there; `pages` tells what is stored through maps.
+    /// replaces, and `others` are told of what others had changed there; `pages` tells what is stored through maps.
     #[must_use]
     pub(crate) fn new(
         roots: Vec<PathBuf>,
@@ -119,6 +119,7 @@ impl Files {
             excludes,
             replaced,
             others,
+            holds: Holds::default(),
             previous: None,
             unsealed: false,
             recorded: Recorded::new(changes),
@@ -311,9 +312,7 @@ impl ResourceManager for Files {
             Taking::Held(staged) | Taking::Kept(staged, _) => Some(staged.tree()),
             Taking::Reading(_) => None,
         };
-        for remark in tree.iter().flat_map(|tree| &tree.remarks) {
-            cx.remarks.push(format!("{}: {}", String::from_utf8_lossy(&remark.path), remark.what));
-        }
+        cx.remarks.extend(tree.iter().flat_map(|tree| &tree.remarks).map(place::text));
         if witness::is_wanted() {
             let start = Instant::now();
             self.witness = Some(Witness::take(&self.roots, &written, &self.excludes).map_err(failed)?);
@@ -415,52 +414,13 @@ impl ResourceManager for Files {
     }
 
     fn switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
-        let mut captured: Captured<Blob> =
-            trees::trees::<_, CapturedWithoutFlags<Blob>, CapturedByInode<Blob>>(cx.image)
-                .map_err(|cause| RmError::BadSection { kind: NAME, what: cause.to_string() })?;
-        for (at, blob) in &mut captured.contents {
-            if let Some(inode) = captured.tree.inodes.get(*at as usize) {
-                trees::complete(cx.image, inode.identity.dev, inode.identity.ino, blob);
-            }
-        }
-        let targets = Targets {
-            replaced: self.replaced.clone(),
-            excludes: self.excludes.clone(),
-            since: Some(self.others.since()),
-            ..Targets::default()
-        };
-        let mut report = holo_cfor::apply(&captured, &mut Source(cx.image), &targets).map_err(failed)?;
-        if !report.errors.is_empty() && report.removed > 0 {
-            // What was moved away last may have been in the way of what came before, or taken its space.
-            let first = report;
-            report = holo_cfor::apply(&captured, &mut Source(cx.image), &targets).map_err(failed)?;
-            report.remarks.splice(0..0, first.remarks);
-            report.others.join(first.others);
-        }
-        self.others.found(&report.others, self.replaced.as_deref());
-        // What was done here is not others'.
-        self.others.note();
-        if let Some(first) = report.errors.first() {
-            return Err(RmError::Unsupported(format!(
-                "{} of the application's files cannot be put in place, first {}: {}",
-                report.errors.len(),
-                String::from_utf8_lossy(&first.path),
-                first.what
-            )));
-        }
-        for remark in &report.remarks {
-            cx.remarks.push(format!("{}: {}", String::from_utf8_lossy(&remark.path), remark.what));
-        }
-        let captured_as = |at: u32| captured.tree.inodes.get(at as usize).map(|inode| inode.identity);
-        let placed = report.inodes.iter().filter_map(|(real, at)| Some((*real, captured_as(*at)?)));
-        self.placed = placed.map(|(real, was)| (real, (was.dev, was.ino))).collect();
-        self.placed.sort_unstable();
-        self.previous = None;
-        Ok(())
+        self.put_in_place(cx)
     }
 
     // After all others: descriptors are open and the library is in memory.
     fn post_switch(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
+        let refused = self.hold();
+        cx.remarks.extend(refused.iter().map(place::text));
         self.go_on_recording(cx)?;
         let Some((INODES_VERSION, _)) = cx.image.section(INODES) else { return Ok(()) };
         let inodes: Inodes = cx.section(INODES, INODES_VERSION)?;
@@ -500,5 +460,8 @@ impl ResourceManager for Files {
             }
         }
         Ok(())
+    }
+    fn abort_switch(&mut self, _: &mut SwitchCx) {
+        self.hold();
     }
 }
