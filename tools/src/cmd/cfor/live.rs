@@ -26,7 +26,7 @@ pub(super) fn main(name: &str, json: bool, agent: &Agent) -> Result<u8, CliError
     let Held::Epoch { captured, .. } = held else {
         return Err(CliError::Usage(format!("{name} is no application")));
     };
-    let now = scan(&captured.tree, &source::state_dir(agent))?;
+    let now = scan(&captured.tree, &source::state_dir(agent), &captured.tree)?;
     // After the scan: what it saw was recorded before.
     let recorded = ask()?;
     let known: BTreeMap<(u64, u64), &RecordedFile> =
@@ -39,8 +39,8 @@ pub(super) fn main(name: &str, json: bool, agent: &Agent) -> Result<u8, CliError
     Ok(0)
 }
 
-/// What is here now of the roots of a tree.
-pub(super) fn scan(tree: &Tree, state: &std::path::Path) -> Result<Tree, CliError> {
+/// What is here now of the roots of a tree. Files that `known` has, and that have not changed since, are not opened.
+pub(super) fn scan(tree: &Tree, state: &std::path::Path, known: &Tree) -> Result<Tree, CliError> {
     let (mut roots, mut files) = (Vec::new(), Vec::new());
     for root in &tree.roots {
         let is_dir = tree.inode(&root.entries[0]).kind == Kind::Dir;
@@ -51,7 +51,7 @@ pub(super) fn scan(tree: &Tree, state: &std::path::Path) -> Result<Tree, CliErro
     let mut excludes: BTreeSet<PathBuf> =
         left.map(|(root, entry)| path(&entry.path.under(&root.path))).collect();
     excludes.insert(state.to_owned());
-    Ok(holo_cfor::scan(&roots, &files, &Vec::from_iter(excludes))?)
+    Ok(holo_cfor::scan_since(&roots, &files, &Vec::from_iter(excludes), known)?)
 }
 
 fn path(bytes: &[u8]) -> PathBuf {

@@ -38,6 +38,7 @@ struct Entry {
     target: Option<String>,
     mtime: String,
     xattrs: Vec<String>,
+    flags: Vec<&'static str>,
     /// The same number: the same file.
     inode: u32,
 }
@@ -72,6 +73,7 @@ pub(super) fn main(args: &CforShow, agent: &Agent) -> Result<u8, CliError> {
                 target: target(inode),
                 mtime: time(inode.mtime),
                 xattrs: inode.xattrs.iter().map(|xattr| text(&xattr.name)).collect(),
+                flags: holo_cfor::flag_names(inode.flags).collect(),
                 inode: entry.inode,
             }
         });

@@ -25,7 +25,7 @@ pub(super) fn main(args: &CforVerify, agent: &Agent) -> Result<u8, CliError> {
             root.path = under(&dir, &root.path);
         }
     }
-    let here = live::scan(&wanted, &state_dir(agent))?;
+    let here = live::scan(&wanted, &state_dir(agent), &Tree::default())?;
     let mut contents = Here::new(&here);
     let mut unread = Vec::new();
     let is_newer = live::newer(&here, wanted.taken_at);
