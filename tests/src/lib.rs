@@ -14,6 +14,7 @@ pub mod cluster_agents;
 pub mod command;
 pub mod compile;
 pub mod epochs;
+pub mod flags;
 mod leftovers;
 pub mod node;
 pub mod paths;

@@ -59,7 +59,7 @@ pub struct Node {
     agent_args: Vec<String>,
     agent_env: Vec<(&'static str, OsString)>,
     /// Kept until the node is dropped; none if somebody else owns the directory.
-    _scratch: Option<TempDir>,
+    scratch: Option<TempDir>,
 }
 
 fn unique() -> String {
@@ -121,7 +121,7 @@ impl Node {
             agent: None,
             agent_args: Vec::new(),
             agent_env: Vec::new(),
-            _scratch: scratch,
+            scratch,
         }
     }
 
@@ -320,5 +320,11 @@ impl Drop for Node {
             tail.iter().rev().for_each(|line| eprintln!("{line}"));
         }
         self.sweep();
+        let Some(scratch) = self.scratch.take() else { return };
+        let path = scratch.path().to_owned();
+        if scratch.close().is_err() {
+            // Something in it is immutable.
+            let _ = holo_cfor::remove_all(&path);
+        }
     }
 }
