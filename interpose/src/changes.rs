@@ -1,7 +1,7 @@
 //! Records which files the application is about to change, and where, before each call that does.
 //!
-//! The agent shares the table (`holo_abi::changes`) with all processes of an application that has roots; without it none
-//! of these calls comes here. Names and attributes are not recorded: the agent looks at them anyway.
+//! The agent shares the table (`holo_abi::changes`) with all processes of an application; without it none of these calls comes
+//! here. Attributes are not recorded: the agent looks at them anyway. Names are (`names`), for what is outside the roots.
 //!
 //! A call is recorded when it enters the dispatcher. It may be made much later: a park, and with it the cut, or a handler
 //! of the application may come first. Then it is recorded again, see [`again`].
@@ -10,7 +10,7 @@
 
 use crate::descriptors::{self, Target};
 use crate::dispatch::Verdict;
-use crate::{awaited, filters, named, user, waits};
+use crate::{awaited, filters, named, names, user, waits};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use holo_abi::changes::{CHANGES_BYTES, Changes, MAGIC, SHUT, flags};
 use holo_abi::sysno;
@@ -113,7 +113,7 @@ pub(crate) fn start(fd: i32, sites: bool) -> u64 {
     if !sites {
         table.blind.store(1, Ordering::Relaxed);
     }
-    for nr in CALLS {
+    for nr in CALLS.iter().chain(names::CALLS) {
         // SAFETY: one byte, in the constructor.
         unsafe { (&raw mut CLASS).cast::<u8>().add(*nr as usize).write_volatile(SLOW) };
     }
@@ -133,7 +133,9 @@ pub(crate) fn on_exec(failed: bool) {
 /// Records a call that is about to be made.
 pub(crate) fn on_call(regs: &Regs) {
     let nr = regs.rax.cast_signed();
-    if let Some(table) = open().filter(|_| !named::concerns(nr)) {
+    let Some(table) = open() else { return };
+    names::note(table, nr, &regs.args, regs.rsp);
+    if !named::concerns(nr) {
         note(table, nr, &regs.args, regs.rsp);
     }
 }
@@ -198,6 +200,7 @@ pub(crate) fn again(context: &Context, words: &Tls) {
             if regs.rcx != regs.raw {
                 return;
             }
+            names::note(table, regs.rax.cast_signed(), &regs.args, regs.rsp);
             return note(table, regs.rax.cast_signed(), &regs.args, regs.rsp);
         }
         Zone::Jump | Zone::Own { after: false } => context,
@@ -212,6 +215,7 @@ pub(crate) fn again(context: &Context, words: &Tls) {
         }
     };
     let args = [regs.rdi, regs.rsi, regs.rdx, regs.r8_15[2], regs.r8_15[0], regs.r8_15[1]];
+    names::note(table, regs.rax.cast_signed(), &args, regs.rsp);
     note(table, regs.rax.cast_signed(), &args, regs.rsp);
 }
 

@@ -43,6 +43,7 @@ mod mem;
 mod members;
 mod moves;
 mod named;
+mod names;
 mod owners;
 mod park;
 mod signals;

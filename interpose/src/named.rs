@@ -279,7 +279,7 @@ fn close(fd: u64) {
 }
 
 /// The path by which the kernel finds what a descriptor leads to.
-fn link_of(fd: u64) -> [u8; 40] {
+pub(crate) fn link_of(fd: u64) -> [u8; 40] {
     const DIR: &[u8] = b"/proc/thread-self/fd/";
     let (mut path, mut rest) = ([0; 40], fd as u32);
     path[..DIR.len()].copy_from_slice(DIR);

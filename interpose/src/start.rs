@@ -557,7 +557,8 @@ impl Joined {
         if wanted & ways::SITES != 0 {
             active |= self.patch(header, wanted & ways::TRAPS != 0);
         }
-        if self.changes >= 0 {
+        // Who counts calls wants those of the application alone; the agent looks at all files then.
+        if self.changes >= 0 && !traced {
             let sites = active & ways::SITES != 0 && self.tables[0] >= 0;
             let sites = sites && header.sites_left.load(Ordering::Relaxed) == 0;
             header.changes_at = changes::start(self.changes, sites);

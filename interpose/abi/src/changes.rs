@@ -18,11 +18,12 @@
 //! Beside it is the gate of files that the agent has yet to read as they were at the cut (`awaited`).
 
 use crate::awaited::Gate;
+use crate::names::Heard;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// First word of the table.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"HOLOCHG2");
-/// File systems of the roots; files elsewhere are not recorded. Past it they are not either.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"HOLOCHG3");
+/// File systems that are recorded, those of the roots first. Files elsewhere are not.
 pub const DEVICES_MAX: usize = 8;
 /// Files of one table; past it a bank overflows.
 pub const FILES_MAX: usize = 32768;
@@ -117,6 +118,8 @@ pub struct Changes {
     pub banks: [Bank; 2],
     /// Files that are awaited.
     pub gate: Gate,
+    /// Names that were written to or made since the last cut.
+    pub names: Heard,
 }
 
 /// Bit of [`Changes::bank`]: files are awaited.

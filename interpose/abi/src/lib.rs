@@ -12,11 +12,12 @@ pub mod awaited;
 pub mod changes;
 pub mod control;
 pub mod join;
+pub mod names;
 pub mod sites;
 pub mod sysno;
 
 /// Version of every layout in this crate.
-pub const VERSION: u32 = 15;
+pub const VERSION: u32 = 16;
 
 /// The signal that parks a thread. glibc keeps it for `setuid` in threads (`SIGSETXID`) and refuses to let
 /// programs use it, so no application action is displaced; glibc's own use is told apart by `si_code`.

@@ -7,5 +7,6 @@ pub mod actions;
 pub mod awaited;
 pub mod changes;
 pub mod environ;
+pub mod names;
 pub mod positions;
 pub mod timeout;
