@@ -48,6 +48,9 @@ pub struct Targets {
     /// Where everything goes that does not belong or is replaced, under its full path. Without it such things
     /// are removed for good. It should be on the same file system, else all is copied there.
     pub replaced: Option<PathBuf>,
+    /// Single files on this node that were made after the capture: they are moved away first; and directories, removed if they are empty.
+    /// What is in a directory comes before it.
+    pub gone: Vec<PathBuf>,
     /// Absolute paths, on this node, that are never touched, nor what is below them.
     pub excludes: Vec<PathBuf>,
     /// Whoever the trees are of has changed nothing here after that: what changed later is [`Report::others`]'.
@@ -112,6 +115,11 @@ pub fn apply<S: ContentSource>(
         remarks: Remarks::default(),
         temporary: 0,
     };
+    for path in &targets.gone {
+        if let Err((path, why)) = applier.gone(path) {
+            applier.errors.add(&path, why);
+        }
+    }
     for root in &captured.tree.roots {
         let target = targets.map.get(&root.path).cloned().unwrap_or_else(|| to_path(&root.path));
         if let Err((path, why)) = applier.root(root, &target) {

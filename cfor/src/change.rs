@@ -114,9 +114,12 @@ pub(crate) fn change(old: &Inode, taken_at: Time, now: &Inode, hint: Hint<'_>) -
 
 /// Whether attributes say that nothing has changed since `old` was scanned at `taken_at`.
 pub(crate) fn is_untouched(old: &Inode, taken_at: Time, now: &Inode) -> bool {
-    old.identity == now.identity
-        && old.mtime == now.mtime
-        && old.identity.ctime.as_nanos() + TICK_NANOS < taken_at.as_nanos()
+    old.identity == now.identity && old.mtime == now.mtime && is_old(old, taken_at)
+}
+
+/// Was it changed so long before it was scanned that a later change has another time?
+pub(crate) fn is_old(inode: &Inode, taken_at: Time) -> bool {
+    inode.identity.ctime.as_nanos() + TICK_NANOS < taken_at.as_nanos()
 }
 
 /// The regular files of `now` (indices of inodes) whose content must be read again.

@@ -3,7 +3,7 @@
 //! ```text
 //! names that were heard of     stat; gone: taken out with all below; a directory that is new here: walked
 //! numbers that were heard of   stat, unless a name led there
-//! single files                 as at every scan
+//! single files                 stat; as at every scan, unless they are as they were
 //! ```
 //!
 //! Whatever is not as it should be (a name that is gone and was not heard of) means that all must be looked at.
@@ -13,13 +13,14 @@ mod table;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use nix::sys::stat::SFlag;
+use nix::sys::stat::{SFlag, lstat};
 
-use crate::access::{Dir, SELF, is, number};
+use crate::access::{Dir, SELF, identity, is, number, times};
 use crate::apply::is_temporary;
 use crate::capture::{Captured, Staged, Stager, Staging};
-use crate::change::{Change, Hint, Index, Previous, change, index};
+use crate::change::{Change, Hint, Index, Previous, change, index, is_old};
 use crate::error::{Error, to_path};
 use crate::flags;
 use crate::follow::{Followed, Look};
@@ -174,11 +175,12 @@ impl<C: Clone> Draft<C> {
         for (root, path) in unseen {
             self.by_number(root, &path, &mut parents, &avoided, &mut linked)?;
         }
-        if self.has_seconds(look) {
+        let (kept, extra) = self.kept(look);
+        if self.has_seconds(&extra) {
             return Err(All);
         }
-        let is_renamed = self.merge() | tops.iter().any(Option::is_none) | !look.extra_files.is_empty();
-        self.singles(look, &avoided, &tops, &mut linked)?;
+        let is_renamed = self.merge() | tops.iter().any(Option::is_none) | !extra.is_empty();
+        self.singles(&extra, &kept, &avoided, &tops, &mut linked)?;
         if is_renamed {
             self.compact(followed);
         }
@@ -351,9 +353,44 @@ impl<C: Clone> Draft<C> {
         Ok(entries)
     }
 
+    /// Single files that are as they were, by the place of their roots; and all others.
+    fn kept<'l>(&self, look: &Look<'l>) -> (HashSet<usize>, Vec<&'l PathBuf>) {
+        let mut kept = HashSet::new();
+        let is_kept = |path: &&PathBuf| {
+            let bytes = path.as_os_str().as_bytes();
+            let at = self.tree.roots.binary_search_by(|root| root.path.as_slice().cmp(bytes)).ok();
+            at.filter(|at| self.is_as_before(&self.tree.roots[*at], path, look))
+                .map(|at| kept.insert(at))
+                .is_none()
+        };
+        let extra = look.extra_files.iter().filter(is_kept).collect();
+        (kept, extra)
+    }
+
+    /// Is a single file as it was, by its attributes and by what the caller knows?
+    fn is_as_before(&self, root: &Root, path: &Path, look: &Look<'_>) -> bool {
+        let inode = self.tree.inode(&root.entries[0]);
+        let (dev, ino) = (inode.identity.dev, inode.identity.ino);
+        let Ok(now) = lstat(path) else { return false };
+        let (atime, mtime, _) = times(&now);
+        let size = match inode.kind {
+            Kind::File { size, .. } => i64::try_from(size).unwrap_or(-1),
+            Kind::Symlink { .. } => now.st_size,
+            Kind::Dir | Kind::Fifo | Kind::Socket | Kind::Left => return false,
+        };
+        // Of what has several names another one may have gone, which nobody tells.
+        now.st_nlink == 1
+            && !look.suspects.contains(&(dev, ino))
+            && (inode.identity, inode.atime, inode.mtime, size) == (identity(&now), atime, mtime, now.st_size)
+            && is_old(inode, self.tree.taken_at)
+    }
+
     /// Is a single file one of those below the roots, seen by another mount? They are two for whoever restores them.
-    fn has_seconds(&self, look: &Look<'_>) -> bool {
-        look.extra_files.iter().any(|path| {
+    fn has_seconds(&self, extra: &[&PathBuf]) -> bool {
+        if self.tree.roots.iter().all(|root| !is_dir(&self.tree, root)) {
+            return false;
+        }
+        extra.iter().any(|path| {
             let Ok(path) = scan::resolve(path) else { return false };
             let found = path.symlink_metadata().ok().filter(|found| found.is_file() && found.nlink() == 1);
             let at = found.and_then(|found| self.index.get(&(found.dev(), found.ino())).copied());
@@ -362,20 +399,21 @@ impl<C: Clone> Draft<C> {
         })
     }
 
-    /// Looks at all single files.
+    /// Looks at all single files but those that are kept.
     fn singles(
         &mut self,
-        look: &Look<'_>,
+        extra: &[&PathBuf],
+        kept: &HashSet<usize>,
         avoided: &Avoided<'_>,
         tops: &[Option<(Dir, u64)>],
         linked: &mut HashSet<Number>,
     ) -> Result<(), All> {
-        let mut kept = tops.iter().map(Option::is_some);
-        self.tree.roots.retain(|_| kept.next().unwrap_or(false));
+        let mut stays = tops.iter().zip(0..).map(|(top, at)| top.is_some() || kept.contains(&at));
+        self.tree.roots.retain(|_| stays.next().unwrap_or(false));
         let roots: Vec<Vec<u8>> = self.tree.roots.iter().map(|root| root.path.clone()).collect();
         self.tree.remarks.retain(|remark| roots.iter().any(|root| is_under(&remark.path, root)));
         let mut paths = BTreeSet::new();
-        for path in look.extra_files {
+        for path in extra {
             match scan::resolve(path) {
                 Ok(path) => drop(paths.insert(path.into_os_string().into_vec())),
                 Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {

@@ -138,7 +138,8 @@ impl Time {
     }
 
     /// Nanoseconds since 1970.
-    pub(crate) fn as_nanos(self) -> i128 {
+    #[must_use]
+    pub fn as_nanos(self) -> i128 {
         i128::from(self.seconds) * 1_000_000_000 + i128::from(self.nanos)
     }
 }

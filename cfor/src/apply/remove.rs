@@ -67,6 +67,26 @@ impl<S: ContentSource> Applier<'_, S> {
         Ok(())
     }
 
+    /// Moves a single file away; a directory is removed if nothing is in it.
+    pub(super) fn gone(&mut self, path: &Path) -> Result<(), Refused> {
+        let full = path.as_os_str().as_bytes();
+        let (Some(home), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+        let Ok(dir) = Dir::open(home) else { return Ok(()) };
+        let Ok(Some(stat)) = dir.look(name.as_bytes()) else { return Ok(()) };
+        let place = Place { dir: &dir, name: name.as_bytes(), full, dev: stat.st_dev };
+        if self.holds_excluded(full) {
+            return Ok(());
+        }
+        if is(&stat, SFlag::S_IFDIR) {
+            // Others may have something there.
+            let done = unlinkat(&dir, name, UnlinkatFlags::RemoveDir);
+            self.report.removed += usize::from(done.is_ok());
+            return Ok(());
+        }
+        self.report.removed += 1;
+        self.displace(place)
+    }
+
     /// Whether something that must not be touched is at `full` or below.
     fn holds_excluded(&self, full: &[u8]) -> bool {
         let path = to_path(full);

@@ -106,6 +106,7 @@ impl Bench {
     /// Targets that lead from `a` to `b`.
     pub fn targets(&self, replaced: bool) -> Targets {
         Targets {
+            gone: Vec::new(),
             map: HashMap::from([(self.path("a").into_os_string().into_encoded_bytes(), self.path("b"))]),
             replaced: replaced.then(|| self.path("replaced")),
             excludes: Vec::new(),
