@@ -18,7 +18,7 @@ use crate::changes::Table;
 use crate::config::Config;
 use crate::dump;
 use crate::fence::Fence;
-use crate::files::Others;
+use crate::files::{NamesCell, Others};
 use crate::graph::Costs;
 use crate::guard::Guard;
 use crate::hot::Hot;
@@ -147,8 +147,10 @@ pub struct App {
     /// Its processes on this node.
     pub(crate) members: Members,
     work: Mutex<Work>,
-    /// The table of file changes of the instance, if it has roots.
+    /// The table of file changes of the instance.
     pub(crate) changes: ChangesCell,
+    /// Its files outside the roots.
+    pub(crate) names: Arc<NamesCell>,
     /// What others did to its files here.
     pub(crate) others: Arc<Others>,
     /// What its parts cost in the last epoch.
@@ -187,6 +189,7 @@ impl App {
         Arc::new(Self {
             name: record.name.clone(),
             members: Members::new(&paths.pages, &record.name),
+            names: Arc::default(),
             others: Arc::new(Others::new(&paths.left, &record.name)),
             store,
             paths,
@@ -319,22 +322,28 @@ impl App {
         Some((heir, leaf.page))
     }
 
-    /// Makes a table of file changes for an instance that is about to begin; none without roots.
-    pub(crate) fn begin_changes(&self) -> Option<Arc<Table>> {
-        let roots = dump::roots(self);
-        let table = if roots.is_empty() { None } else { self.make_changes(&roots) };
-        self.changes.lock().clone_from(&table);
-        table
-    }
-
-    fn make_changes(&self, roots: &[PathBuf]) -> Option<Arc<Table>> {
-        match Table::create(&self.paths.changes.join(&self.name), roots) {
+    /// Makes a table of file changes for an instance that is about to begin, with a first process, or from an epoch.
+    pub(crate) fn begin_changes(&self, first: Option<i32>) -> Option<Arc<Table>> {
+        let mut places = dump::roots(self);
+        let before = self.changes.lock().take();
+        {
+            let mut names = self.names.lock();
+            match first {
+                Some(pid) => names.forget(pid),
+                None => before.iter().for_each(|table| names.ended(table.table())),
+            }
+            places.extend(first.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).ok()));
+            places.extend(names.places());
+        }
+        let table = match Table::create(&self.paths.changes.join(&self.name), &places) {
             Ok(table) => Some(Arc::new(table)),
             Err(cause) => {
                 eprintln!("holod: {}: file changes are not recorded: {cause}", self.name);
                 None
             }
-        }
+        };
+        self.changes.lock().clone_from(&table);
+        table
     }
 
     /// Finds the table of file changes of an instance that an earlier agent knew.

@@ -343,7 +343,9 @@ impl Apps {
         let process = (request.real_pid, request.pid as i32, leaf.clone());
         let changes = match &placed {
             // Nobody counted the start of the first program.
-            Placed::First(app) => app.begin_changes().inspect(|table| table.count_start()),
+            Placed::First(app) => {
+                app.begin_changes(Some(request.real_pid)).inspect(|table| table.count_start())
+            }
             Placed::Again(app) | Placed::Member(app) => app.changes.lock().clone(),
         };
         // Before the process goes on: from then on it may make others.

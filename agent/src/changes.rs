@@ -6,8 +6,8 @@ use holo_abi::changes::{
 };
 use holo_cfor::log::Ranges;
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -19,6 +19,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Past this share of its room the table forgets files that were not changed lately: all of them.
 const FILES_KEPT_MAX: u32 = FILES_MAX as u32 / 2;
+
+/// Where most programs write.
+const PLACES: [&str; 7] = ["/", "/home", "/tmp", "/var", "/var/tmp", "/dev/shm", "/srv"];
 
 /// Device and inode number.
 pub type Number = (u64, u64);
@@ -86,18 +89,24 @@ impl Found {
 }
 
 impl Table {
-    /// Makes the table of an instance that has files under `roots`.
+    /// Makes the table of an instance that has files in `places`, the first of which matter most. Those where most programs write are
+    /// recorded, too.
     ///
     /// # Errors
     /// The kernel's, with the path.
-    pub fn create(path: &Path, roots: &[PathBuf]) -> io::Result<Self> {
+    pub fn create(path: &Path, places: &[PathBuf]) -> io::Result<Self> {
         let _ = fs::remove_file(path);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
         let file =
             file.map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", path.display())))?;
         file.set_len(CHANGES_BYTES as u64)?;
         let table = Self::map(file, path)?;
-        let devices: BTreeSet<u64> = roots.iter().filter_map(|root| device(root)).collect();
+        let mut devices: Vec<u64> = Vec::new();
+        for device in places.iter().map(PathBuf::as_path).chain(PLACES.map(Path::new)).filter_map(device) {
+            if !devices.contains(&device) {
+                devices.push(device);
+            }
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // SAFETY: nobody else has it yet.
         unsafe {

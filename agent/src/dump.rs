@@ -59,10 +59,11 @@ const STORE_MAX: Duration = Duration::from_secs(3600);
 /// The files manager of an application.
 pub(crate) fn files(app: &App, pages: SharedPages) -> Files {
     let replaced = app.paths.replaced.join(&app.name);
-    let (changes, store) = (Arc::clone(&app.changes), app.store.clone());
+    let (changes, names) = (Arc::clone(&app.changes), Arc::clone(&app.names));
     let mut excludes = vec![app.paths.state.clone()];
     excludes.extend(app.record().options.excludes.iter().map(|path| PathBuf::from(OsStr::from_bytes(path))));
-    Files::new(roots(app), excludes, (Some(replaced), Arc::clone(&app.others)), changes, pages, store)
+    let (others, store) = (Arc::clone(&app.others), app.store.clone());
+    Files::new(roots(app), excludes, (Some(replaced), others), (changes, names), pages, store)
 }
 
 pub(crate) fn roots(app: &App) -> Vec<PathBuf> {

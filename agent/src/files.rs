@@ -1,13 +1,16 @@
 //! The application's files as a resource manager: trees of `holo-cfor`, contents in the page store.
 //!
 //! What is protected: everything under the roots, and besides every regular file that the application has open
-//! for writing or mapped shared and writable. Of files that only recorded calls wrote to (`changes`) the ranges written are
+//! for writing or mapped shared and writable, or has written to (`names`). Of files that only recorded calls wrote to (`changes`) the ranges written are
 //! copied, others whole: after the stop where who writes can be made to wait (`awaited`), else in it.
 
 mod ahead;
 mod check;
 mod contents;
+mod directories;
+mod heard;
 mod leases;
+mod names;
 mod numbers;
 mod others;
 mod place;
@@ -21,6 +24,7 @@ use crate::witness::{self, Witness};
 use ahead::Stored;
 pub(crate) use ahead::stand_back;
 use contents::{Sink, Source, take_apart};
+use directories::Directory;
 use holo_abi::changes::CHANGES_BYTES;
 use holo_abi::control::{INODE_CALLS, INODES_MAX};
 use holo_abi::sysno;
@@ -40,6 +44,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub(crate) use names::NamesCell;
 pub(crate) use others::Others;
 pub(crate) use written::Written;
 
@@ -49,6 +54,9 @@ const INODES_VERSION: u16 = 1;
 /// Section with the address of the table of file changes in each process.
 const CHANGES: &str = "changes";
 const CHANGES_VERSION: u16 = 1;
+/// Section with the directories outside the roots.
+const DIRECTORIES: &str = "directories";
+const DIRECTORIES_VERSION: u16 = 1;
 /// The gate's class of calls that go to the dispatcher.
 const SLOW: u8 = 1;
 
@@ -67,6 +75,9 @@ pub struct Files {
     others: Arc<Others>,
     /// What is to become immutable or append-only when its descriptors are open.
     holds: Holds,
+    names: Arc<NamesCell>,
+    /// Outside the roots, at the cut.
+    directories: Vec<Directory>,
     previous: Option<Captured<Blob>>,
     /// No image has it (yet): if the next epoch comes first, that one was aborted.
     unsealed: bool,
@@ -100,13 +111,14 @@ enum Taking {
 
 impl Files {
     /// A manager for `roots`; `excludes` are never touched; `replaced` is where a restore moves what it
-    /// replaces, and `others` are told of what others had changed there; `pages` tells what is stored through maps.
+    /// replaces, and `others` are told of what others had changed there; `names` are known to all managers of one application; `pages`
+    /// tells what is stored through maps.
     #[must_use]
     pub(crate) fn new(
         roots: Vec<PathBuf>,
         excludes: Vec<PathBuf>,
         (replaced, others): (Option<PathBuf>, Arc<Others>),
-        changes: ChangesCell,
+        (changes, names): (ChangesCell, Arc<NamesCell>),
         pages: SharedPages,
         store: AppStore,
     ) -> Self {
@@ -120,6 +132,8 @@ impl Files {
             replaced,
             others,
             holds: Holds::default(),
+            names,
+            directories: Vec::new(),
             previous: None,
             unsealed: false,
             recorded: Recorded::new(changes),
@@ -291,6 +305,9 @@ impl ResourceManager for Files {
             self.previous = None;
         }
         self.check();
+        if self.names.lock().is_new() {
+            self.find_names();
+        }
         if self.previous.is_none() {
             self.store_ahead(cx);
         }
@@ -302,11 +319,17 @@ impl ResourceManager for Files {
         if std::mem::take(&mut self.unsealed) {
             (self.previous, self.draft) = (None, None);
         }
-        let written = self.written(cx)?;
+        let mut written = self.written(cx)?;
         let start = Instant::now();
         self.recorded.cut(&written.maps, cx.processes.len(), &self.pages);
         self.parts_us.clear();
         self.parts_us.push(("cut".into(), start.elapsed().as_micros() as u64));
+        let start = Instant::now();
+        let (mut extra, directories) = self.named(cx, &written.extra);
+        self.directories = directories;
+        extra.extend(std::mem::take(&mut written.extra));
+        written.extra = extra.into_iter().collect();
+        self.parts_us.push(("names".into(), start.elapsed().as_micros() as u64));
         let staged = self.stage(&written, cx)?;
         let tree = match &staged {
             Taking::Held(staged) | Taking::Kept(staged, _) => Some(staged.tree()),
@@ -387,6 +410,9 @@ impl ResourceManager for Files {
         (self.bytes[0].1, self.bytes[1].1) = (known, whole);
         let inodes = self.identities(cx, &captured);
         cx.put(INODES, INODES_VERSION, &inodes)?;
+        if !self.directories.is_empty() {
+            cx.put(DIRECTORIES, DIRECTORIES_VERSION, &self.directories)?;
+        }
         let at: Vec<u64> = cx.processes.iter().map(|process| process.remote.page.changes_at()).collect();
         cx.put(CHANGES, CHANGES_VERSION, &at)?;
         (self.previous, self.unsealed) = (Some(captured), true);

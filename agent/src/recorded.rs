@@ -138,6 +138,16 @@ impl Recorded {
         table.is_some_and(|table| devices.all(|device| table.has_device(device)))
     }
 
+    /// Was it recorded that this file is written to?
+    pub(crate) fn is_written(&self, number: Number) -> bool {
+        self.found.files.contains_key(&number)
+    }
+
+    /// Is of all files that are recorded known whether they were written to?
+    pub(crate) fn is_sure(&self) -> bool {
+        !self.found.is_incomplete
+    }
+
     /// Files that may have other content, or may have been read.
     pub(crate) fn suspects(&self, maps: &Maps) -> BTreeSet<Number> {
         let mut all: BTreeSet<Number> = self.found.files.keys().copied().collect();

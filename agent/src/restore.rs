@@ -128,7 +128,7 @@ pub fn ready(
     let mut work = app.work();
     // What the managers knew of the epoch before is of another past now.
     work.registry.clear();
-    app.begin_changes();
+    app.begin_changes(None);
     if let Some(kept) = kept {
         match kept.complete(app, &image, stdio) {
             Ok(prepared) => return Ok(Ready { prepared, epoch, since, hot: true }),

@@ -72,20 +72,22 @@ impl ContentSink for Synced<'_> {
 }
 
 impl Files {
-    /// Is there nothing yet, and are changes recorded?
+    /// Is there nothing yet of the roots, and are changes recorded?
     pub(super) fn is_to_begin(&self) -> bool {
         (self.previous.is_none() || self.unsealed)
+            && !self.roots.is_empty()
             && self.recorded.table().is_some()
             && std::env::var_os(VARIABLE).is_none_or(|value| value != "0")
     }
 
     /// In a stop: from now on is known what is changed.
-    pub(super) fn begin(&mut self, cx: &DumpCx) -> RmResult<()> {
+    pub(super) fn begin(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         (self.previous, self.unsealed, self.ahead) = (None, false, None);
         let written = self.written(cx)?;
         self.marked_at = Some(Time::now());
         let is_late = cx.processes.iter().any(|process| process.remote.maps().is_ok_and(aio::has_rings));
         self.recorded.begin(written.maps, cx.processes.len(), &self.pages, is_late);
+        let _ = self.named(cx, &written.extra);
         Ok(())
     }
 

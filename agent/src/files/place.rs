@@ -1,22 +1,24 @@
 //! Files of an image are put in place.
 
-use super::{Files, NAME, Source, failed, trees};
+use super::directories::Directory;
+use super::{DIRECTORIES, DIRECTORIES_VERSION, Files, NAME, Source, failed, trees};
 use holo_cfor::{Captured, CapturedByInode, CapturedWithoutFlags, Remark, Targets};
-use holo_image::Blob;
-use holo_rm::manager::{RmError, RmResult, SwitchCx};
+use holo_image::{Blob, EpochReader};
+use holo_rm::manager::{self, RmError, RmResult, SwitchCx};
 
 impl Files {
     /// Makes the files those of an image.
     pub(super) fn put_in_place(&mut self, cx: &mut SwitchCx) -> RmResult<()> {
-        let mut captured: Captured<Blob> =
-            trees::trees::<_, CapturedWithoutFlags<Blob>, CapturedByInode<Blob>>(cx.image)
-                .map_err(|cause| RmError::BadSection { kind: NAME, what: cause.to_string() })?;
+        let mut captured = captured_in(cx.image)
+            .map_err(|cause| RmError::BadSection { kind: NAME, what: cause.to_string() })?;
         for (at, blob) in &mut captured.contents {
             if let Some(inode) = captured.tree.inodes.get(*at as usize) {
                 trees::complete(cx.image, inode.identity.dev, inode.identity.ino, blob);
             }
         }
+        let directories = directories_in(cx.image)?;
         let targets = Targets {
+            gone: self.made_since(&captured, &directories),
             replaced: self.replaced.clone(),
             excludes: self.excludes.clone(),
             since: Some(self.others.since()),
@@ -32,6 +34,11 @@ impl Files {
             report = holo_cfor::apply(&captured, &mut Source(cx.image), &targets).map_err(failed)?;
             report.remarks.splice(0..0, first.remarks);
             report.others.join(first.others);
+        }
+        for directory in &directories {
+            if let Err(cause) = directory.make() {
+                cx.remarks.push(format!("{}: cannot be made: {cause}", directory.path().display()));
+            }
         }
         self.holds = std::mem::take(&mut report.holds);
         self.others.found(&report.others, self.replaced.as_deref());
@@ -64,6 +71,19 @@ impl Files {
         // Nobody else has changed these.
         self.others.note();
         refused
+    }
+}
+
+/// The trees of an epoch, of which contents are to be completed.
+pub(super) fn captured_in(epoch: &EpochReader) -> Result<Captured<Blob>, trees::TreesError> {
+    trees::trees::<_, CapturedWithoutFlags<Blob>, CapturedByInode<Blob>>(epoch)
+}
+
+/// The directories outside the roots of an epoch.
+pub(super) fn directories_in(epoch: &EpochReader) -> RmResult<Vec<Directory>> {
+    match epoch.section(DIRECTORIES) {
+        None => Ok(Vec::new()),
+        Some(_) => manager::section(epoch, DIRECTORIES, DIRECTORIES_VERSION),
     }
 }
 

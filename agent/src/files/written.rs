@@ -31,7 +31,7 @@ pub(crate) struct Written {
 type Seen<'a> = HashMap<(u64, u64, &'a OsStr), Option<Arc<fs::Metadata>>>;
 
 impl Files {
-    fn is_protected(&self, path: &std::path::Path) -> bool {
+    pub(super) fn is_protected(&self, path: &std::path::Path) -> bool {
         self.roots.iter().any(|root| path.starts_with(root))
     }
 
