@@ -134,7 +134,9 @@ pub(crate) fn on_exec(failed: bool) {
 pub(crate) fn on_call(regs: &Regs) {
     let nr = regs.rax.cast_signed();
     let Some(table) = open() else { return };
-    names::note(table, nr, &regs.args, regs.rsp);
+    if !names::is_move(nr) {
+        names::note(table, nr, &regs.args, regs.rsp);
+    }
     if !named::concerns(nr) {
         note(table, nr, &regs.args, regs.rsp);
     }
@@ -182,10 +184,13 @@ pub(crate) fn on_fcntl(regs: &Regs) -> Verdict {
     Verdict::Handled(ret)
 }
 
-/// `renameat2`: leaves no whiteout behind, which is a device, and none of an epoch. As on a file system that knows no such.
+/// `rename` and its like. It leaves no whiteout behind, which is a device, and none of an epoch: as on a file system that knows no such.
 pub(crate) fn on_rename(regs: &Regs) -> Verdict {
-    let wanted = regs.args[4] & RENAME_WHITEOUT != 0;
-    if wanted && open().is_some() { Verdict::Handled(EINVAL) } else { Verdict::Forward }
+    let (nr, Some(table)) = (regs.rax.cast_signed(), open()) else { return Verdict::Forward };
+    if nr == sysno::renameat2 && regs.args[4] & RENAME_WHITEOUT != 0 {
+        return Verdict::Handled(EINVAL);
+    }
+    names::on_move(table, nr, &regs.args).map_or(Verdict::Forward, Verdict::Handled)
 }
 
 /// The thread was away, parked or in a handler, and goes on at `context`: if it is about to make a call that was recorded,

@@ -216,7 +216,7 @@ fn decide(regs: &mut Regs) -> Verdict {
         sysno::dup2 | sysno::dup3 => changes::on_dup(regs),
         sysno::close | sysno::close_range => changes::on_close(regs),
         sysno::fcntl => changes::on_fcntl(regs),
-        sysno::renameat2 => changes::on_rename(regs),
+        sysno::rename | sysno::renameat | sysno::renameat2 => changes::on_rename(regs),
         nr if named::concerns(nr) => named::on_call(regs),
         sysno::madvise => on_madvise(regs.args[2]),
         sysno::mlock | sysno::mlock2 | sysno::munlock | sysno::mlockall | sysno::munlockall | MSEAL => {

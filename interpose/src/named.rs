@@ -273,7 +273,8 @@ fn is_elsewhere(ret: i64) -> bool {
     matches!(ret, ENOENT | EACCES)
 }
 
-fn close(fd: u64) {
+/// Closes a descriptor that was opened here.
+pub(crate) fn close(fd: u64) {
     // SAFETY: a descriptor of ours.
     descriptors::closing(fd, fd, || unsafe { sys!(sysno::close, fd) });
 }

@@ -3,12 +3,13 @@
 //! By them the agent finds files outside the roots that are closed again when an epoch is cut. Names below roots are recorded, too: only
 //! the agent can tell.
 
-use crate::user;
+use crate::{named, user};
 use core::sync::atomic::Ordering;
 use holo_abi::changes::Changes;
+use holo_abi::names::moves::{ABOUT, FAILED, MADE};
 use holo_abi::names::{HASH_START, NAME_BYTES_MAX, directory, kind, mix};
 use holo_abi::sysno;
-use holo_sys::sys;
+use holo_sys::{raw, sys};
 use holo_track::names::{self, Place};
 
 /// Calls that make names, besides those that are recorded anyway.
@@ -34,12 +35,17 @@ const S_IFDIR: u32 = 0o040_000;
 const O_ACCMODE: u64 = 3;
 const O_CREAT: u64 = 0o100;
 const O_TRUNC: u64 = 0o1000;
+const O_DIRECTORY: u64 = 0o200_000;
+const O_CLOEXEC: u64 = 0o2_000_000;
 const O_PATH: u64 = 0o10_000_000;
 /// Of `O_TMPFILE`, which has no name.
 const O_TMPFILE: u64 = 0o20_000_000;
 /// Bytes of a name that are copied at a time.
 const PIECE_BYTES: usize = 256;
 const PAGE_BYTES: u64 = 4096;
+const EINTR: i64 = -4;
+/// Bytes of one name in a directory.
+const NAME_MAX: usize = 255;
 
 /// A name of the application's, as it was passed.
 #[derive(Clone, Copy)]
@@ -51,7 +57,7 @@ struct Name {
 /// Records the names of a call that is about to be made.
 #[inline]
 pub(crate) fn note(table: &Changes, nr: i64, args: &[u64; 6], rsp: u64) {
-    let [first, second, third, fourth, fifth, _] = *args;
+    let [first, second, third, fourth, ..] = *args;
     let here = |at| Name { dir: AT_FDCWD, at };
     match nr {
         sysno::open => opened(table, here(first), second),
@@ -69,13 +75,27 @@ pub(crate) fn note(table: &Changes, nr: i64, args: &[u64; 6], rsp: u64) {
         sysno::linkat => drop(name(table, Name { dir: third, at: fourth }, kind::PUT)),
         sysno::mkdir => drop(name(table, here(first), kind::MADE)),
         sysno::mkdirat => drop(name(table, Name { dir: first, at: second }, kind::MADE)),
-        sysno::rename => moved(table, here(first), here(second), 0),
-        sysno::renameat => moved(table, Name { dir: first, at: second }, Name { dir: third, at: fourth }, 0),
-        sysno::renameat2 => {
-            moved(table, Name { dir: first, at: second }, Name { dir: third, at: fourth }, fifth);
-        }
+        nr if is_move(nr) => drop(moves(table, nr, args)),
         _ => {}
     }
+}
+
+/// Is it a call by which names get another meaning? It is recorded by [`on_move`].
+pub(crate) fn is_move(nr: i64) -> bool {
+    matches!(nr, sysno::rename | sysno::renameat | sysno::renameat2)
+}
+
+/// Makes a call that moves a directory, where parks are put off, and records whether it has moved: names are followed by that. Others
+/// are recorded, and made in their place.
+pub(crate) fn on_move(table: &Changes, nr: i64, args: &[u64; 6]) -> Option<i64> {
+    let hash = moves(table, nr, args)?;
+    // SAFETY: the application's call with its own arguments.
+    let ret = unsafe { raw::call(nr, *args) };
+    if ret == EINTR {
+        return None;
+    }
+    names::settle(&table.names, hash, if ret == 0 { MADE } else { FAILED });
+    Some(ret)
 }
 
 #[inline]
@@ -86,25 +106,65 @@ fn opened(table: &Changes, of: Name, flags: u64) {
     }
 }
 
+/// Records a move that is about to be made; the hash of its entry, if names are to be followed by it.
 #[cold]
-fn moved(table: &Changes, from: Name, to: Name, flags: u64) {
-    let exchange = flags & RENAME_EXCHANGE != 0;
+fn moves(table: &Changes, nr: i64, args: &[u64; 6]) -> Option<u64> {
+    let [first, second, third, fourth, flags, _] = *args;
+    let (from, to) = match nr {
+        sysno::rename => (Name { dir: AT_FDCWD, at: first }, Name { dir: AT_FDCWD, at: second }),
+        _ => (Name { dir: first, at: second }, Name { dir: third, at: fourth }),
+    };
+    let exchange = nr == sysno::renameat2 && flags & RENAME_EXCHANGE != 0;
     if !exchange && !is_directory(from) {
         // Whatever it was called before, it is looked at where it is now.
         let _ = name(table, to, kind::PUT);
-        return;
+        return None;
     }
     let sort = if exchange { kind::PUT } else { kind::NAME };
-    let (Some(from), Some(to)) = (name(table, from, sort), name(table, to, sort)) else { return };
+    let (Some(from), Some(to)) = (placed(table, from, sort), placed(table, to, sort)) else { return None };
     let sort = if exchange { kind::EXCHANGED } else { kind::MOVED };
     let hash = mix(mix(mix(start(table), sort.into()), from), to);
     if let Place::Room(room) = names::place(&table.names, hash, 16) {
         // SAFETY: room for 16 bytes, aligned.
         unsafe { room.bytes().cast::<[u64; 2]>().write([from, to]) };
-        room.enter(sort, 16, 0);
+        room.enter(sort, 16, ABOUT);
     }
     // From now on names mean something else.
     table.names.moves.fetch_add(1, Ordering::AcqRel);
+    Some(hash)
+}
+
+/// Records a name by the place of its directory as it is now: when the agent looks, a link may have taken the place of a directory on
+/// the way there, and names are followed by what they were.
+#[inline(never)]
+fn placed(table: &Changes, of: Name, kind: u32) -> Option<u64> {
+    let mut path = [0u8; NAME_BYTES_MAX + 1];
+    let (mut piece, mut len) = ([0; PIECE_BYTES], 0);
+    while len < NAME_BYTES_MAX {
+        let (bytes, is_end) = next(of.at.wrapping_add(len as u64), &mut piece)?;
+        let bytes = bytes.min(NAME_BYTES_MAX - len);
+        path[len..len + bytes].copy_from_slice(&piece[..bytes]);
+        len += bytes;
+        if is_end {
+            break;
+        }
+    }
+    // Slashes at its end say that it is a directory.
+    let end = path[..len].iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    let Some(slash) = path[..end].iter().rposition(|byte| *byte == b'/') else {
+        return name(table, of, kind);
+    };
+    let own = slash + 1;
+    let mut base = [0; NAME_MAX + 1];
+    let own = path[own..end].iter().zip(&mut base[..NAME_MAX]).map(|(byte, to)| *to = *byte).count();
+    path[slash + 1] = 0;
+    // SAFETY: a path on our stack.
+    let dir = unsafe { sys!(sysno::openat, of.dir, path.as_ptr(), O_PATH | O_DIRECTORY | O_CLOEXEC) };
+    // No descriptor to spare, or the call will fail as well.
+    let Ok(dir) = u64::try_from(dir) else { return name(table, of, kind) };
+    let own = (own == end - slash - 1).then(|| name(table, Name { dir, at: base.as_ptr() as u64 }, kind));
+    named::close(dir);
+    own.flatten()
 }
 
 fn is_directory(of: Name) -> bool {
@@ -220,7 +280,7 @@ fn directory_of(table: &Changes, dir: u64) -> Option<u64> {
 fn link_of(dir: u64) -> [u8; 40] {
     const CWD: &[u8] = b"/proc/thread-self/cwd\0";
     if dir as u32 != AT_FDCWD as u32 {
-        return crate::named::link_of(dir);
+        return named::link_of(dir);
     }
     let mut path = [0; 40];
     path[..CWD.len()].copy_from_slice(CWD);

@@ -1,15 +1,17 @@
 //! What an application recorded of names since the last cut (`holo_abi::names`), and what became of them since.
 
 use holo_abi::changes::Changes;
-use holo_abi::names::{HEAD_WORDS, NAME_BYTES_MAX, entry_words, kind};
+use holo_abi::names::{HEAD_WORDS, NAME_BYTES_MAX, entry_words, kind, moves};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 /// Names that are moved, one by one, in one epoch.
 const FOLLOWED_MAX: usize = 1 << 16;
+/// Places that one name may have led to.
+const PLACES_MAX: usize = 8;
 
 /// Something that was recorded, in the order of calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +23,16 @@ enum Event {
     /// Something gets this name.
     Put(PathBuf),
     /// A directory becomes another one.
-    Moved(PathBuf, PathBuf),
+    Moved(PathBuf, PathBuf, Move),
     /// Two names are exchanged.
-    Exchanged(PathBuf, PathBuf),
+    Exchanged(PathBuf, PathBuf, Move),
+}
+
+/// Is it known that a move was made? Whoever was about to may be waiting for the cut's end, or was killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Move {
+    Made,
+    Perhaps,
 }
 
 /// What is known of a name.
@@ -81,35 +90,42 @@ impl Heard {
             }
         }
         let (mut paths, mut events): (HashMap<u64, PathBuf>, _) = (HashMap::new(), Vec::new());
-        let mut above = HashMap::new();
+        let mut places = Places::default();
         for (hash, sort, directory, bytes) in entries {
             if matches!(sort, kind::MOVED | kind::EXCHANGED) {
+                let made = match directory {
+                    moves::MADE => Move::Made,
+                    moves::FAILED => continue,
+                    _ => Move::Perhaps,
+                };
                 let hashes = bytes.chunks_exact(8).map(|hash| hash.try_into().map_or(0, u64::from_le_bytes));
                 let mut both = hashes.filter_map(|hash| paths.get(&hash).cloned());
                 if let (Some(from), Some(to)) = (both.next(), both.next()) {
                     let is_exchange = sort == kind::EXCHANGED;
                     events.push(if is_exchange {
-                        Event::Exchanged(from, to)
+                        Event::Exchanged(from, to, made)
                     } else {
-                        Event::Moved(from, to)
+                        Event::Moved(from, to, made)
                     });
                 }
                 continue;
             }
             let name = Path::new(OsStr::from_bytes(&bytes));
-            let path = if name.is_absolute() {
-                Some(name.to_owned())
+            let home = if name.is_absolute() {
+                Some(Path::new("/"))
             } else {
                 // A directory that is gone shows a path that is none.
-                directories.get(&directory).filter(|path| path.is_absolute()).map(|path| path.join(name))
+                directories.get(&directory).map(PathBuf::as_path).filter(|path| path.is_absolute())
             };
-            let Some(path) = path.and_then(|path| canonical(&path, &mut above)) else { continue };
-            paths.insert(hash, path.clone());
-            events.push(match sort {
+            let (Some(home), Some(_)) = (home, name.file_name()) else { continue };
+            let places = places.of(home, name);
+            // Of a move it is the name alone, in the directory as it was.
+            paths.extend(places.first().map(|path| (hash, path.clone())));
+            events.extend(places.into_iter().map(|path| match sort {
                 kind::MADE => Event::Made(path),
                 kind::PUT => Event::Put(path),
                 _ => Event::Name(path),
-            });
+            }));
         }
         Self { events, is_lost: heard.lost.load(Relaxed) != 0 }
     }
@@ -126,7 +142,7 @@ impl Heard {
         let mut now: BTreeMap<PathBuf, Sign> = known.iter().cloned().map(|path| (path, KNOWN)).collect();
         let mut left = FOLLOWED_MAX;
         for event in &self.events {
-            let moves = match event {
+            let (moves, made) = match event {
                 Event::Name(path) | Event::Made(path) => {
                     now.entry(path.clone()).or_default();
                     continue;
@@ -135,8 +151,8 @@ impl Heard {
                     now.entry(path.clone()).or_default().is_put = true;
                     continue;
                 }
-                Event::Moved(from, to) => vec![(from, to)],
-                Event::Exchanged(one, other) => vec![(one, other), (other, one)],
+                Event::Moved(from, to, made) => (vec![(from, to)], *made),
+                Event::Exchanged(one, other, made) => (vec![(one, other), (other, one)], *made),
             };
             let mut moved = Vec::new();
             for (from, to) in moves {
@@ -144,7 +160,11 @@ impl Heard {
                 let names: Vec<PathBuf> = below.take(left).map(|(path, _)| path.clone()).collect();
                 left -= names.len();
                 for name in names {
-                    let sign = now.remove(&name).unwrap_or_default();
+                    let sign = match made {
+                        Move::Made => now.remove(&name),
+                        Move::Perhaps => now.get(&name).copied(),
+                    };
+                    let sign = sign.unwrap_or_default();
                     let rest = name.strip_prefix(from).unwrap_or(Path::new(""));
                     let is_itself = rest.as_os_str().is_empty();
                     moved.push((if is_itself { to.clone() } else { to.join(rest) }, sign));
@@ -168,16 +188,40 @@ impl Heard {
     }
 }
 
-/// Where a name is, without links on the way to it; `above` are directories that were asked for. What is not there any more may have been
-/// moved.
-fn canonical(path: &Path, above: &mut HashMap<PathBuf, Option<PathBuf>>) -> Option<PathBuf> {
-    let (parent, name) = (path.parent()?, path.file_name()?);
-    if !above.contains_key(parent) {
-        let there = parent.ancestors().find_map(|dir| Some((dir, dir.canonicalize().ok()?)));
-        let there = there.and_then(|(dir, there)| Some(there.join(parent.strip_prefix(dir).ok()?)));
-        above.insert(parent.to_owned(), there);
+/// Where names lead to: directories, and names in them, that were asked for.
+#[derive(Default)]
+struct Places(HashMap<PathBuf, Vec<PathBuf>>);
+
+impl Places {
+    /// All that a name may have led to when it was recorded, relative to a directory as it was: what is a link on the way there now may
+    /// have been a directory then. What is not there any more may have been moved.
+    fn of(&mut self, home: &Path, name: &Path) -> Vec<PathBuf> {
+        let (Some(parent), Some(own)) = (name.parent(), name.file_name()) else { return Vec::new() };
+        let dirs = self.dirs(home, parent);
+        dirs.iter().map(|dir| dir.join(own)).collect()
     }
-    Some(above.get(parent)?.as_ref()?.join(name))
+
+    fn dirs(&mut self, home: &Path, name: &Path) -> Vec<PathBuf> {
+        let Some(above) = name.parent() else { return vec![home.to_owned()] };
+        let key = home.join(name);
+        if let Some(known) = self.0.get(&key) {
+            return known.clone();
+        }
+        let mut found = Vec::new();
+        for dir in self.dirs(home, above) {
+            let dir = match name.components().next_back() {
+                Some(Component::Normal(own)) => dir.join(own),
+                Some(Component::ParentDir) => dir.parent().unwrap_or(&dir).to_owned(),
+                _ => dir,
+            };
+            let is_link = dir.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
+            let target = if is_link { dir.canonicalize().ok() } else { None };
+            found.extend([Some(dir), target].into_iter().flatten());
+        }
+        found.truncate(PLACES_MAX);
+        self.0.insert(key, found.clone());
+        found
+    }
 }
 
 #[cfg(test)]
@@ -188,7 +232,7 @@ mod tests {
     use crate::changes::Table;
     use holo_abi::changes::CHANGES_BYTES;
     use holo_abi::names::{HASH_START, NAMES_MAX, directory, mix};
-    use holo_track::names::{Place, place};
+    use holo_track::names::{Place, place, settle};
     use proptest::prelude::*;
 
     fn table() -> (tempfile::TempDir, Table) {
@@ -243,7 +287,8 @@ mod tests {
             assert!(heard.events.contains(&Event::Name(top.join(name(at)))));
             assert!(heard.events.contains(&Event::Made(top.join(format!("made{at}")))));
         }
-        assert_eq!(heard.events.last(), Some(&Event::Moved(top.join(name(1)), top.join(name(2)))));
+        let moved = Event::Moved(top.join(name(1)), top.join(name(2)), Move::Perhaps);
+        assert_eq!(heard.events.last(), Some(&moved));
         let heard = Heard::take(table.table());
         assert!(heard.events.is_empty() && !heard.is_lost);
     }
@@ -253,13 +298,13 @@ mod tests {
     #[test]
     fn names_are_followed() {
         let path = |text: &str| PathBuf::from(text);
-        let moved = |from: &str, to: &str| Event::Moved(path(from), path(to));
+        let moved = |from: &str, to: &str| Event::Moved(path(from), path(to), Move::Made);
         let events = vec![
             Event::Name(path("/a/new")),
             moved("/a", "/b"),
             Event::Name(path("/a/second")),
             moved("/b", "/a/c"),
-            Event::Exchanged(path("/a"), path("/d")),
+            Event::Exchanged(path("/a"), path("/d"), Move::Made),
         ];
         let mut heard = Heard { events, is_lost: false };
         let known = ["/a", "/a/x", "/d/y", "/other"].map(PathBuf::from);
@@ -276,6 +321,62 @@ mod tests {
         heard.events = (0..1000).flat_map(|_| [moved("/a", "/b/c"), moved("/b", "/a/d")]).collect();
         let now = heard.follow(["/a/x", "/b/y"].map(PathBuf::from).into());
         assert!(now.len() <= 4, "{}", now.len());
+    }
+
+    // Goal: a name is followed although a link has taken the place of a directory on the way there since, also behind other links; what
+    // is behind a link is found there. Method: names that were recorded in a directory that was moved.
+    #[test]
+    fn a_link_in_place_of_a_directory_hides_no_name() {
+        let (dir, table) = table();
+        let top = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(top.join("new")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", top.join("old")).unwrap();
+        std::os::unix::fs::symlink(&top, top.join("through")).unwrap();
+        let number = directory(1, 2, 0);
+        assert!(record(&table, (number, kind::DIRECTORY, 0), top.as_os_str().as_bytes()));
+        for (hash, sort, name) in [
+            (1, kind::NAME, "old/made"),
+            (2, kind::MADE, "./through/x/../old/directory"),
+            (3, kind::NAME, "old"),
+            (4, kind::NAME, "new"),
+        ] {
+            assert!(record(&table, (mix(HASH_START, hash), sort, number), name.as_bytes()));
+        }
+        let both = [mix(HASH_START, 3).to_le_bytes(), mix(HASH_START, 4).to_le_bytes()].concat();
+        assert!(record(&table, (mix(HASH_START, 5), kind::MOVED, moves::MADE), &both));
+        let now = Heard::take(table.table()).follow(BTreeSet::new());
+        for name in ["new", "new/made", "new/directory"] {
+            assert!(now.contains_key(&top.join(name)), "{name} of {now:?}");
+        }
+    }
+
+    // Goal: names are followed by moves that were made, not by those that were refused; and of one that was yet to be made when the
+    // epoch was cut, both are names. Method: a directory of a known file is moved twice, the second time in each of these states.
+    #[test]
+    fn names_are_followed_by_moves_that_were_made() {
+        let (dir, table) = table();
+        let top = dir.path().canonicalize().unwrap();
+        let hash = |name: u64| mix(HASH_START, name);
+        for (state, expected) in [
+            (moves::MADE, &["/3/file"][..]),
+            (moves::FAILED, &["/2/file"]),
+            (moves::ABOUT, &["/2/file", "/3/file"]),
+        ] {
+            for name in 1..4 {
+                let path = top.join(name.to_string());
+                assert!(record(&table, (hash(name), kind::NAME, 0), path.as_os_str().as_bytes()));
+            }
+            for (from, to) in [(1, 2), (2, 3)] {
+                let both = [hash(from).to_le_bytes(), hash(to).to_le_bytes()].concat();
+                assert!(record(&table, (hash(10 * from), kind::MOVED, moves::ABOUT), &both));
+                settle(&table.table().names, hash(10 * from), if from == 1 { moves::MADE } else { state });
+            }
+            let now = Heard::take(table.table()).follow([top.join("1/file")].into());
+            let is_followed = |path: &PathBuf| path.ends_with("file") && !path.ends_with("1/file");
+            let found: Vec<&PathBuf> = now.keys().filter(|path| is_followed(path)).collect();
+            let expected: Vec<PathBuf> = expected.iter().map(|name| top.join(&name[1..])).collect();
+            assert_eq!(found, expected.iter().collect::<Vec<_>>());
+        }
     }
 
     // Goal: what there is no room for is told, until the next cut. Method: more names, and longer ones, than there is room for.

@@ -2,7 +2,7 @@
 //!
 //! Whoever records a name has asked the kernel for nothing: where it leads the agent finds out in the stop, and whether the call that
 //! was about to be made has changed anything there. A relative name has the directory that it is relative to as a number, whose path
-//! is an entry of its own.
+//! is an entry of its own. Moves of directories are few: they are recorded by where they are then, with what has become of them.
 //!
 //! ```text
 //!   slots[hash] = 1 + place of an entry in words      0: free
@@ -36,10 +36,21 @@ pub mod kind {
     pub const MADE: u32 = 3;
     /// A name that something gets which has another one.
     pub const PUT: u32 = 4;
-    /// Hashes of two names, of which the first, a directory's, becomes the second.
+    /// Hashes of two names, of which the first, a directory's, becomes the second; with [`super::moves`].
     pub const MOVED: u32 = 5;
-    /// Hashes of two names that are exchanged.
+    /// Hashes of two names that are exchanged; the same.
     pub const EXCHANGED: u32 = 6;
+}
+
+/// What has become of a move, in the place of the directory's number. It is recorded before it is made, since whoever makes it may be
+/// killed meanwhile.
+pub mod moves {
+    /// It is about to be made.
+    pub const ABOUT: u64 = 0;
+    /// It was made.
+    pub const MADE: u64 = 1;
+    /// It was refused.
+    pub const FAILED: u64 = 2;
 }
 
 /// The names.

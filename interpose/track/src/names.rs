@@ -1,5 +1,6 @@
 //! Recording names (`holo_abi::names`).
 
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use holo_abi::names::{HEAD_WORDS, Heard, NAME_BYTES_MAX, NAMES_MAX, PROBES_MAX, WORDS_MAX, entry_words};
 
@@ -41,12 +42,20 @@ pub fn place(heard: &Heard, hash: u64, bytes: usize) -> Place<'_> {
 /// Is there an entry of this hash?
 #[must_use]
 pub fn is_known(heard: &Heard, hash: u64) -> bool {
-    slots(hash).map(|slot| &heard.slots[slot]).map(|slot| slot.load(Acquire)).take_while(|at| *at != 0).any(
-        |at| {
-            let entry = heard.words.get(at as usize - 1);
-            entry.is_some_and(|entry| entry.load(Relaxed) == hash)
-        },
-    )
+    entry(heard, hash).is_some()
+}
+
+fn entry(heard: &Heard, hash: u64) -> Option<&[AtomicU64]> {
+    let places = slots(hash).map(|slot| heard.slots[slot].load(Acquire)).take_while(|at| *at != 0);
+    let mut entries = places.filter_map(|at| heard.words.get(at as usize - 1..));
+    entries.find(|entry| entry.first().is_some_and(|word| word.load(Relaxed) == hash))
+}
+
+/// Notes what has become of a move (`holo_abi::names::moves`).
+pub fn settle(heard: &Heard, hash: u64, what: u64) {
+    if let Some(word) = entry(heard, hash).and_then(|entry| entry.get(2)) {
+        word.store(what, Release);
+    }
 }
 
 fn slots(hash: u64) -> impl Iterator<Item = usize> {
