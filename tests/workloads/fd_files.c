@@ -33,6 +33,7 @@ int main(int argc, char **argv) {
     int temporary = open(work_dir, O_TMPFILE | O_RDWR, 0600);
     int directory = OK(open(work_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC)), null = OK(open("/dev/null", O_RDWR)), zero = OK(open("/dev/zero", O_RDONLY));
     int place = OK(open(work_dir, O_PATH));
+    OK(close(OK(open(work_path("moving"), O_WRONLY | O_CREAT, 0600))));
     off_t offset = 0;
     for (uint64_t round = 1; work_more(); round++) {
         work_fill(out, sizeof out, round);
@@ -56,6 +57,9 @@ int main(int argc, char **argv) {
         CHECK(s.st_size == (off_t)(round * 512) && (s.st_mode & 07777) == 0644, "log: size %ld mode %o", (long)s.st_size, s.st_mode);
         OK(fstatat(place, "plain", &s, 0));
         CHECK(s.st_size == offset, "through O_PATH");
+        /* From a directory that is open to a path, and back: both are of one mount. */
+        OK(renameat(directory, "moving", AT_FDCWD, work_path("moved")));
+        OK(renameat(AT_FDCWD, work_path("moved"), directory, "moving"));
         flags_are(plain, O_RDWR, FD_CLOEXEC, "plain");
         flags_are(at_200, O_RDWR, 0, "dup3 to 200");
         flags_are(append, O_WRONLY | O_APPEND, 0, "append");

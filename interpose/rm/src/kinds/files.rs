@@ -101,7 +101,8 @@ impl FileState {
                 .on("opening", stand_in.display());
         }
         // The application never waits here for a writer or a lease.
-        kernel::open(&path, asked, 0)
+        kernel::open(&making.in_clone(&path), asked, 0)
+            .or_else(|_| kernel::open(&path, asked, 0))
             .or_else(|cause| match cause.raw_os_error() {
                 Some(libc::EPERM) => kernel::open(&path, asked & !libc::O_NOATIME, 0),
                 Some(libc::EACCES) => open_forbidden(&path, asked),
@@ -129,7 +130,7 @@ impl FileState {
     }
 
     fn ghost(&self, flags: i32, making: &mut Making) -> RmResult<OwnedFd> {
-        let path = self.place(making.pids);
+        let path = making.in_clone(&self.place(making.pids));
         if self.mode & libc::S_IFMT == libc::S_IFDIR {
             return directory_without_name(&path, flags).on("making directory", path.display());
         }

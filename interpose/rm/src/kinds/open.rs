@@ -177,6 +177,16 @@ impl<'a> Making<'a> {
         &self.common[index as usize]
     }
 
+    /// A path as the clone has it, for files and directories. It has mounts of its own: what is opened by ours is of another mount, and
+    /// nothing can be moved or linked between that and what the application opens itself.
+    pub(crate) fn in_clone(&self, path: &Path) -> PathBuf {
+        let is_others = ["/proc", "/dev", "/sys"].iter().any(|top| path.starts_with(top));
+        match (self.clone, path.strip_prefix("/")) {
+            (Some(clone), Ok(below)) if !is_others => clone.proc("root").join(below),
+            _ => path.to_owned(),
+        }
+    }
+
     /// Status flags of a description.
     pub(crate) fn flags(&self, index: u32) -> i32 {
         self.common(index).flags
