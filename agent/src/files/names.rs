@@ -23,6 +23,8 @@ use std::path::{Path, PathBuf};
 
 /// Files that are kept in mind; past it the application's further ones are not in its epochs, and it is told.
 const KNOWN_MAX: usize = 3000;
+/// What is told of a restore.
+const LOST: &str = "the application has made or written to more files since the epoch than were recorded: some that it made outside of --root DIR are left as they are";
 /// Time stamps advance in ticks.
 const TICK_NS: u64 = 20_000_000;
 
@@ -102,8 +104,9 @@ impl Names {
         self.known.iter().filter_map(|path| path.parent()).map(Path::to_owned).collect()
     }
 
-    /// The application goes on from an epoch that has these single files and directories. What it has made since and is to go.
-    fn restored<C>(&mut self, captured: &Captured<C>, directories: &[Directory]) -> Vec<PathBuf> {
+    /// The application goes on from an epoch that has these single files and directories. What it has made since and is to go, and
+    /// whether that is all.
+    fn restored<C>(&mut self, captured: &Captured<C>, directories: &[Directory]) -> (Vec<PathBuf>, bool) {
         let tree = &captured.tree;
         let mut numbers: BTreeSet<Number> =
             tree.inodes.iter().map(|inode| (inode.identity.dev, inode.identity.ino)).collect();
@@ -143,8 +146,11 @@ impl Names {
                             || (is_later || meta.is_dir() || meta.is_symlink()) && sign.is_known)
                 })
         });
+        // Of names that were lost it is not known whether they were below roots, see `named`.
+        let is_all =
+            !later.is_lost || seen.is_empty() && self.known.is_empty() && self.directories.is_empty();
         // What is in a directory before that.
-        seen.into_keys().rev().collect()
+        (seen.into_keys().rev().collect(), is_all)
     }
 }
 
@@ -186,8 +192,16 @@ impl Files {
     }
 
     /// What the application has made outside the roots since an epoch that it goes on from.
-    pub(super) fn made_since<C>(&self, captured: &Captured<C>, directories: &[Directory]) -> Vec<PathBuf> {
-        let mut made = self.names.lock().restored(captured, directories);
+    pub(super) fn made_since<C>(
+        &self,
+        captured: &Captured<C>,
+        directories: &[Directory],
+        remarks: &mut Vec<String>,
+    ) -> Vec<PathBuf> {
+        let (mut made, is_all) = self.names.lock().restored(captured, directories);
+        if !is_all {
+            remarks.push(LOST.into());
+        }
         made.retain(|path| !self.is_elsewhere(path));
         made
     }
@@ -315,4 +329,31 @@ fn users_of(cx: &DumpCx) -> Option<BTreeSet<u32>> {
 fn is_fifo(meta: &Metadata) -> bool {
     use std::os::unix::fs::FileTypeExt;
     meta.file_type().is_fifo()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holo_cfor::Tree;
+    use std::collections::BTreeMap;
+
+    // Goal: of names that there was no room for before a restore it is told, of an application that has files outside the roots. Method:
+    // such names by hand.
+    #[test]
+    fn what_was_lost_before_a_restore_is_told() {
+        let captured =
+            Captured::<u32> { tree: Tree::default(), contents: BTreeMap::new(), mapped: BTreeSet::new() };
+        for (is_lost, has_files, is_all) in
+            [(false, true, true), (true, false, true), (true, true, false), (false, true, true)]
+        {
+            let file = tempfile::NamedTempFile::new().ok();
+            let known = file.iter().filter(|_| has_files).map(|file| file.path().to_owned());
+            let mut names = Names { known: known.collect(), users: [0].into(), ..Names::default() };
+            names.later.is_lost = is_lost;
+            let (gone, found) = names.restored(&captured, &[]);
+            assert_eq!((gone.len(), found), (usize::from(has_files), is_all));
+            // It goes for one restore.
+            assert!(names.restored(&captured, &[]).1);
+        }
+    }
 }

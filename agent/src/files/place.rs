@@ -18,7 +18,7 @@ impl Files {
         }
         let directories = directories_in(cx.image)?;
         let targets = Targets {
-            gone: self.made_since(&captured, &directories),
+            gone: self.made_since(&captured, &directories, cx.remarks),
             replaced: self.replaced.clone(),
             excludes: self.excludes.clone(),
             since: Some(self.others.since()),
