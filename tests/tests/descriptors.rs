@@ -9,6 +9,7 @@ holo_tests::workloads! {
     pipes: Workload::new("fd_pipes.c");
     epoll: Workload::new("fd_epoll.c");
     events: Workload::new("fd_events.c");
+    timers: Workload::new("fd_timers.c");
     pidfd: Workload::new("fd_pidfd.c");
     objects: Workload::new("fd_objects.c");
     mapped_lock: Workload::new("mapped_lock.c");

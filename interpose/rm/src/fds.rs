@@ -1,11 +1,12 @@
 //! What a process has open, as `/proc` shows it: read once in a stop, several kinds ask for it.
 
 use crate::kinds::fdinfo::FdInfo;
-use crate::kinds::kernel;
+use crate::kinds::{kernel, timerfd};
 use crate::manager::{Context, RmResult};
 use crate::remote::Remote;
 use crate::tree::start_time;
 use holo_abi::sysno;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -140,6 +141,8 @@ pub(crate) struct Look {
     numbers: Vec<i32>,
     /// What the kernel tells of its inotify instances.
     pub(crate) watching: Vec<FdInfo>,
+    /// When its timer descriptors are to expire, by number.
+    pub(crate) timers: BTreeMap<i32, Instant>,
 }
 
 impl Look {
@@ -148,18 +151,22 @@ impl Look {
     pub(crate) fn at(remote: &Remote, before: Option<&Self>) -> RmResult<Self> {
         let before = before.filter(|before| before.at.elapsed() < READY_FOR);
         let shown = Shown::of(remote)?;
-        let (mut numbers, mut watching) = (Vec::new(), Vec::new());
+        let (mut numbers, mut watching, mut timers) = (Vec::new(), Vec::new(), BTreeMap::new());
         for (number, name) in shown.numbers()? {
             // It may be closed at any time.
             let Ok(link) = shown.link(&name) else { continue };
-            let watches = link == "anon_inode:inotify";
+            let (watches, is_timer) = (link == "anon_inode:inotify", link == "anon_inode:[timerfd]");
             let is_ready = before.is_some_and(|before| before.numbers.binary_search(&number).is_ok());
-            if watches || !is_ready {
-                watching.extend(shown.info(&name).ok().filter(|_| watches));
+            if (watches || is_timer || !is_ready)
+                && let Ok(info) = shown.info(&name)
+            {
+                let expected = if is_timer { timerfd::expected(&info, Instant::now()) } else { None };
+                timers.extend(expected.map(|at| (number, at)));
+                watching.extend(Some(info).filter(|_| watches));
             }
             numbers.push(number);
         }
-        Ok(Self { at: Instant::now(), numbers, watching })
+        Ok(Self { at: Instant::now(), numbers, watching, timers })
     }
 }
 

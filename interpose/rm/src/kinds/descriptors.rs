@@ -114,6 +114,7 @@ pub(crate) fn capture(
     cx: &mut DumpCx,
     shared: &SharedObjects,
     watched: &Names,
+    looks: &BTreeMap<i32, Look>,
     options: &mut KnownOptions,
     ask: AskCloexec,
 ) -> RmResult<State> {
@@ -124,8 +125,19 @@ pub(crate) fn capture(
     let (first, index_of_first) = (cx.remote, cx.index);
     let passed = Passed::new(&opens);
     let diag = SockDiag::default();
-    let mut dumping =
-        Dumping { cx, shared, recorded: BTreeSet::new(), watched, options, diag, passed, groups: None };
+    let mut dumping = Dumping {
+        cx,
+        shared,
+        recorded: BTreeSet::new(),
+        watched,
+        options,
+        diag,
+        passed,
+        groups: None,
+        offsets: super::clock::Offsets::default(),
+        looks,
+        late_since: None,
+    };
     let mut index = 0;
     while let Some(open) = opens.get(index) {
         (dumping.cx.remote, dumping.cx.index) = (remotes[open.process], open.process);
@@ -234,7 +246,8 @@ impl ResourceManager for Descriptors {
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         self.options.begin(counted(cx, |header| &header.options_set));
-        self.state = capture(cx, &self.shared, &self.watched, &mut self.options, &listing::ask_cloexec)?;
+        self.state =
+            capture(cx, &self.shared, &self.watched, &self.looks, &mut self.options, &listing::ask_cloexec)?;
         if !self.state.queues.is_empty() {
             self.ipc.is_used();
         }

@@ -82,7 +82,7 @@ mod terminals;
 mod testing;
 pub mod threads;
 mod time_wait;
-mod timerfd;
+pub(crate) mod timerfd;
 pub mod timers;
 pub mod tree;
 mod udp;

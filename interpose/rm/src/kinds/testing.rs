@@ -81,7 +81,9 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
     let remote = Remote::new(page, pid, 0).on("opening", pid)?;
     let (mut sections, mut remarks, mut staged) = (Sections::default(), Vec::new(), Vec::new());
     let mut names = Names::default();
-    watched::search(&remote, &Look::at(&remote, None)?.watching, &mut names);
+    let look = Look::at(&remote, None)?;
+    watched::search(&remote, &look.watching, &mut names);
+    let looks = BTreeMap::from([(pid, look)]);
     let processes = [Process { remote, pid, slots: vec![0], stopped: false }];
     let mut cx = DumpCx {
         remote: &processes[0].remote,
@@ -98,8 +100,8 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
     };
     // Holders have no server of calls, and no descriptor with the flag.
     let ask = |_: &Remote, numbers: &[i32]| Ok(vec![false; numbers.len()]);
-    let state =
-        descriptors::capture(&mut cx, &SharedObjects::new(), &names, &mut KnownOptions::default(), &ask)?;
+    let (shared, mut options) = (SharedObjects::new(), KnownOptions::default());
+    let state = descriptors::capture(&mut cx, &shared, &names, &looks, &mut options, &ask)?;
     Ok(Captured { state, remarks, staged })
 }
 

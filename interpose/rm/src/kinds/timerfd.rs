@@ -1,15 +1,32 @@
 //! Timer descriptors: kept as the instant of the next expiry on the application's own clock.
+//!
+//! Timers go on while the application is parked. One that is due, and that the kernel has not come to yet, tells that nothing is left,
+//! as one that is not armed does: for some microseconds, for milliseconds on a processor that its host has taken away. So what a
+//! timer told before the stop says whether it is worth waiting for.
 
 use super::clock;
+use super::fdinfo::FdInfo;
 use super::kernel::{checked, owned};
 use super::open::{Dumping, Each, Making, Open};
 use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
 const SECOND_NS: i64 = 1_000_000_000;
+/// So long the kernel is given to come to timers that were to expire before the stop and tell of nothing, if they have a period: hardly
+/// any program disarms one and leaves that.
+const LATE_PERIODIC: Duration = Duration::from_millis(20);
+/// The same without a period: most have expired, and the application knows.
+const LATE_ONCE: Duration = Duration::from_millis(3);
+/// A relative time that is not over before the expiries that came before are set.
+const SOON_NS: i64 = 50_000;
+/// So much an expiry may come later than it would have.
+const VAGUE_NS: i64 = 5_000;
+/// So often a timer is asked at most: one of a period of microseconds always expires meanwhile.
+const LOOKS_MAX: u32 = 8;
 
 /// What a timer counts down to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,55 +56,113 @@ impl TimerState {
         let shown = |name: &str| open.unsupported(format!("the kernel does not show `{name}`"));
         let clock = open.info.number("clockid:", 10).ok_or_else(|| shown("clockid"))? as i32;
         let flags = open.info.number("settime flags:", 8).ok_or_else(|| shown("settime flags"))? as i32;
-        // A periodic timer that expired stands still until somebody looks; asking makes it go on, and the
-        // expiries since then are then among its ticks. So the order is: ask first, then read the ticks.
-        let left = get_time(open).on("reading timer", open.named())?;
-        let info = open.info_now(dumping.cx.remote)?;
-        let left_ns = nanoseconds(left.it_value);
+        let mut is_late = Lateness { expected: dumping.expects(open), since: &mut dumping.late_since };
+        let info = || open.info_now(dumping.cx.remote);
+        let Told { left_ns, interval_ns, at, info } = look(open, clock, &info, &mut is_late)?;
         let absolute = flags & libc::TFD_TIMER_ABSTIME != 0;
         let next = match (left_ns, clock::is_wall(clock)) {
             (0, _) => Next::Never,
             (_, true) if !absolute => Next::In(left_ns),
-            _ => Next::At(clock::now(dumping.cx.remote.face, clock).on("reading clock", clock)? + left_ns),
+            _ => {
+                let offset = dumping.offsets.of(dumping.cx.remote.face, clock).on("reading clock", clock)?;
+                Next::At(at + left_ns + offset)
+            }
         };
-        Ok(Self {
-            clock,
-            ticks: info.number("ticks:", 10).ok_or_else(|| shown("ticks"))?,
-            next,
-            interval_ns: nanoseconds(left.it_interval),
-            flags,
-        })
+        let ticks = info.number("ticks:", 10).ok_or_else(|| shown("ticks"))?;
+        Ok(Self { clock, ticks, next, interval_ns, flags })
     }
 
     /// Arms the timer; as late as possible, since time runs.
     pub(crate) fn arm(&self, fd: &impl AsRawFd, pid: i32) -> io::Result<()> {
         let (flags, value) = match self.next {
             Next::Never => (self.flags, 0),
-            Next::In(left) => (0, left.max(1)),
+            Next::In(left) => (0, left.max(SOON_NS)),
             // Our own reading of the clock differs from the clone's where its time namespace is another.
             Next::At(at) => {
                 let ours = at - clock::offset(pid, self.clock)?;
                 (self.flags | libc::TFD_TIMER_ABSTIME, ours.max(1))
             }
         };
-        let armed = value != 0;
+        // One that has a period has expired so often if it began so long ago. Nothing is lost if it is due in this moment.
+        let since =
+            value.saturating_sub(self.interval_ns.saturating_mul(self.ticks.try_into().unwrap_or(i64::MAX)));
+        if matches!(self.next, Next::At(_)) && self.interval_ns > 0 && since > 0 {
+            return set_time(fd, flags, since, self.interval_ns);
+        }
         set_time(fd, flags, value, self.interval_ns)?;
         if self.ticks == 0 {
             return Ok(());
         }
         // SAFETY: the request reads 8 bytes.
         let set = unsafe { libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const self.ticks) };
-        if set == 0 {
-            return Ok(());
+        // Without that request: a timer that has just expired.
+        if set != 0 && self.next == Next::Never { set_time(fd, 0, 1, 0) } else { Ok(()) }
+    }
+}
+
+/// What a timer told.
+struct Told {
+    left_ns: i64,
+    interval_ns: i64,
+    /// When, on our clock.
+    at: i64,
+    info: FdInfo,
+}
+
+/// When a timer is to expire that told this while the application ran.
+pub(crate) fn expected(info: &FdInfo, at: Instant) -> Option<Instant> {
+    let time = |name| {
+        let (seconds, ns) = info.field(name)?.trim_matches(['(', ')']).split_once(", ")?;
+        Some(Duration::new(seconds.parse().ok()?, ns.parse().ok()?))
+    };
+    let left = time("it_value:")?;
+    // One that expired, and is not read yet, goes on with its period.
+    let goes_on =
+        || info.number("ticks:", 10) != Some(0) && time("it_interval:").is_some_and(|ns| !ns.is_zero());
+    (!left.is_zero() || goes_on()).then(|| at + left)
+}
+
+/// Whether to wait for timers that tell of nothing.
+struct Lateness<'a> {
+    /// Was this one to expire before the stop?
+    expected: bool,
+    /// Since when they are waited for, all together.
+    since: &'a mut Option<Instant>,
+}
+
+impl Lateness<'_> {
+    fn waits(&mut self, interval_ns: i64) -> bool {
+        let most = if interval_ns == 0 { LATE_ONCE } else { LATE_PERIODIC };
+        self.expected && self.since.get_or_insert_with(Instant::now).elapsed() < most
+    }
+}
+
+/// Asks a timer until it has not expired meanwhile, and is not late.
+///
+/// A periodic timer that expired stands still until somebody asks; then it goes on, and expiries since are among its ticks.
+fn look(
+    fd: &impl AsRawFd,
+    clock: i32,
+    info: &dyn Fn() -> RmResult<FdInfo>,
+    lateness: &mut Lateness,
+) -> RmResult<Told> {
+    let time = || clock::ours(clock).on("reading clock", clock);
+    let mut looks = 0;
+    loop {
+        let (asked, before) = (Instant::now(), time()?);
+        let told = get_time(fd).on("reading", "a timer descriptor")?;
+        let at = time()?;
+        let info = info()?;
+        let (left_ns, interval_ns) = (nanoseconds(told.it_value), nanoseconds(told.it_interval));
+        let is_idle = left_ns == 0 && (interval_ns != 0 || info.number("ticks:", 10) == Some(0));
+        if is_idle && lateness.waits(interval_ns) {
+            continue;
         }
-        // Without that request: a timer that already expired so often.
-        match self.next {
-            Next::At(_) if self.interval_ns > 0 => {
-                let past = self.interval_ns.saturating_mul(self.ticks.try_into().unwrap_or(i64::MAX));
-                set_time(fd, flags, value.saturating_sub(past).max(1), self.interval_ns)
-            }
-            _ if !armed => set_time(fd, 0, 1, 0),
-            Next::Never | Next::At(_) | Next::In(_) => Ok(()),
+        looks += 1;
+        let has_expired = left_ns != 0 && asked.elapsed().as_nanos() as i64 >= left_ns;
+        let is_vague = at - before > VAGUE_NS;
+        if looks >= LOOKS_MAX || !has_expired && !is_vague {
+            return Ok(Told { left_ns, interval_ns, at, info });
         }
     }
 }
@@ -134,4 +209,60 @@ fn set_time(fd: &impl AsRawFd, flags: i32, value_ns: i64, interval_ns: i64) -> i
     // SAFETY: a complete structure.
     let ret = unsafe { libc::timerfd_settime(fd.as_raw_fd(), flags, &raw const new, std::ptr::null_mut()) };
     checked(ret).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::passed::own_info;
+    use super::*;
+    use std::os::fd::OwnedFd;
+
+    /// Runs this thread on one processor. Is there one of this number?
+    fn run_on(processor: usize) -> bool {
+        // SAFETY: a plain set of bits, and a call that reads it.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(processor, &mut set);
+            libc::sched_setaffinity(0, size_of_val(&set), &raw const set) == 0
+        }
+    }
+
+    // Goal: a timer that is due, and that the kernel has not come to, is not taken for one that is disarmed, and expiries are counted.
+    // Method: many that expire at one instant on one processor, looked at on another just then; some ten of them are due.
+    #[test]
+    fn due() {
+        const EACH_NS: i64 = 2_000_000;
+        // SAFETY: no memory is passed.
+        let make = || owned(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK) });
+        let timers: Vec<OwnedFd> = (0..256).map(|_| make().unwrap()).collect();
+        for _ in 0..20 {
+            if !run_on(0) {
+                eprintln!("skipped: may not run on the first processor");
+                return;
+            }
+            let now = clock::ours(libc::CLOCK_MONOTONIC).unwrap();
+            let first = now + EACH_NS;
+            for timer in &timers {
+                set_time(timer, libc::TFD_TIMER_ABSTIME, first, EACH_NS).unwrap();
+            }
+            if !run_on(1) {
+                eprintln!("skipped: may not run on a second processor");
+                return;
+            }
+            while clock::ours(libc::CLOCK_MONOTONIC).unwrap() < first - 50_000 {
+                std::hint::spin_loop();
+            }
+            for timer in &timers {
+                let mut lateness = Lateness { expected: true, since: &mut None };
+                let told = look(timer, libc::CLOCK_MONOTONIC, &|| own_info(timer), &mut lateness).unwrap();
+                assert!(told.left_ns > 0, "armed");
+                let next = told.at + told.left_ns;
+                let ticks = told.info.number("ticks:", 10).unwrap() as i64;
+                // To the microseconds that asking takes.
+                let before = (next - first + EACH_NS / 2) / EACH_NS;
+                assert_eq!(ticks, before, "next at {next}, first at {first}");
+            }
+        }
+    }
 }
