@@ -331,10 +331,13 @@ fn on_sigprocmask(regs: &mut Regs) -> Verdict {
 
 fn on_sigsuspend(regs: &mut Regs) -> Verdict {
     let Ok(mask) = user::read::<u64>(regs.args[0], regs.rsp) else { return Verdict::Forward };
-    if mask & signals::kept() == 0 {
+    let held = waits::Held::block(mask);
+    if mask & signals::kept() == 0 && !held.is_any() {
         return Verdict::Forward;
     }
     let allowed = mask & !signals::kept();
     let args = [(&raw const allowed) as u64, regs.args[1], 0, 0, 0, 0];
-    Verdict::Handled(waits::until_done(sysno::rt_sigsuspend, || args))
+    let ret = waits::until_done(sysno::rt_sigsuspend, || args);
+    held.release();
+    Verdict::Handled(ret)
 }

@@ -8,6 +8,7 @@ use crate::{signals, user, vdso};
 use holo_abi::sysno;
 use holo_sys::frame::Context;
 use holo_sys::gate::{DEFERRED, RESTART, Regs, holo_block};
+use holo_sys::sys;
 use holo_sys::tls::tls;
 use holo_track::timeout::{Deadline, Timespec};
 
@@ -144,9 +145,41 @@ fn shape(nr: i64, args: &[u64; 6]) -> Option<Shape> {
     }
 }
 
-/// A copy of the mask without the park signal; what the copy is for depends on [`Mask`].
+/// Signals that a call blocks while it waits, and the thread does not: the thread does, too, until the call is done. A park interrupts
+/// the call, and one of them that is pending would come in that moment.
+pub(crate) struct Held(Option<u64>);
+
+impl Held {
+    /// `mask`: that of the call.
+    pub(crate) fn block(mask: u64) -> Self {
+        const SIG_BLOCK: u64 = 0;
+        let mask = mask & !signals::kept();
+        if mask == 0 {
+            return Self(None);
+        }
+        let mut before = 0u64;
+        // SAFETY: words of ours.
+        unsafe { sys!(sysno::rt_sigprocmask, SIG_BLOCK, &raw const mask, &raw mut before, 8) };
+        Self((mask & !before != 0).then_some(before))
+    }
+
+    pub(crate) fn is_any(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// What came meanwhile comes now.
+    pub(crate) fn release(self) {
+        const SIG_SETMASK: u64 = 2;
+        if let Some(before) = self.0 {
+            until_done(sysno::rt_sigprocmask, || [SIG_SETMASK, (&raw const before) as u64, 0, 8, 0, 0]);
+        }
+    }
+}
+
+/// The mask of a call, and a copy without the park signal; what the copy is for depends on [`Mask`].
 #[derive(Default)]
 struct MaskCopy {
+    given: u64,
     mask: u64,
     pair: [u64; 2],
 }
@@ -167,11 +200,11 @@ impl MaskCopy {
         if at == 0 {
             return None;
         }
-        self.mask = user::read::<u64>(at, rsp).ok()?;
-        if self.mask & signals::kept() == 0 {
+        self.given = user::read::<u64>(at, rsp).ok()?;
+        if self.given & signals::kept() == 0 {
             return None;
         }
-        self.mask &= !signals::kept();
+        self.mask = self.given & !signals::kept();
         let copy = (&raw const self.mask) as u64;
         self.pair[0] = copy;
         Some((index, if matches!(mask, Mask::Direct(_)) { copy } else { (&raw const self.pair) as u64 }))
@@ -189,6 +222,7 @@ pub(crate) fn on_wait(regs: &mut Regs) -> Verdict {
     if let Some((index, at)) = masked {
         args[index] = at;
     }
+    let held = Held::block(copy.given);
     let timeout_ns = match shape.unit {
         Unit::Milliseconds => match i64::from(given as i32) {
             ms if ms > 0 => Some(ms * 1_000_000),
@@ -202,9 +236,15 @@ pub(crate) fn on_wait(regs: &mut Regs) -> Verdict {
     };
     // None, zero, or something that the kernel is to refuse: nothing to be shortened.
     let Some(timeout_ns) = timeout_ns.filter(|ns| *ns > 0) else {
-        return if masked.is_some() { Verdict::Handled(until_done(nr, || args)) } else { Verdict::Forward };
+        if masked.is_none() && !held.is_any() {
+            return Verdict::Forward;
+        }
+        let ret = until_done(nr, || args);
+        held.release();
+        return Verdict::Handled(ret);
     };
     let ret = timed(nr, &mut args, &shape, timeout_ns, given, regs.rsp);
+    held.release();
     Verdict::Handled(ret)
 }
 

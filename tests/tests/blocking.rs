@@ -34,6 +34,7 @@ holo_tests::workloads! {
     own_eintr: Workload::new("blocking_wake.c").arg("own_eintr");
     own_eintr_dense: Workload::new("blocking_wake.c").arg("own_eintr_dense").checkpoints(100);
     own_restart: Workload::new("blocking_wake.c").arg("own_restart");
+    masked: Workload::new("blocking_masked.c");
     timed_io_getevents: Workload::new("blocking_timed.c").arg("io_getevents");
     transfers: Workload::new("transfers.c").checkpoints(15);
 }
