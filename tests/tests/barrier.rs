@@ -23,6 +23,7 @@ fn what_never_parks_runs_on_and_is_reported() {
         let refused = command::run(&mut node.holo(&["checkpoint", "stubborn"]), LIMIT);
         assert_eq!(refused.code(), 5, "{}", refused.stderr);
         assert!(refused.stderr.contains("did not park within 50 ms"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("with the park signal blocked"), "{}", refused.stderr);
         assert!(moves(progress(&node)).is_some(), "it does not run on");
     }
     let listed = command::run_ok(&mut node.holo(&["ps", "--json"]), LIMIT);

@@ -12,6 +12,7 @@ use crate::starters::{Seen, is_loading, is_starting, wait_for_starters};
 use crate::stopped::Stopped;
 use crate::tree::{Census, Seat, stat};
 use cut::Cut;
+use holo_abi::PARK_SIGNAL;
 use holo_abi::control::{SLOTS_MAX, cut as word};
 use std::collections::HashSet;
 use std::fs;
@@ -279,7 +280,12 @@ impl Missing {
             tid,
             wchan: match wchan.split_whitespace().next() {
                 _ if stopped => "the stopped state".into(),
-                Some("running") | None | Some("") => "user code with the park signal blocked".into(),
+                Some("running") | None | Some("") if blocks_park(pid, tid) => {
+                    "user code with the park signal blocked".into()
+                }
+                Some("running") | None | Some("") => {
+                    "user code, and was given too little processor time".into()
+                }
                 Some(nr) => format!("system call {nr}"),
             },
         }
@@ -304,14 +310,19 @@ pub fn tid_in(page: &Page, index: usize) -> i32 {
 /// The id that a thread has in its own, innermost namespace.
 #[must_use]
 pub fn inner_tid(pid: i32, tid: i32) -> i32 {
-    proc_file::read(format!("/proc/{pid}/task/{tid}/status"))
-        .ok()
-        .and_then(|status| {
-            let status = String::from_utf8_lossy(&status);
-            let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-            line.split_whitespace().last()?.parse().ok()
-        })
-        .unwrap_or(tid)
+    status_of(pid, tid, "NSpid:").and_then(|ids| ids.split_whitespace().last()?.parse().ok()).unwrap_or(tid)
+}
+
+/// A line of a thread's `status`, without its name.
+fn status_of(pid: i32, tid: i32, name: &str) -> Option<String> {
+    let status = proc_file::read(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    String::from_utf8_lossy(&status).lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned)
+}
+
+/// Does a thread block the signal that parks it?
+fn blocks_park(pid: i32, tid: i32) -> bool {
+    let blocked = status_of(pid, tid, "SigBlk:").and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    blocked.is_some_and(|mask| mask & 1 << (PARK_SIGNAL - 1) != 0)
 }
 
 impl Parked {
