@@ -10,7 +10,7 @@ use crate::node::{Node, Who, hand_over};
 use crate::{command, compile, paths, service, wait};
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -249,6 +249,43 @@ pub fn progress(node: &Node) -> u64 {
 #[must_use]
 pub fn result(node: &Node) -> String {
     fs::read_to_string(node.outside(DIR).join("result")).unwrap_or_default()
+}
+
+/// Waits for so many more rounds.
+///
+/// # Panics
+/// When the workload has ended, or they are not finished in time.
+pub fn rounds(node: &Node, count: u64) {
+    let from = progress(node);
+    wait::until(ROUND_LIMIT, "rounds", || {
+        assert_eq!(result(node), "", "{}", node.log());
+        (progress(node) > from + count).then_some(())
+    });
+}
+
+/// Ends the workload, which must have found nothing wrong.
+///
+/// # Panics
+/// When it has, or does not end in time.
+pub fn ends_well(node: &Node, app: &mut App) {
+    stop(node);
+    app.wait_ended(node, END_LIMIT);
+    assert_eq!(result(node), "ok\n");
+}
+
+/// Names in the newest epoch, below the workload's directory where they are.
+///
+/// # Panics
+/// When it cannot be shown.
+#[must_use]
+pub fn captured(node: &Node) -> Vec<String> {
+    let shown = command::run_ok(&mut node.holo(&["cfor", "show", "work", "--json"]), ORDER_LIMIT);
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    let name = |entry: &serde_json::Value| {
+        let path = Path::new(entry["path"].as_str().expect("a path"));
+        path.strip_prefix(node.inside(DIR)).unwrap_or(path).display().to_string()
+    };
+    shown["entries"].as_array().expect("entries").iter().map(name).collect()
 }
 
 /// Waits for rounds after something that must not have hurt.

@@ -7,7 +7,7 @@
 use holo_tests::app::{App, Program};
 use holo_tests::flags::{self, APPEND, IMMUTABLE, NO_ATIME, NO_DUMP};
 use holo_tests::node::{Node, Who, hand_over};
-use holo_tests::workload::{goes_on, reachable, result};
+use holo_tests::workload::{ends_well, goes_on, reachable};
 use holo_tests::{command, compile, wait};
 use serde_json::Value;
 use std::fs;
@@ -42,12 +42,6 @@ fn can_set(node: &Node, wanted: u32) -> bool {
     done.inspect_err(|cause| eprintln!("SKIPPED: flags {wanted:x} cannot be set here: {cause}")).is_ok()
 }
 
-fn stop(node: &Node, app: &mut App) {
-    fs::write(node.outside(DIR).join("stop"), b"").unwrap();
-    app.wait_ended(node, LIMIT);
-    assert_eq!(result(node), "ok\n");
-}
-
 /// An epoch, and what comes after it is lost.
 fn epoch_and_end(node: &Node, app: &mut App) {
     app.checkpoint(node);
@@ -80,7 +74,7 @@ fn are_there_again(who: Who) {
         assert!(!said.contains("flags"), "{said}");
         goes_on(&node, "the restore");
     }
-    stop(&node, &mut app);
+    ends_well(&node, &mut app);
 }
 
 #[test]
@@ -125,7 +119,7 @@ fn what_others_made_immutable_is_put_right_and_removed() {
     let entries = shown["entries"].as_array().unwrap();
     let log = entries.iter().find(|one| one["path"].as_str().unwrap().ends_with("/log")).unwrap();
     assert_eq!(log["flags"], serde_json::json!(["append-only", "no-dump"]), "{log}");
-    stop(&node, &mut app);
+    ends_well(&node, &mut app);
     command::run_ok(&mut node.holo(&["rm", "work"]), LIMIT);
     wait::until(LIMIT, "what was put aside is removed", || (!kept.exists()).then_some(()));
 }

@@ -7,7 +7,7 @@ use holo_tests::app::{App, Program};
 use holo_tests::cluster::Cluster;
 use holo_tests::cluster_agents::Timing;
 use holo_tests::node::{Node, Who, hand_over};
-use holo_tests::workload::{goes_on, result};
+use holo_tests::workload::{ends_well, goes_on};
 use holo_tests::{command, epochs, wait};
 use serde_json::Value;
 use std::fs;
@@ -88,12 +88,6 @@ fn switch(from: &Node, to: &Node) -> Vec<String> {
     told(&serde_json::from_str::<Value>(&said).unwrap()["remarks"])
 }
 
-fn stop(node: &Node, app: &mut App) {
-    fs::write(node.outside(DIR).join("stop"), b"").unwrap();
-    app.wait_ended(node, LIMIT);
-    assert_eq!(result(node), "ok\n");
-}
-
 #[test]
 fn a_stand_by_tells_of_it() {
     let mut cluster = Cluster::new(&["a", "b"], Who::Me);
@@ -126,7 +120,7 @@ fn a_stand_by_tells_of_it() {
     assert_eq!(switch(b, a), [""; 0]);
     assert_eq!(switch(a, b), [""; 0]);
     assert_eq!(shown(&app, b), [""; 0]);
-    stop(b, &mut app);
+    ends_well(b, &mut app);
 }
 
 #[test]
@@ -149,7 +143,7 @@ fn a_take_over_tells_of_it() {
     let file = b.inside(DIR).join("still/changed");
     assert!(said.len() == 1 && said[0].starts_with("1 file of the application was changed here"), "{said:?}");
     assert!(said[0].ends_with(&format!(": {}", file.display())), "{said:?}");
-    stop(b, &mut app);
+    ends_well(b, &mut app);
 }
 
 fn restores(who: Who) {
@@ -188,7 +182,7 @@ fn restores(who: Who) {
     holo_tests::process::wait_gone(&holo_tests::process::kill_trees(&pids), LIMIT);
     node.start_agent();
     assert_eq!(told(&app.restore(&node, None)["remarks"]), [""; 0]);
-    stop(&node, &mut app);
+    ends_well(&node, &mut app);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use holo_tests::app::{App, Program};
 use holo_tests::cluster::Cluster;
 use holo_tests::cluster_agents::Timing;
 use holo_tests::node::{Node, Who, hand_over};
-use holo_tests::workload::{goes_on, progress, result};
+use holo_tests::workload::{ends_well, goes_on, progress};
 use holo_tests::{command, wait};
 use std::fs;
 use std::time::Duration;
@@ -28,12 +28,6 @@ fn start(node: &Node, options: &[&str]) -> App {
     app.wait_joined(node);
     goes_on(node, "its start");
     app
-}
-
-fn stop(node: &Node, app: &mut App) {
-    fs::write(node.outside(DIR).join("stop"), b"").unwrap();
-    app.wait_ended(node, LIMIT);
-    assert_eq!(result(node), "ok\n");
 }
 
 /// Which of the files that somebody put there after the epoch are there after a restore: below the root, below the directory.
@@ -65,7 +59,7 @@ fn left_after_a_restore(node: &Node, excludes: &[&str]) -> [bool; 2] {
     assert!(has("work/n"), "{shown}");
     assert_eq!(has("cache/deep/n"), excludes.is_empty(), "{shown}");
     command::run_ok(&mut node.holo(&["cfor", "log", "work", "--json"]), LIMIT);
-    stop(node, &mut app);
+    ends_well(node, &mut app);
     found
 }
 
@@ -108,7 +102,7 @@ fn another_node_has_nothing_of_it() {
     goes_on(b, "the switch");
     // What b had below it stays as well.
     assert_eq!(fs::read(b.outside(DIR).join("cache/deep/bs")).unwrap(), b"b");
-    stop(b, &mut app);
+    ends_well(b, &mut app);
 }
 
 /// A whiteout is a device, which no epoch has: the call fails as on a file system that knows none, and nothing is renamed.

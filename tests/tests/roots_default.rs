@@ -9,10 +9,9 @@ use holo_tests::app::{App, Program};
 use holo_tests::cluster::Cluster;
 use holo_tests::cluster_agents::Timing;
 use holo_tests::node::{Node, Who, hand_over};
-use holo_tests::workload::{goes_on, progress, result};
-use holo_tests::{command, wait};
+use holo_tests::wait;
+use holo_tests::workload::{captured, ends_well, goes_on, rounds};
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 const DIR: &str = "data/work";
@@ -83,31 +82,6 @@ fn start(node: &Node, options: &[&str]) -> App {
     app
 }
 
-fn rounds(node: &Node, count: u64) {
-    let from = progress(node);
-    wait::until(LIMIT, "rounds", || {
-        assert_eq!(result(node), "", "{}", node.log());
-        (progress(node) > from + count).then_some(())
-    });
-}
-
-fn stop(node: &Node, app: &mut App) {
-    fs::write(node.outside(DIR).join("stop"), b"").unwrap();
-    app.wait_ended(node, LIMIT);
-    assert_eq!(result(node), "ok\n");
-}
-
-/// What the last epoch has.
-fn captured(node: &Node) -> Vec<String> {
-    let shown = command::run_ok(&mut node.holo(&["cfor", "show", "work", "--json"]), LIMIT);
-    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
-    let name = |entry: &serde_json::Value| {
-        let path = Path::new(entry["path"].as_str().unwrap());
-        path.strip_prefix(node.inside(DIR)).unwrap().to_str().unwrap().to_owned()
-    };
-    shown["entries"].as_array().unwrap().iter().map(name).collect()
-}
-
 fn is_restored_here(who: Who) {
     let node = Node::start(who);
     let mut app = start(&node, &[]);
@@ -128,7 +102,7 @@ fn is_restored_here(who: Who) {
     }
     assert_eq!(fs::read_to_string(outside("other")).unwrap(), "not its own");
     assert_eq!(fs::read_to_string(outside("closed")).unwrap(), "its own");
-    stop(&node, &mut app);
+    ends_well(&node, &mut app);
 }
 
 #[test]
@@ -159,7 +133,7 @@ fn is_taken_over(mut cluster: Cluster) {
     rounds(b, 20);
     assert!(b.outside(DIR).join("base").exists());
     assert_eq!(fs::read_to_string(b.outside(DIR).join("closed")).unwrap(), "its own");
-    stop(b, &mut app);
+    ends_well(b, &mut app);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use holo_tests::cluster_agents::Timing;
 use holo_tests::command::{self, Finished};
 use holo_tests::node::{Node, Who, hand_over};
 use holo_tests::wait;
-use holo_tests::workload::{goes_on, result};
+use holo_tests::workload::{ends_well, goes_on};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -60,12 +60,6 @@ fn start(node: &Node, options: &[&str]) -> App {
     app.wait_joined(node);
     goes_on(node, "its start");
     app
-}
-
-fn stop(node: &Node, app: &mut App) {
-    fs::write(node.outside(DIR).join("stop"), b"").unwrap();
-    app.wait_ended(node, LIMIT);
-    assert_eq!(result(node), "ok\n");
 }
 
 fn holo(node: &Node, args: &[&str]) -> Finished {
@@ -125,7 +119,7 @@ fn a_root_that_becomes_read_only() {
     goes_on(a, "a restore");
     app.checkpoint(a);
     assert!(sh(a, "cat $1/n").trim().parse::<u64>().unwrap() >= before.trim().parse().unwrap());
-    stop(a, &mut app);
+    ends_well(a, &mut app);
 }
 
 /// What takes the space is left out of the root; or a restore moves it away.
@@ -152,7 +146,7 @@ fn a_root_that_is_full() {
     goes_on(a, "a restore");
     assert_eq!(sh(a, "stat -c %s $1/large").trim(), "1048576");
     app.checkpoint(a);
-    stop(a, &mut app);
+    ends_well(a, &mut app);
 }
 
 /// What takes the space is moved away in time.
@@ -172,7 +166,7 @@ fn a_root_that_is_full_of_what_does_not_belong() {
     goes_on(a, "a restore");
     assert_eq!(sh(a, "stat -c %s $1/large; ls $1"), "1048576\nlarge\nn\nstill\n");
     app.checkpoint(a);
-    stop(a, &mut app);
+    ends_well(a, &mut app);
 }
 
 /// Moved away, replaced by another one, brought back, removed.
@@ -207,7 +201,7 @@ fn a_root_that_goes_and_comes() {
     assert_eq!(sh(a, "cat $1/still $1/more"), "first\nmore\n");
     app.checkpoint(a);
     assert!(has("more"));
-    stop(a, &mut app);
+    ends_well(a, &mut app);
 }
 
 /// A switch to a node whose root has trouble is refused with the reason, and done when that is over.
@@ -230,7 +224,7 @@ fn switches_after(trouble: &str, over: &str, words: &[&str]) {
     goes_on(b, "the switch");
     assert_eq!(sh(b, "cat $1/still; stat -c %s $1/large"), "first\n1048576\n");
     app.checkpoint(b);
-    stop(b, &mut app);
+    ends_well(b, &mut app);
 }
 
 #[test]
@@ -265,7 +259,7 @@ fn a_take_over_waits_for_the_root() {
     wait::until(LIMIT, "take-over by b", || (app.state(b) == "running").then_some(()));
     goes_on(b, "the take-over");
     assert_eq!(sh(b, "cat $1/still"), "first\n");
-    stop(b, &mut app);
+    ends_well(b, &mut app);
 }
 
 /// The state directory as a small file system; to be called before there is an agent.
@@ -302,7 +296,7 @@ fn an_owner_whose_state_is_full() {
     app.restore(a, None);
     goes_on(a, "a restore");
     assert_eq!(sh(a, "cksum <$1/large"), sum);
-    stop(a, &mut app);
+    ends_well(a, &mut app);
 }
 
 /// A stand-by without room has no epoch, which nobody is told it has; with room it gets the next one.
@@ -338,7 +332,7 @@ fn a_stand_by_whose_state_is_full() {
     command::run_ok(&mut a.holo(&["switch", "work", "--to", "b"]), LIMIT);
     goes_on(b, "the switch");
     assert_eq!(sh(b, "cksum <$1/large"), sum);
-    stop(b, &mut app);
+    ends_well(b, &mut app);
 }
 
 /// As an ordinary user: a root that may only be read is in epochs, and restored where nothing is to be written; one that may not even be
@@ -386,5 +380,5 @@ fn a_root_of_somebody_else() {
     goes_on(&node, "its root cannot be read");
     mode(0o755);
     app.checkpoint(&node);
-    stop(&node, &mut app);
+    ends_well(&node, &mut app);
 }

@@ -9,10 +9,9 @@ use holo_tests::app::{App, Program};
 use holo_tests::cluster::Cluster;
 use holo_tests::cluster_agents::Timing;
 use holo_tests::node::{Node, Who, hand_over};
-use holo_tests::workload::{goes_on, progress, result};
+use holo_tests::workload::{captured, ends_well, goes_on, rounds};
 use holo_tests::{command, wait};
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 const DIR: &str = "data/work";
@@ -149,32 +148,6 @@ fn start(node: &Node, options: &[&str]) -> App {
     app
 }
 
-fn rounds(node: &Node, count: u64) {
-    let from = progress(node);
-    wait::until(LIMIT, "rounds", || {
-        assert_eq!(result(node), "", "{}", node.log());
-        (progress(node) > from + count).then_some(())
-    });
-}
-
-fn stop(node: &Node, app: &mut App) {
-    fs::write(node.outside(DIR).join("stop"), b"").unwrap();
-    app.wait_ended(node, LIMIT);
-    assert_eq!(result(node), "ok\n");
-}
-
-/// What the last epoch has.
-fn captured(node: &Node) -> Vec<String> {
-    let shown = command::run_ok(&mut node.holo(&["cfor", "show", "work", "--json"]), LIMIT);
-    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
-    let name = |entry: &serde_json::Value| {
-        let path = Path::new(entry["path"].as_str().unwrap());
-        path.strip_prefix(node.inside(DIR))
-            .map_or_else(|_| path.display().to_string(), |path| path.display().to_string())
-    };
-    shown["entries"].as_array().unwrap().iter().map(name).collect()
-}
-
 fn is_restored_here(who: Who) {
     let mut node = Node::without_agent(who);
     // An epoch that has other files than there were at its cut fails.
@@ -200,7 +173,7 @@ fn is_restored_here(who: Who) {
     }
     assert_eq!(fs::read_to_string(outside("other")).unwrap(), "not its own");
     assert_eq!(fs::read_to_string(outside("readonly")).unwrap(), "of others");
-    stop(&node, &mut app);
+    ends_well(&node, &mut app);
 }
 
 #[test]
@@ -231,7 +204,7 @@ fn closed_files_are_restored_by_an_agent_that_was_started_again() {
         goes_on(&node, "the restore");
         rounds(&node, 25);
     }
-    stop(&node, &mut app);
+    ends_well(&node, &mut app);
 }
 
 fn is_taken_over(mut cluster: Cluster) {
@@ -258,7 +231,7 @@ fn is_taken_over(mut cluster: Cluster) {
     let names = trees.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let tree = names.filter(|name| name.starts_with("tree")).max().unwrap();
     assert_eq!(mode(&format!("own/{tree}")), 0o750);
-    stop(b, &mut app);
+    ends_well(b, &mut app);
 }
 
 /// Goal: what the application removed on another node is not there when it comes back. Method: it is switched there and back, twice.
@@ -278,7 +251,7 @@ fn closed_files_are_switched_there_and_back() {
         goes_on(node, "the switch");
         rounds(node, 25);
     }
-    stop(&cluster.nodes[0], &mut app);
+    ends_well(&cluster.nodes[0], &mut app);
 }
 
 #[test]
