@@ -71,9 +71,10 @@ impl Heard {
         let heard = &table.names;
         let mut entries = Vec::new();
         let mut directories: HashMap<u64, PathBuf> = HashMap::new();
-        let mut places: Vec<u64> = heard.slots.iter().map(|slot| slot.load(Acquire)).collect();
+        let mut places: Vec<u64> =
+            heard.slots.iter().map(|slot| slot.load(Acquire)).filter(|at| *at != 0).collect();
         places.sort_unstable();
-        for at in places.into_iter().filter(|at| *at != 0) {
+        for at in places {
             // The application may have written anything there.
             let Some(entry) = heard.words.get(at as usize - 1..) else { continue };
             let word = |at: usize| entry.get(at).map_or(0, |word| word.load(Relaxed));
