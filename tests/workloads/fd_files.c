@@ -43,7 +43,17 @@ int main(int argc, char **argv) {
         CHECK(pwrite(ghost, out, sizeof out, round % 7 * 512) == sizeof out, "ghost");
         if (temporary >= 0) CHECK(pwrite(temporary, out, sizeof out, 512) == sizeof out, "temporary");
         OK(lseek(second, (off_t)round, SEEK_SET));
+        int nameless = open(work_dir, O_TMPFILE | O_RDWR, 0640);
+        if (nameless >= 0) CHECK(write(nameless, out, sizeof out) == sizeof out, "a file without a name");
         work_sleep_us(4000);
+        if (nameless >= 0) {
+            char link[64];
+            snprintf(link, sizeof link, "/proc/self/fd/%d", nameless);
+            OK(linkat(AT_FDCWD, link, AT_FDCWD, work_path("named"), AT_SYMLINK_FOLLOW));
+            int named = OK(open(work_path("named"), O_RDONLY));
+            CHECK(read(named, in, sizeof in) == sizeof in && !memcmp(in, out, sizeof in), "a file that was given a name differs");
+            OK(close(named)), OK(close(nameless)), OK(unlink(work_path("named")));
+        }
         CHECK(lseek(at_200, 0, SEEK_CUR) == offset && lseek(plain, 0, SEEK_CUR) == offset, "shared offset %ld, wanted %ld", (long)lseek(at_200, 0, SEEK_CUR), (long)offset);
         CHECK(lseek(second, 0, SEEK_CUR) == (off_t)round, "offset of a second opening");
         CHECK(read(reader, in, sizeof in) == sizeof in && !memcmp(in, out, sizeof in), "the log read back differs");

@@ -135,13 +135,19 @@ impl FileState {
             return directory_without_name(&path, flags).on("making directory", path.display());
         }
         let object = making.shared.get_or_make(self.key, || {
-            let file = without_name(&path).on("making unnamed file", path.display())?;
+            let made = if self.is_nameable() { nameable(&path) } else { without_name(&path) };
+            let file = made.on("making unnamed file", path.display())?;
             making.contents.fill(&content_name(self.key), &file)?;
             Ok(file.into())
         })?;
         let fd = reopen(&object, flags).on("opening unnamed file", path.display())?;
         self.set_attributes(&object).on("setting the attributes of", path.display())?;
         Ok(fd)
+    }
+
+    /// Was it made without a name (`O_TMPFILE`), so that it may be given one? The kernel shows such by their number.
+    fn is_nameable(&self) -> bool {
+        self.path.0.rsplit(|byte| *byte == b'/').next() == Some(format!("#{}", self.key.1).as_bytes())
     }
 
     /// Gives a file that was made anew the attributes that it had.
@@ -251,18 +257,22 @@ fn open_of_nobody(path: &Path, flags: i32, clone: Option<&Remote>) -> Option<io:
     Some(opened)
 }
 
-/// A new file that has no name, where the old one was if that place still exists.
+/// A new file whose name is gone, where the old one was if that place still exists.
 fn without_name(path: &Path) -> io::Result<File> {
     match kernel::open(path, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, 0o600) {
         Ok(fd) => std::fs::remove_file(path).map(|()| File::from(fd)),
-        Err(_) => {
-            let parent = path.parent().filter(|parent| parent.is_dir());
-            let parent = parent.map_or_else(std::env::temp_dir, Path::to_path_buf);
-            kernel::open(&parent, libc::O_TMPFILE | libc::O_RDWR, 0o600)
-                .or_else(|_| kernel::open(&std::env::temp_dir(), libc::O_TMPFILE | libc::O_RDWR, 0o600))
-                .map(File::from)
-        }
+        Err(_) => nameable(path),
     }
+}
+
+/// A new file that has no name yet, likewise.
+fn nameable(path: &Path) -> io::Result<File> {
+    let flags = libc::O_TMPFILE | libc::O_RDWR;
+    let parent = path.parent().filter(|parent| parent.is_dir());
+    let parent = parent.map_or_else(std::env::temp_dir, Path::to_path_buf);
+    kernel::open(&parent, flags, 0o600)
+        .or_else(|_| kernel::open(&std::env::temp_dir(), flags, 0o600))
+        .map(File::from)
 }
 
 fn directory_without_name(path: &Path, flags: i32) -> io::Result<OwnedFd> {
