@@ -39,6 +39,7 @@ const CALLS: &[i64] = &[
     sysno::open,
     sysno::openat,
     sysno::openat2,
+    sysno::open_by_handle_at,
     sysno::creat,
     sysno::ioctl,
     sysno::mmap,

@@ -1,4 +1,4 @@
-//! Calls that cut a file by its name: `truncate`, and `open` with `O_TRUNC`.
+//! Calls that cut a file by its name, or its handle: `truncate`, and `open` with `O_TRUNC`.
 //!
 //! Others may give the name to another file between a look at it and the call, which cuts that one then. So these calls are made from
 //! here, where parks are put off, for a descriptor: it is looked which file it leads to, that one is recorded, and then it is cut.
@@ -35,7 +35,9 @@ const RESOLVE_CACHED: u64 = 0x20;
 /// What a call is to cut.
 struct Named {
     dir: u64,
+    /// Or, with `is_handle`, a handle; `dir` is something on its mount then.
     name: u64,
+    is_handle: bool,
     size: u64,
     /// Flags, mode and how the name is followed, of a call that opens it.
     opens: Option<[u64; 3]>,
@@ -55,7 +57,15 @@ enum Found {
 
 /// May a call of this number cut a file by its name?
 pub(crate) fn concerns(nr: i64) -> bool {
-    matches!(nr, sysno::truncate | sysno::creat | sysno::open | sysno::openat | sysno::openat2)
+    matches!(
+        nr,
+        sysno::truncate
+            | sysno::creat
+            | sysno::open
+            | sysno::openat
+            | sysno::openat2
+            | sysno::open_by_handle_at
+    )
 }
 
 /// Makes a call that cuts a file by its name.
@@ -98,6 +108,7 @@ impl Named {
             (how[0] & (O_TRUNC | O_PATH) == O_TRUNC).then_some(Self {
                 dir,
                 name,
+                is_handle: nr == sysno::open_by_handle_at,
                 size: 0,
                 opens: Some(how),
                 strange: false,
@@ -105,7 +116,8 @@ impl Named {
         };
         match nr {
             sysno::truncate => {
-                Some(Self { dir: AT_FDCWD, name: first, size: second, opens: None, strange: false })
+                let (name, size) = (first, second);
+                Some(Self { dir: AT_FDCWD, name, is_handle: false, size, opens: None, strange: false })
             }
             sysno::creat => opened(AT_FDCWD, first, [O_WRONLY | O_CREAT | O_TRUNC, second, 0]),
             sysno::open => opened(AT_FDCWD, first, [second, third, 0]),
@@ -115,6 +127,7 @@ impl Named {
                 let strange = fourth != HOW_BYTES || how[2] & RESOLVE_CACHED != 0;
                 opened(first, second, how).map(|named| Self { strange, ..named })
             }
+            sysno::open_by_handle_at => opened(first, second, [third, 0, 0]),
             _ => None,
         }
     }
@@ -141,6 +154,7 @@ impl Named {
         let ret = unsafe {
             match nr {
                 sysno::openat2 => sys!(nr, self.dir, self.name, how.as_ptr(), HOW_BYTES),
+                sysno::open_by_handle_at => sys!(nr, self.dir, self.name, how[0]),
                 _ => sys!(sysno::openat, self.dir, self.name, how[0], mode),
             }
         };
@@ -253,6 +267,14 @@ impl Named {
 
     /// What the name leads to now.
     fn look(&self, table: &Changes) -> Found {
+        if self.is_handle {
+            // SAFETY: the kernel checks the handle.
+            let fd = unsafe { sys!(sysno::open_by_handle_at, self.dir, self.name, O_PATH | O_CLOEXEC) };
+            let Ok(fd) = u64::try_from(fd) else { return Found::Nothing };
+            let (found, _) = of_descriptor(table, fd);
+            close(fd);
+            return found;
+        }
         let mut stat = [0u64; 18];
         // SAFETY: a buffer of the size of `struct stat`; the kernel checks the name.
         let failed = unsafe { sys!(sysno::newfstatat, self.dir, self.name, stat.as_mut_ptr(), 0) };
