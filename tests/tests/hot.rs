@@ -68,7 +68,10 @@ fn good_end(app: &App, node: &Node) {
 
 fn switch(app: &App, cluster: &Cluster) {
     command::run_ok(&mut cluster.nodes[A].holo(&["switch", "work", "--to", "b", "--json"]), ORDER_LIMIT);
-    wait::until(LIMIT, "b to run it", || (app.state(&cluster.nodes[B]) == "running").then_some(()));
+    wait::until(LIMIT, "b to run it", || {
+        assert_eq!(text(&cluster.nodes[B], "result"), "", "the workload ended on b");
+        (app.state(&cluster.nodes[B]) == "running").then_some(())
+    });
     app.settle(&cluster.nodes[B]);
     goes_on(&cluster.nodes[B]);
 }
