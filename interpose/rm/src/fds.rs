@@ -1,12 +1,11 @@
 //! What a process has open, as `/proc` shows it: read once in a stop, several kinds ask for it.
 
 use crate::kinds::fdinfo::FdInfo;
-use crate::kinds::{kernel, timerfd};
+use crate::kinds::kernel;
 use crate::manager::{Context, RmResult};
 use crate::remote::Remote;
 use crate::tree::start_time;
 use holo_abi::sysno;
-use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -141,8 +140,6 @@ pub(crate) struct Look {
     numbers: Vec<i32>,
     /// What the kernel tells of its inotify instances.
     pub(crate) watching: Vec<FdInfo>,
-    /// When its timer descriptors are to expire, by number.
-    pub(crate) timers: BTreeMap<i32, Instant>,
 }
 
 impl Look {
@@ -151,22 +148,20 @@ impl Look {
     pub(crate) fn at(remote: &Remote, before: Option<&Self>) -> RmResult<Self> {
         let before = before.filter(|before| before.at.elapsed() < READY_FOR);
         let shown = Shown::of(remote)?;
-        let (mut numbers, mut watching, mut timers) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let (mut numbers, mut watching) = (Vec::new(), Vec::new());
         for (number, name) in shown.numbers()? {
             // It may be closed at any time.
             let Ok(link) = shown.link(&name) else { continue };
-            let (watches, is_timer) = (link == "anon_inode:inotify", link == "anon_inode:[timerfd]");
+            let watches = link == "anon_inode:inotify";
             let is_ready = before.is_some_and(|before| before.numbers.binary_search(&number).is_ok());
-            if (watches || is_timer || !is_ready)
+            if (watches || !is_ready)
                 && let Ok(info) = shown.info(&name)
             {
-                let expected = if is_timer { timerfd::expected(&info, Instant::now()) } else { None };
-                timers.extend(expected.map(|at| (number, at)));
                 watching.extend(Some(info).filter(|_| watches));
             }
             numbers.push(number);
         }
-        Ok(Self { at: Instant::now(), numbers, watching, timers })
+        Ok(Self { at: Instant::now(), numbers, watching })
     }
 }
 

@@ -28,7 +28,7 @@ use super::signalfd::SignalState;
 use super::sockdiag::SockDiag;
 use super::tcp::TcpState;
 use super::terminals::TerminalState;
-use super::timerfd::TimerState;
+use super::timerfd::{self, TimerState};
 use super::udp::UdpState;
 use super::unix_sockets::UnixState;
 use super::watched::{self, Names};
@@ -114,7 +114,6 @@ pub(crate) fn capture(
     cx: &mut DumpCx,
     shared: &SharedObjects,
     watched: &Names,
-    looks: &BTreeMap<i32, Look>,
     options: &mut KnownOptions,
     ask: AskCloexec,
 ) -> RmResult<State> {
@@ -135,8 +134,6 @@ pub(crate) fn capture(
         passed,
         groups: None,
         offsets: super::clock::Offsets::default(),
-        looks,
-        late_since: None,
     };
     let mut index = 0;
     while let Some(open) = opens.get(index) {
@@ -148,6 +145,12 @@ pub(crate) fn capture(
         opens.append(&mut dumping.passed.take());
         index += 1;
     }
+    let faces: Vec<i32> = remotes.iter().map(|remote| remote.face).collect();
+    timerfd::settle(&mut state.timers, &faces, |index| {
+        let open = &opens[index as usize];
+        (dumping.cx.remote, dumping.cx.index) = (remotes[open.process], open.process);
+        timerfd::has_expired(open).then(|| TimerState::describe(open, &mut dumping)).transpose()
+    })?;
     (dumping.cx.remote, dumping.cx.index) = (first, index_of_first);
     for (index, epoll) in &mut state.epolls {
         let process = state.common[*index as usize].process;
@@ -170,7 +173,7 @@ pub(crate) fn recreate(state: &State, making: &mut Making) -> RmResult<()> {
     super::pipes::recreate(&state.pipes, making)?;
     super::fifos::recreate(&state.fifos, making)?;
     super::eventfd::recreate(&state.events, making)?;
-    super::timerfd::recreate(&state.timers, making)?;
+    timerfd::recreate(&state.timers, making)?;
     super::signalfd::recreate(&state.signals, making)?;
     super::inotify::recreate(&state.inotify, making)?;
     epoll::recreate(&state.epolls, making)?;
@@ -246,8 +249,7 @@ impl ResourceManager for Descriptors {
 
     fn dump(&mut self, cx: &mut DumpCx) -> RmResult<()> {
         self.options.begin(counted(cx, |header| &header.options_set));
-        self.state =
-            capture(cx, &self.shared, &self.watched, &self.looks, &mut self.options, &listing::ask_cloexec)?;
+        self.state = capture(cx, &self.shared, &self.watched, &mut self.options, &listing::ask_cloexec)?;
         if !self.state.queues.is_empty() {
             self.ipc.is_used();
         }

@@ -8,6 +8,7 @@ mod clock;
 mod counted;
 pub mod descriptors;
 mod devices;
+mod due;
 mod epoll;
 mod eventfd;
 pub(crate) mod fdinfo;

@@ -8,7 +8,6 @@ use super::ptys::Terminals;
 use super::shared::{Contents, SharedObjects};
 use super::sockdiag::SockDiag;
 use super::watched::Names;
-use crate::fds::Look;
 use crate::install::Channel;
 use crate::manager::{Context, DumpCx, RmError, RmResult};
 use crate::remote::Remote;
@@ -19,7 +18,6 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Instant;
 
 /// An open file description of the parked process.
 pub(crate) struct Open {
@@ -120,18 +118,6 @@ pub(crate) struct Dumping<'a, 'b> {
     pub(crate) groups: Option<Vec<super::multicast::Group>>,
     /// Of clocks of processes.
     pub(crate) offsets: super::clock::Offsets,
-    /// What processes had open when they were looked at before the stop.
-    pub(crate) looks: &'a BTreeMap<i32, Look>,
-    /// Since when timers are waited for that are late.
-    pub(crate) late_since: Option<Instant>,
-}
-
-impl Dumping<'_, '_> {
-    /// Was a timer to expire between the look before the stop and now?
-    pub(crate) fn expects(&self, timer: &Open) -> bool {
-        let look = self.looks.get(&self.cx.remote.pid);
-        look.and_then(|look| look.timers.get(&timer.number)).is_some_and(|at| *at <= Instant::now())
-    }
 }
 
 /// What all kinds have in common.

@@ -83,7 +83,6 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
     let mut names = Names::default();
     let look = Look::at(&remote, None)?;
     watched::search(&remote, &look.watching, &mut names);
-    let looks = BTreeMap::from([(pid, look)]);
     let processes = [Process { remote, pid, slots: vec![0], stopped: false }];
     let mut cx = DumpCx {
         remote: &processes[0].remote,
@@ -101,7 +100,7 @@ pub(crate) fn capture(pid: i32) -> RmResult<Captured> {
     // Holders have no server of calls, and no descriptor with the flag.
     let ask = |_: &Remote, numbers: &[i32]| Ok(vec![false; numbers.len()]);
     let (shared, mut options) = (SharedObjects::new(), KnownOptions::default());
-    let state = descriptors::capture(&mut cx, &shared, &names, &looks, &mut options, &ask)?;
+    let state = descriptors::capture(&mut cx, &shared, &names, &mut options, &ask)?;
     Ok(Captured { state, remarks, staged })
 }
 

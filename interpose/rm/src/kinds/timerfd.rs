@@ -1,32 +1,31 @@
 //! Timer descriptors: kept as the instant of the next expiry on the application's own clock.
 //!
 //! Timers go on while the application is parked. One that is due, and that the kernel has not come to yet, tells that nothing is left,
-//! as one that is not armed does: for some microseconds, for milliseconds on a processor that its host has taken away. So what a
-//! timer told before the stop says whether it is worth waiting for.
+//! as one that is not armed does: for some microseconds, for milliseconds on a processor that its host has taken away. So those that
+//! tell so are looked at once more when all that was due has expired.
 
 use super::clock;
+use super::due;
 use super::fdinfo::FdInfo;
 use super::kernel::{checked, owned};
 use super::open::{Dumping, Each, Making, Open};
+use super::sockets::poll;
 use crate::manager::{Context, RmResult};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
 const SECOND_NS: i64 = 1_000_000_000;
-/// So long the kernel is given to come to timers that were to expire before the stop and tell of nothing, if they have a period: hardly
-/// any program disarms one and leaves that.
-const LATE_PERIODIC: Duration = Duration::from_millis(20);
-/// The same without a period: most have expired, and the application knows.
-const LATE_ONCE: Duration = Duration::from_millis(3);
 /// A relative time that is not over before the expiries that came before are set.
 const SOON_NS: i64 = 50_000;
 /// So much an expiry may come later than it would have.
 const VAGUE_NS: i64 = 5_000;
 /// So often a timer is asked at most: one of a period of microseconds always expires meanwhile.
 const LOOKS_MAX: u32 = 8;
+/// So often all are waited for that tell of nothing.
+const WAITS_MAX: u32 = 4;
 
 /// What a timer counts down to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,9 +55,8 @@ impl TimerState {
         let shown = |name: &str| open.unsupported(format!("the kernel does not show `{name}`"));
         let clock = open.info.number("clockid:", 10).ok_or_else(|| shown("clockid"))? as i32;
         let flags = open.info.number("settime flags:", 8).ok_or_else(|| shown("settime flags"))? as i32;
-        let mut is_late = Lateness { expected: dumping.expects(open), since: &mut dumping.late_since };
         let info = || open.info_now(dumping.cx.remote);
-        let Told { left_ns, interval_ns, at, info } = look(open, clock, &info, &mut is_late)?;
+        let Told { left_ns, interval_ns, at, info } = look(open, clock, &info)?;
         let absolute = flags & libc::TFD_TIMER_ABSTIME != 0;
         let next = match (left_ns, clock::is_wall(clock)) {
             (0, _) => Next::Never,
@@ -70,6 +68,11 @@ impl TimerState {
         };
         let ticks = info.number("ticks:", 10).ok_or_else(|| shown("ticks"))?;
         Ok(Self { clock, ticks, next, interval_ns, flags })
+    }
+
+    /// Not armed, or due: nothing is left of it, and it has not expired, or would go on if it had.
+    fn tells_nothing(&self) -> bool {
+        self.next == Next::Never && (self.ticks == 0 || self.interval_ns != 0)
     }
 
     /// Arms the timer; as late as possible, since time runs.
@@ -109,43 +112,41 @@ struct Told {
     info: FdInfo,
 }
 
-/// When a timer is to expire that told this while the application ran.
-pub(crate) fn expected(info: &FdInfo, at: Instant) -> Option<Instant> {
-    let time = |name| {
-        let (seconds, ns) = info.field(name)?.trim_matches(['(', ')']).split_once(", ")?;
-        Some(Duration::new(seconds.parse().ok()?, ns.parse().ok()?))
-    };
-    let left = time("it_value:")?;
-    // One that expired, and is not read yet, goes on with its period.
-    let goes_on =
-        || info.number("ticks:", 10) != Some(0) && time("it_interval:").is_some_and(|ns| !ns.is_zero());
-    (!left.is_zero() || goes_on()).then(|| at + left)
-}
-
-/// Whether to wait for timers that tell of nothing.
-struct Lateness<'a> {
-    /// Was this one to expire before the stop?
-    expected: bool,
-    /// Since when they are waited for, all together.
-    since: &'a mut Option<Instant>,
-}
-
-impl Lateness<'_> {
-    fn waits(&mut self, interval_ns: i64) -> bool {
-        let most = if interval_ns == 0 { LATE_ONCE } else { LATE_PERIODIC };
-        self.expected && self.since.get_or_insert_with(Instant::now).elapsed() < most
+/// Looks once more at those that told of nothing, when the kernel has come to what these processes armed: who still does is not
+/// armed. `again` tells what one tells now, if it has expired.
+pub(crate) fn settle(
+    timers: &mut Each<TimerState>,
+    armed_by: &[i32],
+    mut again: impl FnMut(u32) -> RmResult<Option<TimerState>>,
+) -> RmResult<()> {
+    let mut left: Vec<_> = timers.iter_mut().filter(|(_, state)| state.tells_nothing()).collect();
+    for _ in 0..WAITS_MAX {
+        if left.is_empty() {
+            break;
+        }
+        due::wait(armed_by);
+        let mut unsure = Vec::new();
+        for timer in left {
+            if let Some(now) = again(timer.0)? {
+                timer.1 = now;
+                // Its period may have been over once more just then.
+                unsure.extend(timer.1.tells_nothing().then_some(timer));
+            }
+        }
+        left = unsure;
     }
+    Ok(())
 }
 
-/// Asks a timer until it has not expired meanwhile, and is not late.
+/// Has a timer expired, which nobody has read yet?
+pub(crate) fn has_expired(fd: &impl AsRawFd) -> bool {
+    poll(fd, libc::POLLIN, 0) & libc::POLLIN != 0
+}
+
+/// Asks a timer until it has not expired meanwhile.
 ///
 /// A periodic timer that expired stands still until somebody asks; then it goes on, and expiries since are among its ticks.
-fn look(
-    fd: &impl AsRawFd,
-    clock: i32,
-    info: &dyn Fn() -> RmResult<FdInfo>,
-    lateness: &mut Lateness,
-) -> RmResult<Told> {
+fn look(fd: &impl AsRawFd, clock: i32, info: &dyn Fn() -> RmResult<FdInfo>) -> RmResult<Told> {
     let time = || clock::ours(clock).on("reading clock", clock);
     let mut looks = 0;
     loop {
@@ -154,10 +155,6 @@ fn look(
         let at = time()?;
         let info = info()?;
         let (left_ns, interval_ns) = (nanoseconds(told.it_value), nanoseconds(told.it_interval));
-        let is_idle = left_ns == 0 && (interval_ns != 0 || info.number("ticks:", 10) == Some(0));
-        if is_idle && lateness.waits(interval_ns) {
-            continue;
-        }
         looks += 1;
         let has_expired = left_ns != 0 && asked.elapsed().as_nanos() as i64 >= left_ns;
         let is_vague = at - before > VAGUE_NS;
@@ -218,51 +215,57 @@ mod tests {
     use super::*;
     use std::os::fd::OwnedFd;
 
-    /// Runs this thread on one processor. Is there one of this number?
-    fn run_on(processor: usize) -> bool {
-        // SAFETY: a plain set of bits, and a call that reads it.
-        unsafe {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(processor, &mut set);
-            libc::sched_setaffinity(0, size_of_val(&set), &raw const set) == 0
-        }
+    /// What a timer of the monotonic clock tells.
+    fn told(timer: &OwnedFd) -> TimerState {
+        let Told { left_ns, interval_ns, at, info } =
+            look(timer, libc::CLOCK_MONOTONIC, &|| own_info(timer)).unwrap();
+        let next = if left_ns == 0 { Next::Never } else { Next::At(at + left_ns) };
+        let ticks = info.number("ticks:", 10).unwrap();
+        TimerState { clock: libc::CLOCK_MONOTONIC, ticks, next, interval_ns, flags: 0 }
     }
 
     // Goal: a timer that is due, and that the kernel has not come to, is not taken for one that is disarmed, and expiries are counted.
-    // Method: many that expire at one instant on one processor, looked at on another just then; some ten of them are due.
+    // Method: many that expire at one instant on one processor, which takes it a while; the last of them is looked at on another one.
     #[test]
     fn due() {
         const EACH_NS: i64 = 2_000_000;
         // SAFETY: no memory is passed.
         let make = || owned(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK) });
-        let timers: Vec<OwnedFd> = (0..256).map(|_| make().unwrap()).collect();
-        for _ in 0..20 {
-            if !run_on(0) {
+        let timers: Vec<OwnedFd> = (0..512).map(|_| make().unwrap()).collect();
+        let mut found_due = 0;
+        for round in 0..40 {
+            let interval_ns = if round % 2 == 0 { EACH_NS } else { 0 };
+            if due::run_on(0).is_err() {
                 eprintln!("skipped: may not run on the first processor");
                 return;
             }
-            let now = clock::ours(libc::CLOCK_MONOTONIC).unwrap();
-            let first = now + EACH_NS;
+            let first = clock::ours(libc::CLOCK_MONOTONIC).unwrap() + EACH_NS;
             for timer in &timers {
-                set_time(timer, libc::TFD_TIMER_ABSTIME, first, EACH_NS).unwrap();
+                set_time(timer, libc::TFD_TIMER_ABSTIME, first, interval_ns).unwrap();
             }
-            if !run_on(1) {
+            if due::run_on(1).is_err() {
                 eprintln!("skipped: may not run on a second processor");
                 return;
             }
-            while clock::ours(libc::CLOCK_MONOTONIC).unwrap() < first - 50_000 {
+            let timer = &timers[timers.len() - 1];
+            while clock::ours(libc::CLOCK_MONOTONIC).unwrap() < first {
                 std::hint::spin_loop();
             }
-            for timer in &timers {
-                let mut lateness = Lateness { expected: true, since: &mut None };
-                let told = look(timer, libc::CLOCK_MONOTONIC, &|| own_info(timer), &mut lateness).unwrap();
-                assert!(told.left_ns > 0, "armed");
-                let next = told.at + told.left_ns;
-                let ticks = told.info.number("ticks:", 10).unwrap() as i64;
-                // To the microseconds that asking takes.
-                let before = (next - first + EACH_NS / 2) / EACH_NS;
-                assert_eq!(ticks, before, "next at {next}, first at {first}");
+            let mut states = vec![(0, told(timer))];
+            found_due += usize::from(states[0].1.tells_nothing());
+            let again = |_| Ok(has_expired(timer).then(|| told(timer)));
+            settle(&mut states, &[std::process::id().cast_signed()], again).unwrap();
+            let TimerState { ticks, next, .. } = states[0].1;
+            if interval_ns == 0 {
+                assert_eq!((ticks, next), (1, Next::Never));
+                continue;
             }
+            let Next::At(next) = next else { panic!("not armed, expired {ticks} times") };
+            // To the microseconds that asking takes.
+            let before = (next - first + EACH_NS / 2) / EACH_NS;
+            assert_eq!(ticks as i64, before, "next at {next}, first at {first}");
         }
+
+        assert!(found_due > 0, "none was due and had not expired: nothing was shown");
     }
 }
